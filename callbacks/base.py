@@ -1,0 +1,39 @@
+"""`EditCallback`: Lightning callbacks that also hear of edits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from kedit.batch import EditBatch
+
+if TYPE_CHECKING:
+    from kedit.methods.base import EditingModule
+
+
+class EditCallback(Callback):
+    """A Lightning callback with two hooks more, around every edit batch.
+
+    They are called in the order of the trainer's callbacks. In the `sequential` regime the delta is already
+    part of the weights when `on_edit_end` runs; in the others the weights are the unedited ones.
+    """
+
+    def on_edit_start(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
+        """Called when an epoch has taken up its batch and nothing has been changed."""
+
+    def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
+        """Called when the batch has been edited: `batch.outcomes` and `batch.deltas` are there."""
+
+
+def editing(module: LightningModule) -> EditingModule:
+    """`module` as the editing module it must be.
+
+    Raises:
+        TypeError: Another LightningModule is being trained.
+    """
+    from kedit.methods.base import EditingModule
+
+    if not isinstance(module, EditingModule):
+        raise TypeError(f"an EditCallback needs a kedit method, not {type(module).__name__}")
+    return module

@@ -1,0 +1,124 @@
+"""`EditMetrics`: scores every probe before and after the edit, in large batches, and leaves rows to be written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+
+from kedit.batch import EditBatch, Outcome
+from kedit.callbacks.base import EditCallback, editing
+from kedit.callbacks.progress import stage
+from kedit.delta import Delta, edited
+from kedit.evaluate import EvalConfig, ProbeScore, score
+from kedit.lanes import LaneBank
+from kedit.lm import LM
+from kedit.requests import EditRecord
+from kedit.summary import result_row
+
+if TYPE_CHECKING:
+    from kedit.methods.base import EditingModule
+
+
+class EditMetrics(EditCallback):
+    """Measures what the edits did; the numbers are in `batch.outcomes[i].rows`.
+
+    Single regime: the probes of all lanes, before and after, are scored together, every row of the batch seeing
+    its own edit. Sequential regime: the unedited model is measured once at the start, every record right after
+    its own edit, and all of them again after the last.
+
+    Args:
+        scoring: How probes are scored.
+        measure: In the sequential regime, whether records are measured right after their own `edit`, at the
+            `end` of the run, or `both`. Failed edits are measured too: they are edits that did nothing.
+    """
+
+    def __init__(self, scoring: EvalConfig = EvalConfig(), measure: Literal["edit", "end", "both"] = "both") -> None:
+        self.scoring, self.measure = scoring, measure
+        self._base: dict[str, list[ProbeScore]] = {}
+        self._edited: list[tuple[int, Outcome]] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Scores the unedited model once, where later batches are edited on top of earlier ones."""
+        module = editing(pl_module)
+        if module.regime != "sequential":
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        records = [record for batch in data.batches[: trainer.max_epochs] for record in batch]
+        with stage("scoring the unedited model") as progress:
+            scores = self._score(module.lm, records, progress=progress)
+        self._base = {record.request.case_id: s for record, s in zip(records, scores, strict=True)}
+        done = data.batches[: module.resumed_at]
+        self._edited = [(i, Outcome(record)) for i, batch in enumerate(done) for record in batch]
+
+    def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
+        """Fills in the rows of the batch."""
+        if module.regime == "sequential":
+            self._edited += [(batch.index, outcome) for outcome in batch.outcomes]
+            if self.measure == "end":
+                return
+            after = self._score(module.lm, batch.records)
+            before = [self._base[record.request.case_id] for record in batch.records]
+        elif module.regime == "batch":
+            before = self._score(module.lm, batch.records)
+            with edited(module.lm.model, *(d for d in batch.deltas if d is not None)):
+                after = self._score(module.lm, batch.records)
+        else:
+            deltas = [delta or Delta() for delta in batch.deltas]
+            n = len(batch.records)
+            both = self._score(
+                module.lm,
+                batch.records * 2,
+                lanes=[-1] * n + list(range(n)),
+                bank=LaneBank(module.lm.model, deltas),
+            )
+            before, after = both[:n], both[n:]
+        for outcome, b, a in zip(batch.outcomes, before, after, strict=True):
+            outcome.rows.append(edit_row(outcome, batch.index, "edit", b, a))
+
+    def end_rows(self, module: EditingModule) -> list[dict[str, Any]]:
+        """Rows of every record edited so far, measured on the model as it is now (sequential regime)."""
+        if module.regime != "sequential" or self.measure == "edit":
+            return []
+        records = [outcome.record for _, outcome in self._edited]
+        with stage("scoring the model after the last edit") as progress:
+            after = self._score(module.lm, records, progress=progress)
+        return [
+            edit_row(outcome, index, "end", self._base[outcome.record.request.case_id], a)
+            for (index, outcome), a in zip(self._edited, after, strict=True)
+        ]
+
+    def _score(
+        self,
+        lm: LM,
+        records: Sequence[EditRecord],
+        lanes: Sequence[int] | None = None,
+        bank: LaneBank | None = None,
+        progress: Any = None,
+    ) -> list[list[ProbeScore]]:
+        """Scores of every record's probes; `lanes` has one entry per record."""
+        counts = [len(record.probes) for record in records]
+        probes = [probe for record in records for probe in record.probes]
+        of_probe = None if lanes is None else [lane for lane, n in zip(lanes, counts, strict=True) for _ in range(n)]
+        flat = iter(score(lm, probes, of_probe, bank, self.scoring, progress))
+        return [[next(flat) for _ in range(n)] for n in counts]
+
+
+def edit_row(
+    outcome: Outcome, index: int, when: str, before: Sequence[ProbeScore], after: Sequence[ProbeScore]
+) -> dict[str, Any]:
+    """One line of `results.jsonl`: a record, what was done to it, and every probe before and after."""
+    request = asdict(outcome.record.request)
+    return result_row(
+        outcome.record,
+        before,
+        after,
+        index,
+        when,
+        status="failed" if outcome.error else "edited",
+        error=outcome.error,
+        request={key: value for key, value in request.items() if key != "case_id"},
+        edit=outcome.info,
+    )

@@ -1,0 +1,104 @@
+"""Progress on the terminal: edits done, edits per second, time left; on no terminal, a log line now and then."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from kedit.batch import EditBatch
+from kedit.callbacks.base import EditCallback, editing
+
+if TYPE_CHECKING:
+    from kedit.methods.base import EditingModule
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def stage(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for a stage with a known amount of work; yields `progress(done, total)`."""
+    console = Console(stderr=True)
+    log.info("%s", title)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True,
+        disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class EditProgress(EditCallback):
+    """Shows how far the run is.
+
+    Args:
+        log_every: On no terminal (a log file, a cluster), seconds between two lines.
+    """
+
+    def __init__(self, log_every: float = 30.0) -> None:
+        self.log_every = log_every
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._done = self._total = self._failed = 0
+        self._start = self._last = 0.0
+        self._begun = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts the work."""
+        batches = trainer.datamodule.batches[: trainer.max_epochs]  # type: ignore[attr-defined]
+        self._total = sum(len(batch) for batch in batches)
+        self._done = self._begun = sum(len(batch) for batch in batches[: editing(pl_module).edits_done])
+        self._start = self._last = time.monotonic()
+        self._bar = Progress(
+            TextColumn("editing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("edit", total=self._total, completed=self._done, rate="", note="")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        """Shows the step and the mean loss of the lanes."""
+        if self._bar is not None and self._task is not None and self._console.is_terminal:
+            loss = trainer.callback_metrics.get("loss")
+            step = trainer.fit_loop.epoch_loop.batch_idx + 1
+            self._bar.update(self._task, note=f"step {step}" + ("" if loss is None else f", loss {float(loss):.3f}"))
+
+    def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
+        """Counts the batch's edits."""
+        self._done += len(batch.records)
+        self._failed += sum(outcome.error is not None for outcome in batch.outcomes)
+        now = time.monotonic()
+        rate = (self._done - self._begun) / max(now - self._start, 1e-9)
+        text = f"{rate:.2f} edits/s" + (f", {self._failed} failed" if self._failed else "")
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._done, rate=text)
+        if not self._console.is_terminal and (now - self._last >= self.log_every or self._done == self._total):
+            self._last = now
+            left = (self._total - self._done) / max(rate, 1e-9)
+            log.info("%d of %d edits, %s, about %.0f s left", self._done, self._total, text, left)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Closes the bar."""
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Closes the bar, so that the message below it can be read."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,22 @@
+"""`ResultTable`: the final table on the terminal, before and after with intervals, and where the results are."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+from rich.console import Console
+
+from kedit.callbacks.base import EditCallback
+from kedit.callbacks.results import ResultsWriter
+from kedit.report import summary_table
+
+
+class ResultTable(EditCallback):
+    """Prints what `ResultsWriter` summarised."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The table, its protocol, and the path of the results."""
+        console = Console()
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ResultsWriter) and callback.summary is not None:
+                console.print(summary_table(callback.summary))
+                console.print(f"results: {trainer.default_root_dir}", soft_wrap=True, highlight=False)

@@ -1,0 +1,45 @@
+"""What an epoch edits and what came of it: passed to every edit callback, and nothing of Lightning in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kedit.delta import Delta
+from kedit.requests import EditRecord
+
+
+@dataclass
+class Outcome:
+    """What editing did for one record.
+
+    Attributes:
+        record: The record.
+        error: Why this edit failed, in one line; None when it was made.
+        info: Figures of the optimisation, JSON-able: loss, its terms, steps, norms.
+        rows: Result rows, filled in by the callbacks that measure.
+    """
+
+    record: EditRecord
+    error: str | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class EditBatch:
+    """One epoch's work.
+
+    Attributes:
+        index: Number of the batch, from 0.
+        records: The records it edits.
+        outcomes: One per record, once the edit has ended.
+        deltas: In the `single` regime one delta per record (None where it failed); otherwise one for the batch.
+        seconds: Wall-clock time of the edit, measuring not included.
+    """
+
+    index: int
+    records: list[EditRecord]
+    outcomes: list[Outcome] = field(default_factory=list)
+    deltas: list[Delta | None] = field(default_factory=list)
+    seconds: float = 0.0

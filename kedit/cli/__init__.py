@@ -1,0 +1,5 @@
+"""The command `kedit`."""
+
+from kedit.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,48 @@
+"""Records to edit: readers (plain functions, no Lightning) and the data modules that the command uses.
+
+The data modules are imported on first use, so that a reader alone does not load Lightning.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kedit.data.counterfact import read_counterfact
+from kedit.data.facts import read_facts
+from kedit.data.records import read_records
+from kedit.data.robust import read_robust
+
+if TYPE_CHECKING:
+    from kedit.data.module import EditData
+    from kedit.data.sets import CounterFact, Facts, Records, RobustQueries
+
+__all__ = [
+    "CounterFact",
+    "EditData",
+    "Facts",
+    "Records",
+    "RobustQueries",
+    "datasets_index",
+    "read_counterfact",
+    "read_facts",
+    "read_records",
+    "read_robust",
+]
+
+
+def datasets_index() -> list[tuple[str, str, bool]]:
+    """The data sets for `kedit ls`: (class name, what it holds, whether it needs a `path`)."""
+    return [
+        ("Facts", "facts with paraphrases, neighbours, portability and aliases, shipped with kedit", False),
+        ("Records", "your own facts, in kedit's JSONL form (docs/data.md)", True),
+        ("CounterFact", "CounterFact, multi_counterfact, and the flat files of the editing toolkits", True),
+        ("RobustQueries", "CounterFact or ZsRE with many rewordings of subject and prompt (REP)", True),
+    ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from kedit.data import sets
+
+        return getattr(sets, name)
+    raise AttributeError(f"module 'kedit.data' has no attribute {name!r}")

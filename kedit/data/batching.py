@@ -1,0 +1,51 @@
+"""Records to edit batches, and the loader that repeats one batch for an epoch. Nothing of Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kedit.requests import EditRecord
+
+Batches = list[list[EditRecord]]
+WINDOW = 16  # edit batches; sorting stays within a window, so that records stay near their place
+
+
+def form_batches(records: Sequence[EditRecord], size: int, sort_by_length: bool = False) -> Batches:
+    """Cuts records into edit batches of `size`; the last may be smaller.
+
+    Args:
+        records: In the order to edit them.
+        size: Requests in an edit batch.
+        sort_by_length: Sort by `suffix_length` inside windows of 16 batches; records of equal length keep
+            their order.
+    """
+    ordered = list(records)
+    if sort_by_length:
+        starts = range(0, len(ordered), WINDOW * size)
+        windows = (ordered[start : start + WINDOW * size] for start in starts)
+        ordered = [record for window in windows for record in sorted(window, key=suffix_length)]
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def suffix_length(record: EditRecord) -> int:
+    """Characters from the subject's end to the target's end: what replay recomputes at each step."""
+    request = record.request
+    return len(request.prompt.partition("{}")[2]) + len(request.target_new)
+
+
+class EpochSteps:
+    """One epoch's loader: the same edit batch, `steps` times.
+
+    A plain iterable with a length, which is all Lightning asks of a loader: a DataLoader would have its
+    batches sharded by a DistributedSampler, and an IterableDataset with a length draws a warning.
+    """
+
+    def __init__(self, batch: list[EditRecord], steps: int) -> None:
+        self.batch, self.steps = batch, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[EditRecord]]:
+        for _ in range(self.steps):
+            yield self.batch

@@ -1,0 +1,184 @@
+"""Raw items to `EditRecord`s: the template, the probes, the rules that all formats share.
+
+Each format's file (`counterfact.py`, `robust.py`, `records.py`) says only what is its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kedit.data.parse import Item, kind_of, read_items
+from kedit.errors import KeditError
+from kedit.requests import EditRecord, EditRequest, Probe
+
+
+def read_with(path: str | Path, build: Callable[[Item], EditRecord]) -> list[EditRecord]:
+    """Applies `build` to every item of a file; whatever it refuses is reported with file and record."""
+    records = []
+    for item in read_items(path):
+        try:
+            records.append(build(item))
+        except KeditError as error:
+            message = str(error).removeprefix(f"record {item.raw['case_id']}: ")
+            prefix = "" if message.startswith(item.where) else f"{item.where}: "
+            raise KeditError(f"{prefix}{message}") from None
+    return records
+
+
+def template_of(prompt: str, subject: str, item: Item) -> str:
+    """The prompt with its subject replaced by `{}`; a prompt that has a `{}` already is one.
+
+    Of several occurrences the first that stands as a word of its own is taken (of "i" in "which song has
+    i in it" the pronoun), else the first of all; the others stay as they are, so that the filled template
+    always equals the prompt.
+
+    Raises:
+        KeditError: The subject is empty or does not occur.
+    """
+    if not subject:
+        raise item.error("the subject is empty")
+    if "{}" in prompt:
+        return prompt
+    found = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
+    start = found.start() if found else prompt.find(subject)
+    if start < 0:
+        raise item.error(
+            f"the subject {subject!r} does not occur in the prompt {prompt!r}; "
+            "spell it as the prompt does, or put {} where it goes"
+        )
+    return prompt[:start] + "{}" + prompt[start + len(subject) :]
+
+
+def request_of(item: Item) -> EditRequest:
+    """The request of an item; without a named relation the template is the relation's key."""
+    subject = item.text("subject")
+    template = template_of(item.text("prompt"), subject, item)
+    true, _ = answers_of(item, "target_true")
+    return EditRequest(
+        case_id=item.raw["case_id"],
+        prompt=template,
+        subject=subject,
+        target_new=item.text("target_new"),
+        target_true=true,
+        relation=template if item.get("relation") is None else item.text("relation"),
+    )
+
+
+def answers_of(item: Item, name: str) -> tuple[str | None, tuple[str, ...]]:
+    """An answer written as text, list of spellings, or list of such lists: (the first, the others)."""
+    flat = list(dict.fromkeys(text.strip() for text in _flatten(item.get(name), item, name) if text.strip()))
+    return (flat[0], tuple(flat[1:])) if flat else (None, ())
+
+
+def _flatten(value: Any, item: Item, name: str) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _flatten(entry, item, name)
+    elif value is not None:
+        raise item.error(f"field '{name}' must be text or a list of texts, not {kind_of(value)}")
+
+
+def wanted(request: EditRequest, kind: str, texts: Iterable[str]) -> list[Probe]:
+    """Probes that should now give the new target; the true one competes."""
+    return [Probe(kind, text, request.target_new, request.target_true) for text in texts]
+
+
+def rewrite_and_paraphrases(item: Item, request: EditRequest) -> list[Probe]:
+    """One `rewrite` probe (the request itself) and a `paraphrase` probe per paraphrase."""
+    paraphrases = wanted(request, "paraphrase", item.texts("paraphrases"))
+    return [*wanted(request, "rewrite", [request.text.strip()]), *paraphrases]
+
+
+def neighborhood(item: Item, request: EditRequest) -> list[Probe]:
+    """`neighborhood` probes: texts, or objects with a text and perhaps an answer of their own.
+
+    A neighbour without an answer shares the record's true object, as all of CounterFact's do: it should go on
+    giving `target_true`, and `target_new` competes. A neighbour about something else (ZsRE's "nq question")
+    has its own answer and no rival. One whose answer is written but empty is passed over.
+
+    Raises:
+        KeditError: Neither the neighbour nor the record says what the true answer is.
+    """
+    entries = list(_entries(item, "neighbors"))
+    listed = item.get("neighbor_answer")
+    listed = listed if isinstance(listed, list) else [listed] * len(entries)
+    if len(listed) != len(entries):
+        raise item.error(
+            f"{len(listed)} answers for {len(entries)} neighbors; give one answer, or one for each"
+        )
+    probes = []
+    for entry, common in zip(entries, listed, strict=True):
+        own, aliases = answers_of(entry, "answer")
+        if own is None and entry.get("answer") is not None:
+            continue  # written, but empty: nothing to compare with
+        answer = own or answers_of(Item(item.where, {"answer": common}), "answer")[0] or request.target_true
+        if answer is None:
+            raise item.error(
+                "a neighbor has no answer and the record no target_true; "
+                "give the neighbor an 'answer' or the record a 'target_true'"
+            )
+        rival = request.target_new if answer == request.target_true else None
+        probes.append(Probe("neighborhood", _text_of(entry), answer, rival, aliases))
+    return probes
+
+
+def portability(item: Item) -> list[Probe]:
+    """`portability` probes: what follows from the edit. An entry whose answer is empty is passed over."""
+    probes = []
+    for entry in _entries(item, "portability"):
+        if not entry.has("answer"):
+            raise entry.error("field 'answer' is missing")
+        answer, aliases = answers_of(entry, "answer")
+        if answer is not None:
+            old, _ = answers_of(entry, "old_answer")
+            probes.append(Probe("portability", _text_of(entry), answer, old, aliases))
+    return probes
+
+
+def aliases_of(item: Item, subject: str) -> list[str]:
+    """Other names of the subject, in order, without the subject itself and without repeats (in any case)."""
+    seen, kept = {subject.casefold()}, []
+    for name in item.texts("subject_aliases"):
+        if name.casefold() not in seen:
+            seen.add(name.casefold())
+            kept.append(name)
+    return kept
+
+
+def subject_rephrase(aliases: Iterable[str], request: EditRequest) -> list[Probe]:
+    """`subject_rephrase` probes: the template filled with each other name of the subject."""
+    return wanted(request, "subject_rephrase", (request.prompt.replace("{}", name) for name in aliases))
+
+
+def _entries(item: Item, name: str) -> Iterator[Item]:
+    """The objects of a field: a text, an object, a list of both, or such lists under category names."""
+    value = item.get(name)
+    if isinstance(value, dict) and not Item(item.where, value).has("text"):
+        value = [
+            entry for group in value.values() for entry in (group if isinstance(group, list) else [group])
+        ]
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for number, entry in enumerate(values, start=1):
+        where = f"{item.where}, {name} {number}"
+        if isinstance(entry, str):
+            entry = {"prompt": entry}
+        if not isinstance(entry, dict):
+            raise item.error(
+                f"field '{name}' must hold texts or objects with a 'prompt', not {kind_of(entry)}"
+            )
+        yield Item(where, entry)
+
+
+def _text_of(entry: Item) -> str:
+    """An entry's text, its own subject filled in where it has one and a `{}`."""
+    value = entry.get("text")
+    if not isinstance(value, str) or not value.strip():
+        raise entry.error("field 'prompt' is missing")
+    if "{}" in value:
+        value = value.replace("{}", entry.text("subject"))
+    return value.strip()

@@ -1,0 +1,242 @@
+"""`EditData`: what Lightning sees of a data set. Epoch n edits batch n; every optimiser step gets that batch.
+
+The data sets themselves are in `sets.py`, the readers beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from kedit.data.batching import Batches, EpochSteps, form_batches
+from kedit.errors import KeditError
+from kedit.requests import EditRecord, Probe
+
+log = logging.getLogger(__name__)
+
+
+class EditData(LightningDataModule):
+    """Records cut into edit batches. A data set is this class and a `read`.
+
+    Args:
+        limit: Number of records to edit, counted after all filters; all of them when null.
+        skip: Number of records to pass over before that.
+        shuffle_seed: Shuffle the records with this seed before skip and limit; the file's order when null.
+        probe_kinds: Kinds of probe to keep, e.g. `[rewrite, paraphrase]`; all when null.
+        max_probes: Keep the first so many probes of each kind in each record; all when null.
+        batch_size: Requests in an edit batch.
+        known: Which records to keep: `true` those whose true target the loaded model gives (greedy decoding
+            of the request's prompt starts with it), `recorded` those marked so in the file (Facts, where the
+            mark is SmolLM2-135M's), `false` all.
+        sort_by_length: Put records whose suffix (what follows the subject, with the target) is of like length
+            into the same edit batch. Cheaper with many lanes; it moves a record by at most 16 batches.
+
+    Attributes:
+        name: What results call the data set, e.g. `"facts/test"`.
+        filter_known: Whether `prepare` has to ask the model which records it knows.
+    """
+
+    def __init__(
+        self,
+        limit: int | None = None,
+        skip: int = 0,
+        shuffle_seed: int | None = None,
+        probe_kinds: list[str] | None = None,
+        max_probes: int | None = None,
+        batch_size: int = 1,
+        known: bool | Literal["recorded"] = False,
+        sort_by_length: bool = False,
+    ) -> None:
+        super().__init__()
+        _at_least("limit", limit, 1)
+        _at_least("skip", skip, 0)
+        _at_least("max_probes", max_probes, 1)
+        _at_least("batch_size", batch_size, 1)
+        self.name = type(self).__name__.lower()
+        self.limit, self.skip, self.shuffle_seed = limit, skip, shuffle_seed
+        self.probe_kinds, self.max_probes = probe_kinds, max_probes
+        self.batch_size, self.sort_by_length = batch_size, sort_by_length
+        self.known = known
+        self.filter_known = known is True
+        self._records: list[EditRecord] | None = None
+        self._batches: Batches | None = None
+        self._size = batch_size
+        self._prepared = False
+
+    def read(self) -> list[EditRecord]:
+        """All records of the data set, as its reader gives them. The one method of a subclass."""
+        raise NotImplementedError
+
+    @property
+    def records(self) -> list[EditRecord]:
+        """The records to edit, in file or shuffled order, read once.
+
+        Before `prepare` (which Lightning's `setup` calls) no model has been asked: with `known=True` these
+        are then the records before that filter.
+        """
+        if self._records is None:
+            self._records = self._cut(self._pool())
+        return self._records
+
+    @property
+    def batches(self) -> Batches:
+        """The edit batches, in order; the last may be smaller. Batch n is edited in epoch n."""
+        return self.make_batches() if self._batches is None else self._batches
+
+    def make_batches(self, size: int | None = None, sort_by_length: bool | None = None) -> Batches:
+        """Forms the edit batches anew: from now on `batches` and the train loader give these.
+
+        A method whose lanes are independent calls it with its number of lanes.
+
+        Args:
+            size: Requests in an edit batch; the constructor's `batch_size` when None.
+            sort_by_length: As the constructor's, which None leaves in force.
+        """
+        _at_least("batch_size", size, 1)
+        self._size = self.batch_size if size is None else size
+        sort = self.sort_by_length if sort_by_length is None else sort_by_length
+        self._batches = form_batches(self.records, self._size, sort)
+        return self._batches
+
+    def prepare(self, prepare_records: Callable[[list[EditRecord]], list[EditRecord]]) -> None:
+        """Lets the loaded model check and choose records, once; a second call does nothing.
+
+        Args:
+            prepare_records: Takes records, returns those to edit in the same order (it may drop those the
+                model does not know, or raise at a prompt longer than the context). Each record is judged
+                by itself: with a limit it is called on portions until enough are kept.
+
+        Raises:
+            KeditError: No record is left.
+        """
+        if self._prepared:
+            return
+        if self.filter_known:
+            pool = self._pool()
+            need = len(pool) if self.limit is None else self.skip + self.limit
+            portion = max(need, 64)
+            kept: list[EditRecord] = []
+            for start in range(0, len(pool), portion):
+                kept += prepare_records(pool[start : start + portion])
+                if len(kept) >= need:
+                    break
+            self._records = self._cut(kept)
+        else:
+            self._records = prepare_records(self.records)
+            if not self._records:
+                raise KeditError(f"{self.name}: the model's checks leave no record to edit")
+        self._batches, self._prepared = None, True
+        log.info("%s: %d records to edit", self.name, len(self._records))
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the records; the module that is trained may check and choose (`prepare_records`)."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        prepare_records = getattr(module, "prepare_records", None)
+        if prepare_records is not None:
+            self.prepare(prepare_records)
+        log.debug("%s: %d edit batches", self.name, len(self.batches))  # and so a bad file stops here
+
+    def train_dataloader(self) -> EpochSteps:
+        """The current epoch's edit batch, once per optimiser step (`module.steps_per_batch` of them).
+
+        Raises:
+            KeditError: There are fewer edit batches than epochs.
+        """
+        trainer = self.trainer
+        if trainer is None:
+            raise RuntimeError("train_dataloader needs a Trainer: it yields the batch of the trainer's epoch")
+        epoch, batches = trainer.current_epoch, self.batches
+        if epoch >= len(batches):
+            raise KeditError(
+                f"trainer.max_epochs: epoch {epoch} has nothing to edit; "
+                f"{self.name} has {len(batches)} edit batches, an epoch each"
+            )
+        steps: Any = trainer.lightning_module
+        return EpochSteps(batches[epoch], steps.steps_per_batch)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leaves the batch alone: records hold text (and Lightning refuses frozen dataclasses)."""
+        return batch
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that stand for the records to edit, with their probes, in order."""
+        rows = [dataclasses.asdict(record) for record in self.records]
+        text = json.dumps(rows, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def describe(self) -> dict[str, Any]:
+        """What results keep of the data: its name, options, fingerprint and counts (JSON-able)."""
+        probes = Counter(probe.kind for record in self.records for probe in record.probes)
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "records": len(self.records),
+            "edit_batches": len(self.batches),
+            "probes": dict(sorted(probes.items())),
+            "limit": self.limit,
+            "skip": self.skip,
+            "shuffle_seed": self.shuffle_seed,
+            "probe_kinds": self.probe_kinds,
+            "max_probes": self.max_probes,
+            "batch_size": self._size,
+            "known": self.known,
+            "sort_by_length": self.sort_by_length,
+        }
+
+    def _pool(self) -> list[EditRecord]:
+        """Records after the filters that need no model, shuffled, before skip and limit."""
+        records = self.read()
+        if self.known == "recorded":
+            if any("known" not in record.meta for record in records):
+                raise KeditError(
+                    f"data.known: {self.name} has no 'known' field; use true (asks the model) or false"
+                )
+            records = [record for record in records if record.meta["known"]]
+        if self.probe_kinds is not None or self.max_probes is not None:
+            present = {probe.kind for record in records for probe in record.probes}
+            if missing := sorted(set(self.probe_kinds or []) - present):
+                raise KeditError(
+                    f"data.probe_kinds: {self.name} has no {', '.join(missing)} probes; "
+                    f"it has {', '.join(sorted(present))}"
+                )
+            records = [dataclasses.replace(record, probes=self._keep(record.probes)) for record in records]
+        if self.shuffle_seed is not None:
+            random.Random(self.shuffle_seed).shuffle(records)
+        return records
+
+    def _keep(self, probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
+        """The probes of the wanted kinds, of each kind the first `max_probes`."""
+        kept, count = [], Counter[str]()
+        for probe in probes:
+            count[probe.kind] += 1
+            wanted = self.probe_kinds is None or probe.kind in self.probe_kinds
+            if wanted and (self.max_probes is None or count[probe.kind] <= self.max_probes):
+                kept.append(probe)
+        return tuple(kept)
+
+    def _cut(self, records: list[EditRecord]) -> list[EditRecord]:
+        """Applies skip and limit."""
+        stop = None if self.limit is None else self.skip + self.limit
+        chosen = records[self.skip : stop]
+        if not chosen:
+            if records:
+                raise KeditError(
+                    f"data.skip: {self.skip} passes over all {len(records)} records of {self.name}"
+                )
+            raise KeditError(f"data.known: {self.known} keeps no record of {self.name}; false keeps all")
+        return chosen
+
+
+def _at_least(option: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise KeditError(f"data.{option}: {value} is less than {least}")

@@ -1,0 +1,66 @@
+"""kedit's own form of a record, the one to write your data in (docs/data.md); Facts is in it too."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kedit.data import build
+from kedit.data.parse import ALIASES, Item
+from kedit.requests import EditRecord
+
+FIELDS = (
+    "case_id",
+    "prompt",
+    "subject",
+    "target_new",
+    "target_true",
+    "relation",
+    "paraphrases",
+    "neighbors",
+    "portability",
+    "subject_aliases",
+)
+
+
+def read_records(path: str | Path) -> list[EditRecord]:
+    """Reads kedit's own form, `.jsonl` or `.json`.
+
+    Needed: `prompt` (a template, or with the subject filled in), `subject`, `target_new`. Optional:
+    `case_id`, `target_true`, `relation`, `paraphrases`, `neighbors`, `portability`, `subject_aliases`. A `{}`
+    in a paraphrase stands for the subject. Other fields (`split`, `known`, ...) go to `meta` as they are.
+
+    Raises:
+        KeditError: As `read_counterfact`; a field whose name is nearly one of ours.
+    """
+    return build.read_with(path, _build)
+
+
+def _build(item: Item) -> EditRecord:
+    meta = _meta(item)
+    request = build.request_of(item)
+    aliases = build.aliases_of(item, request.subject)
+    if aliases:
+        meta["subject_aliases"] = aliases
+    probes = [
+        *(
+            replace(probe, text=probe.text.replace("{}", request.subject))
+            for probe in build.rewrite_and_paraphrases(item, request)
+        ),
+        *build.neighborhood(item, request),
+        *build.portability(item),
+        *build.subject_rephrase(aliases, request),
+    ]
+    return EditRecord(request, tuple(probes), meta)
+
+
+def _meta(item: Item) -> dict[str, Any]:
+    """Fields that are not ours. A slip of the pen in one of ours would silently lose its probes: refused."""
+    ours = {alias for name in FIELDS for alias in ALIASES[name]} | set(ALIASES["neighbor_answer"])
+    meta = {name: value for name, value in item.raw.items() if name not in ours}
+    for name in meta:
+        if near := difflib.get_close_matches(name, sorted(ours), n=1, cutoff=0.9):
+            raise item.error(f"unknown field '{name}'; did you mean '{near[0]}'? (rename it otherwise)")
+    return meta

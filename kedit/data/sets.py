@@ -1,0 +1,87 @@
+"""The data sets: each a reader, a name and its own options on top of `EditData`'s."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from kedit.data.counterfact import read_counterfact
+from kedit.data.facts import read_facts
+from kedit.data.module import EditData
+from kedit.data.records import read_records
+from kedit.data.robust import read_robust
+from kedit.requests import EditRecord
+
+
+class Facts(EditData):
+    """The facts that ship with kedit.
+
+    Args:
+        split: Part of the data: `validation` to choose settings, `test` to report.
+        known: As in every data set, but on: editing what the model does not know says little.
+    """
+
+    def __init__(
+        self,
+        split: Literal["train", "validation", "test", "all"] = "test",
+        known: bool | Literal["recorded"] = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(known=known, **kwargs)
+        self.split = split
+        self.name = f"facts/{split}"
+
+    def read(self) -> list[EditRecord]:
+        """The facts of the split."""
+        return read_facts(self.split)
+
+
+class Records(EditData):
+    """Your own facts, in kedit's form (docs/data.md).
+
+    Args:
+        path: A `.jsonl` file, or a `.json` list.
+    """
+
+    def __init__(self, path: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.path = path
+        self.name = f"records/{Path(path).stem}"
+
+    def read(self) -> list[EditRecord]:
+        """The file's records."""
+        return read_records(self.path)
+
+
+class CounterFact(EditData):
+    """CounterFact, in its official form or the flat form of the editing toolkits; QAEdit and KnowEdit too.
+
+    Args:
+        path: File to read, e.g. `multi_counterfact.json`.
+    """
+
+    def __init__(self, path: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.path = path
+        self.name = f"counterfact/{Path(path).stem}"
+
+    def read(self) -> list[EditRecord]:
+        """The file's records."""
+        return read_counterfact(self.path)
+
+
+class RobustQueries(EditData):
+    """CounterFact or ZsRE with many rewordings of each subject and prompt (the files of REP).
+
+    Args:
+        path: File to read, e.g. `rep_counterfact_test.json`.
+    """
+
+    def __init__(self, path: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.path = path
+        self.name = f"robust/{Path(path).stem}"
+
+    def read(self) -> list[EditRecord]:
+        """The file's records."""
+        return read_robust(self.path)

@@ -1,0 +1,226 @@
+"""What a model says to probes: `score`, and `known` (which facts does it know).
+
+How the forward passes are batched is in `kedit.forced` and `kedit.generate`; averages over probes and records
+are in `kedit.metrics` and `kedit.summary`. What each number means: docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import exp
+from typing import TYPE_CHECKING, Any
+
+from kedit.errors import KeditError
+from kedit.forced import Progress, Span, read
+from kedit.forward import check_lanes
+from kedit.generate import greedy
+from kedit.requests import EditRecord, Probe
+from kedit.tokens import encode
+
+if TYPE_CHECKING:
+    from kedit.lanes import LaneBank
+    from kedit.lm import LM
+
+
+@dataclass
+class EvalConfig:
+    """How probes are scored.
+
+    Args:
+        batch_tokens: Bound of one batch in padded tokens; null chooses by device (512 on CPU, 16384 on GPU).
+        generate: Kinds of probe that are also answered by free greedy generation, e.g. [rewrite, portability].
+        max_new_tokens: Tokens after which a free generation ends at the latest (more where an answer is longer).
+        stop: Characters that end a free generation, beside the model's end-of-text token.
+    """
+
+    batch_tokens: int | None = None
+    generate: list[str] = field(default_factory=lambda: ["rewrite"])
+    max_new_tokens: int = 16
+    stop: str = "\n"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise KeditError(f"eval.{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """What the model says to one probe.
+
+    Attributes:
+        nll_answer: Mean over the answer's tokens of -log p (natural logarithm), teacher forced.
+        nll_rival: The same of the rival, where the probe has one.
+        exact: Every token of the answer is the argmax given those before it: greedy decoding would begin
+            with the answer's tokens.
+        token_accuracy: Share of the answer's tokens that are the argmax.
+        top1: Argmax token ids at the answer's positions (compared before and after an edit).
+        generated: Free greedy continuation, where one was asked for.
+        generated_match: `generated` begins with the answer or an alias (see `begins_with`).
+    """
+
+    nll_answer: float
+    nll_rival: float | None
+    exact: bool
+    token_accuracy: float
+    top1: tuple[int, ...]
+    generated: str | None = None
+    generated_match: bool | None = None
+
+    @property
+    def success(self) -> bool | None:
+        """The answer is more probable than its rival (per token); None without a rival."""
+        return None if self.nll_rival is None else self.nll_answer < self.nll_rival
+
+    @property
+    def p_answer(self) -> float:
+        """exp(-nll): the geometric mean of the answer's token probabilities."""
+        return exp(-self.nll_answer)
+
+    @property
+    def p_rival(self) -> float | None:
+        """`p_answer` of the rival."""
+        return None if self.nll_rival is None else exp(-self.nll_rival)
+
+    @property
+    def first_top1(self) -> int:
+        """The token that greedy decoding says first."""
+        return self.top1[0]
+
+    def as_row(self, digits: int = 6) -> dict[str, Any]:
+        """The score for a results file: fields and `success`, floats rounded to `digits` decimals.
+
+        `success` is decided before rounding.
+        """
+        rival = None if self.nll_rival is None else round(self.nll_rival, digits)
+        row: dict[str, Any] = {
+            "nll_answer": round(self.nll_answer, digits),
+            "nll_rival": rival,
+            "success": self.success,
+            "exact": self.exact,
+            "token_accuracy": round(self.token_accuracy, digits),
+            "top1": list(self.top1),
+        }
+        if self.generated is not None:
+            row |= {"generated": self.generated, "generated_match": self.generated_match}
+        return row
+
+
+def score(
+    lm: LM,
+    probes: Sequence[Probe],
+    lanes: Sequence[int] | None = None,
+    bank: LaneBank | None = None,
+    config: EvalConfig | None = None,
+    progress: Progress | None = None,
+) -> list[ProbeScore]:
+    """Score every probe, teacher forced, and generate freely where `config` asks for it.
+
+    Args:
+        lm: Model and tokenizer, with the weights that are to be measured.
+        probes: In any order and number; they are sorted here.
+        lanes: Lane of each probe, -1 for the unedited model; lanes are mixed freely in a batch.
+        bank: The deltas that `lanes` index.
+        config: Batch size and generation; None: the defaults.
+        progress: Called after every batch with (rows done, rows in all).
+
+    Returns:
+        One score per probe, in the probes' order.
+
+    Raises:
+        KeditError: An empty answer or rival, or a prompt that does not fit into the model's context; names
+            the probe's kind and text.
+    """
+    config = config or EvalConfig()
+    lane_of = [-1] * len(probes) if lanes is None else list(lanes)
+    check_lanes(lane_of, bank, len(probes))
+    spans: dict[tuple[str, str, int], Span] = {}
+    for probe, lane in zip(probes, lane_of, strict=True):
+        for text in (probe.answer, probe.rival):
+            if text is not None and (probe.text, text, lane) not in spans:
+                spans[probe.text, text, lane] = _span(lm, probe, text, lane)
+    readings = read(lm, list(spans.values()), bank, config.batch_tokens, progress)
+    results = dict(zip(spans, readings, strict=True))
+
+    scores = []
+    for probe, lane in zip(probes, lane_of, strict=True):
+        nlls, top1 = results[probe.text, probe.answer, lane]
+        rival = None if probe.rival is None else _mean(results[probe.text, probe.rival, lane][0])
+        hits = [a == b for a, b in zip(top1, spans[probe.text, probe.answer, lane].answer, strict=True)]
+        scores.append(ProbeScore(_mean(nlls), rival, all(hits), _mean(hits), top1))
+    _generate(lm, probes, lane_of, bank, config, scores)
+    return scores
+
+
+def known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = None) -> list[bool]:
+    """Which facts the model knows: greedy decoding of the request's prompt begins with `target_true`.
+
+    Raises:
+        KeditError: A record without a true target.
+    """
+    probes = []
+    for record in records:
+        request = record.request
+        if request.target_true is None:
+            raise KeditError(
+                f"record {request.case_id}: it has no target_true, so nobody can say if it is known"
+            )
+        probes.append(Probe("rewrite", request.text.strip(), request.target_true))
+    config = replace(config or EvalConfig(), generate=[])
+    return [s.exact for s in score(lm, probes, config=config)]
+
+
+def begins_with(text: str, answers: Sequence[str]) -> bool:
+    """`text` begins with one of `answers`, as a word of its own.
+
+    Case, leading and trailing space, leading quotation marks and runs of spaces do not count; the answer
+    must not be followed by a letter or digit ("Englishman" does not begin with "English").
+    """
+    said = _normalise(text)
+    return any(re.match(re.escape(a) + r"(?!\w)", said) is not None for a in map(_normalise, answers) if a)
+
+
+def _normalise(text: str) -> str:
+    return " ".join(text.split()).casefold().strip("\"'“”‘’«»` ")
+
+
+def _span(lm: LM, probe: Probe, answer: str, lane: int) -> Span:
+    name = f"{probe.kind} probe {probe.text!r}"
+    if not answer.strip():
+        raise KeditError(f"{name}: its answer or rival is empty; give it a text or leave the probe out")
+    tokens = encode(lm, probe.text, answer, name=name)
+    return Span(lane, tokens.ids[:-1], tokens.target)
+
+
+def _generate(
+    lm: LM,
+    probes: Sequence[Probe],
+    lanes: list[int],
+    bank: LaneBank | None,
+    config: EvalConfig,
+    scores: list[ProbeScore],
+) -> None:
+    """Fill in `generated` and `generated_match` of the kinds that `config` names."""
+    chosen = [i for i, probe in enumerate(probes) if probe.kind in config.generate]
+    if not chosen:
+        return
+    longest = max(len(scores[i].top1) for i in chosen)
+    texts = greedy(
+        lm,
+        [probes[i].text for i in chosen],
+        max(config.max_new_tokens, longest),
+        [lanes[i] for i in chosen],
+        bank,
+        config.stop,
+        config.batch_tokens,
+    )
+    for i, text in zip(chosen, texts, strict=True):
+        match = begins_with(text, (probes[i].answer, *probes[i].aliases))
+        scores[i] = replace(scores[i], generated=text, generated_match=match)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,171 @@
+"""Greedy generation in large batches, with a key-value cache and private lanes.
+
+Says what Hugging Face's `generate(do_sample=False)` says on one prompt at a time, many prompts at once.
+Sampling, beams and chat templates do not live here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from kedit.errors import KeditError
+from kedit.forward import check_lanes, default_batch_tokens, frozen, lane_rows, logits_at
+from kedit.tokens import encode
+
+if TYPE_CHECKING:
+    from kedit.lanes import LaneBank
+    from kedit.lm import LM
+
+
+def greedy(
+    lm: LM,
+    prompts: Sequence[str],
+    max_new_tokens: int = 16,
+    lanes: Sequence[int] | None = None,
+    bank: LaneBank | None = None,
+    stop: str = "",
+    batch_tokens: int | None = None,
+) -> list[str]:
+    """The most probable continuation of each prompt, token by token.
+
+    Args:
+        lm: Model and tokenizer.
+        prompts: Texts to continue; equal ones (of one lane) are continued once.
+        max_new_tokens: Tokens after which a continuation ends at the latest.
+        lanes: Lane of each prompt, -1 for the unedited model; None where nothing is edited in a lane.
+        bank: The deltas that `lanes` index.
+        stop: Characters that end a continuation, e.g. `"\\n"`; the first of them and what follows is cut off.
+        batch_tokens: Bound of one batch in padded tokens, continuation included; None: by device.
+
+    Returns:
+        One text per prompt as it follows the prompt (most begin with a space), without the end-of-text token.
+
+    Raises:
+        KeditError: A prompt that leaves no room in the model's context; names the prompt.
+    """
+    rows = [encode(lm, prompt, name=f"prompt {prompt!r}").ids for prompt in prompts]
+    for prompt, row in zip(prompts, rows, strict=True):
+        if len(row) + max_new_tokens > lm.context_length:
+            raise KeditError(
+                f"prompt {prompt!r}: {len(row)} tokens and {max_new_tokens} new ones are more than the "
+                f"{lm.context_length} of the model's context; shorten the prompt or lower max_new_tokens"
+            )
+    new = greedy_ids(lm, rows, max_new_tokens, lanes, bank, stop, batch_tokens)
+    texts = []
+    for row, ids in zip(rows, new, strict=True):
+        head = lm.tokenizer.decode(row, skip_special_tokens=True)
+        text = lm.tokenizer.decode([*row, *ids], skip_special_tokens=True)[len(head) :]
+        texts.append(_cut(text, stop))
+    return texts
+
+
+def greedy_ids(
+    lm: LM,
+    rows: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+    lanes: Sequence[int] | None = None,
+    bank: LaneBank | None = None,
+    stop: str = "",
+    batch_tokens: int | None = None,
+) -> list[list[int]]:
+    """`greedy` on token ids: the new ids of each row, the end-of-text token or the stop's token included."""
+    lane_of = [-1] * len(rows) if lanes is None else list(lanes)
+    check_lanes(lane_of, bank, len(rows))
+    keys = list(zip(rows, lane_of, strict=True))
+    todo = sorted(dict.fromkeys(keys), key=lambda key: -len(key[0]))
+    ends = _Ends(lm, stop)
+    done: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    budget = batch_tokens or default_batch_tokens(lm.device)
+    with frozen(lm.model):
+        for batch in _cut_batches(todo, max_new_tokens, budget):
+            done.update(zip(batch, _continue(lm, batch, max_new_tokens, bank, ends), strict=True))
+    return [done[key] for key in keys]
+
+
+class _Ends:
+    """Which token ids end a continuation; looks at each id once."""
+
+    def __init__(self, lm: LM, stop: str) -> None:
+        config = getattr(lm.model, "generation_config", None)
+        eos = getattr(config, "eos_token_id", None)
+        ids = [lm.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
+        self._tokenizer = lm.tokenizer
+        self._stop = stop
+        self._known: dict[int, bool] = {int(i): True for i in ids if i is not None}
+
+    def __call__(self, token: int) -> bool:
+        if token not in self._known:
+            self._known[token] = _has_any(self._tokenizer.decode([token]), self._stop)
+        return self._known[token]
+
+
+def _continue(
+    lm: LM, batch: list[tuple[tuple[int, ...], int]], max_new: int, bank: LaneBank | None, ends: _Ends
+) -> list[list[int]]:
+    """Continue one batch. Finished rows leave it as soon as they are half of it."""
+    takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
+    new: list[list[int]] = [[] for _ in batch]
+    live = list(range(len(batch)))  # batch row -> index into `new`
+    ids, mask = _pad_left([ids for ids, _ in batch], lm)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache(config=lm.model.config)
+    while live:
+        with lane_rows(bank, [batch[i][1] for i in live]):
+            finished = [False] * len(live)
+            while 2 * sum(finished) < len(live):
+                extra: dict[str, Any] = {"position_ids": positions} if takes_positions else {}
+                every = torch.arange(len(live))
+                logits, _ = logits_at(
+                    lm, ids, every, torch.full_like(every, -1), attention_mask=mask, past_key_values=cache,
+                    use_cache=True, **extra,
+                )  # fmt: skip
+                token = logits.argmax(-1)  # [len(live)]
+                for row, value in enumerate(token.tolist()):
+                    if not finished[row]:
+                        new[live[row]].append(value)
+                        finished[row] = len(new[live[row]]) >= max_new or ends(value)
+                ids, positions = token.unsqueeze(1), positions[:, -1:] + 1
+                mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
+        keep = [row for row, over in enumerate(finished) if not over]
+        live = [live[row] for row in keep]
+        if live:
+            index = torch.tensor(keep, device=mask.device)
+            ids, mask, positions = ids[index], mask[index], positions[index]
+            cache.batch_select_indices(index)
+    return new
+
+
+def _pad_left(rows: list[tuple[int, ...]], lm: LM) -> tuple[Tensor, Tensor]:
+    """Ids and mask `[n, T]`, padded on the left so that every row's next token is the same column."""
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = 1
+    return ids.to(lm.device), mask.to(lm.device)
+
+
+def _cut_batches(
+    rows: list[tuple[tuple[int, ...], int]], max_new: int, budget: int
+) -> Iterator[list[tuple[tuple[int, ...], int]]]:
+    """Cut rows, longest first, into batches of at most `budget` tokens with their continuations."""
+    start = 0
+    while start < len(rows):
+        size = max(1, budget // (len(rows[start][0]) + max_new))
+        yield rows[start : start + size]
+        start += size
+
+
+def _has_any(text: str, characters: str) -> bool:
+    return any(c in text for c in characters)
+
+
+def _cut(text: str, stop: str) -> str:
+    return text[: min((text.find(c) for c in stop if c in text), default=len(text))]

@@ -1,0 +1,305 @@
+"""`EditingModule`: the Lightning side that every method shares. An epoch is an edit batch, a step an optimiser step.
+
+A method writes its algorithm as one generator, `edit`: it yields the phases that need optimiser steps and
+returns what came of them. Everything else (loading, seeding, fresh optimisers, committing, resuming) is here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any, Literal, Protocol
+
+import torch
+from lightning.pytorch import LightningModule, seed_everything
+from torch import Tensor, nn
+
+from kedit.batch import EditBatch, Outcome
+from kedit.callbacks.base import EditCallback
+from kedit.delta import Delta, Factors, Weights
+from kedit.errors import KeditError
+from kedit.evaluate import known
+from kedit.lm import LM, LMConfig, load_lm
+from kedit.requests import EditRecord
+from kedit.tokens import encode_subject
+
+Regime = Literal["single", "batch", "sequential"]
+
+
+class Phase(Protocol):
+    """A part of an edit that needs optimiser steps."""
+
+    steps: int
+
+    @property
+    def done(self) -> bool:
+        """No further step is needed."""
+        ...
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimiser of what the phase trains."""
+        ...
+
+    def loss(self) -> Tensor:
+        """Loss of one step, a scalar to call backward on."""
+        ...
+
+    def after_step(self) -> None:
+        """Projections, clamps and freezing, after the optimiser's step."""
+        ...
+
+    def logs(self) -> dict[str, float]:
+        """Figures of the last step for the loggers."""
+        ...
+
+
+Edit = Generator[Phase, None, list[Delta | None]]
+
+
+class EditingModule(LightningModule):
+    """Base of all methods.
+
+    Args:
+        lm: The model to edit.
+        regime: `single`: each request on the unedited model. `batch`: an edit batch at once on the unedited
+            model. `sequential`: edit batches accumulate and are never rolled back.
+        lanes: In the single regime, how many requests are optimised side by side; 0 lets the machine decide.
+        seed: Every edit batch seeds itself from this and its number.
+
+    Attributes:
+        edits_done: Edit batches committed or measured so far.
+        deltas: In the sequential regime, the delta of every committed batch, in order.
+    """
+
+    regimes: tuple[Regime, ...] = ("single", "batch", "sequential")
+
+    def __init__(self, lm: LMConfig, regime: Regime, lanes: int, seed: int) -> None:
+        super().__init__()
+        if regime not in self.regimes:
+            raise KeditError(f"model.regime: {type(self).__name__} knows {', '.join(self.regimes)}, not {regime!r}")
+        if lanes < 0:
+            raise KeditError(f"model.lanes: {lanes} is negative; 0 lets the machine decide")
+        self.strict_loading = False
+        self.regime: Regime = regime
+        self.lanes, self.seed = lanes, seed
+        self.lm_config = lm
+        self.edits_done = 0
+        self.deltas: list[Delta] = []
+        self._lm: LM | None = None
+        self._weights: Weights | None = None
+        self._restored: dict[str, Any] | None = None
+        self._edit: Edit | None = None
+        self._phase: Phase | None = None
+        self._phase_start = 0
+        self._idle = nn.Parameter(torch.zeros(1))  # what the optimiser holds before the first phase
+
+    # -- what a method defines --------------------------------------------------------------------------
+
+    steps_per_batch: int
+    """Most optimiser steps an edit batch can take, over all its phases."""
+
+    def start(self) -> None:
+        """Called once, with the unedited model on its device: contexts, statistics, whatever the run needs."""
+
+    def edit(self, batch: EditBatch) -> Edit:
+        """The algorithm: yield phases, fill `batch.outcomes`' info and errors, return the deltas.
+
+        Returns:
+            In the single regime one delta per record (None where it failed), otherwise a list of one.
+        """
+        raise NotImplementedError
+
+    def method_state(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides the deltas: tensors, numbers, strings, lists and dicts of them."""
+        return {}
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Takes back what `method_state` gave; called before `start`."""
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance for results: method, model, protocol."""
+        lm = self.lm
+        return {
+            "method": type(self).__name__,
+            "model": lm.name,
+            "model_fingerprint": lm.fingerprint,
+            "dtype": str(lm.dtype).removeprefix("torch."),
+            "regime": self.regime,
+            "seed": self.seed,
+        }
+
+    @property
+    def resumed_at(self) -> int:
+        """Edit batches that the checkpoint being resumed had done; 0 in a fresh run. Valid until training starts."""
+        return self.edits_done if self._restored is None else int(self._restored["edits_done"])
+
+    # -- the model --------------------------------------------------------------------------------------
+
+    @property
+    def lm(self) -> LM:
+        """The model, loaded on first use."""
+        if self._lm is None:
+            self._lm = load_lm(self.lm_config)
+            _ = self._lm.fingerprint  # of the unedited weights
+            self.base = self._lm.model  # a submodule: Lightning moves it to the device
+        return self._lm
+
+    def use_lm(self, lm: LM) -> None:
+        """Edit a model that is already in memory instead of loading `lm` of the config."""
+        self._lm = lm
+        _ = lm.fingerprint
+        self.base = lm.model
+
+    def prepare_records(self, records: list[EditRecord]) -> list[EditRecord]:
+        """Checks every request against the tokenizer and drops what the data module wants dropped."""
+        for record in records:
+            r = record.request
+            encode_subject(self.lm, r.prompt, r.subject, r.target_new, name=f"record {r.case_id}")
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is not None and data.filter_known:
+            return [record for record, yes in zip(records, known(self.lm, records), strict=True) if yes]
+        return records
+
+    def lane_count(self) -> int:
+        """Requests optimised side by side in the single regime."""
+        if self.lanes:
+            return self.lanes
+        return 4 if self._device_kind() == "cpu" else 32
+
+    def _device_kind(self) -> str:
+        return self.trainer.strategy.root_device.type
+
+    # -- Lightning --------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Loads the model and sizes the run: as many epochs as there are edit batches."""
+        _ = self.lm
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.regime == "single":
+            batches = data.make_batches(size=self.lane_count(), sort_by_length=self.lane_count() > 1)
+        else:
+            batches = data.batches
+        loop = self.trainer.fit_loop
+        limit = loop.max_epochs
+        if limit is None or limit < 0 or limit > len(batches):
+            loop.max_epochs = len(batches)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The phase's own optimiser."""
+        return torch.optim.SGD([self._idle], lr=0.0) if self._phase is None else self._phase.optimizer()
+
+    def on_fit_start(self) -> None:
+        """Method's preparation on the unedited model, then what a resumed run had committed."""
+        self.lm.model.eval().requires_grad_(False)
+        if self._restored is not None:
+            self.load_method_state(self._restored["method"])
+        self.start()
+        self._weights = Weights(self.lm.model)
+        if self._restored is not None:
+            self.edits_done = int(self._restored["edits_done"])
+            self.deltas = [_unpack(d).to(self.device) for d in self._restored["deltas"]]
+            for delta in self.deltas:
+                self._weights.add(delta)
+            self._restored = None
+
+    def on_train_epoch_start(self) -> None:
+        """Takes up the epoch's edit batch."""
+        self.lm.model.eval()
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        index = self.trainer.current_epoch
+        records = list(data.batches[index])
+        self.batch = EditBatch(index, records, [Outcome(record) for record in records])
+        seed_everything(_batch_seed(self.seed, index), workers=False, verbose=False)
+        self._tell("on_edit_start")
+        self._started = time.perf_counter()
+        self._edit = self.edit(self.batch)
+        self._next_phase(0)
+
+    def _next_phase(self, step: int) -> None:
+        """Runs the algorithm to its next phase that has steps to make, or to its end."""
+        while self._edit is not None:
+            try:
+                self._phase = next(self._edit)
+            except StopIteration as stop:
+                self.batch.deltas = stop.value
+                self._edit = self._phase = None
+                return
+            if self._phase.steps > 0 and not self._phase.done:
+                self._phase_start = step
+                self.trainer.strategy.setup_optimizers(self.trainer)
+                return
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Moves to the next phase when one has ended; -1 ends the epoch when there is none."""
+        if self._phase is not None and (self._phase.done or batch_idx - self._phase_start >= self._phase.steps):
+            self._next_phase(batch_idx)
+        return -1 if self._phase is None else None
+
+    def training_step(self, batch: list[EditRecord], batch_idx: int) -> Tensor:
+        """The method's loss."""
+        assert self._phase is not None
+        return self._phase.loss()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Clamps, projections and freezing of the phase, and its figures to the loggers."""
+        assert self._phase is not None
+        self._phase.after_step()
+        self.log_dict(self._phase.logs(), batch_size=len(self.batch.records))
+
+    def on_train_epoch_end(self) -> None:
+        """Ends the edit, commits it where edits accumulate, and lets the callbacks measure."""
+        while self._edit is not None:  # the steps are spent; with fast_dev_run there was only one
+            self._next_phase(0)
+        self.batch.seconds = time.perf_counter() - self._started
+        if self.regime == "sequential":
+            assert self._weights is not None
+            for delta in self.batch.deltas:
+                if delta is not None:
+                    self._weights.add(delta)
+                    self.deltas.append(delta)
+        self.edits_done = self.batch.index + 1
+        self._tell("on_edit_end")
+
+    def _tell(self, hook: str) -> None:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EditCallback):
+                getattr(callback, hook)(self.trainer, self, self.batch)
+
+    # -- checkpoints: deltas and state, never the base weights -------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the deltas, the method's state and the number of edit batches done."""
+        checkpoint["state_dict"] = {}
+        checkpoint["optimizer_states"] = []
+        checkpoint["kedit"] = {
+            "edits_done": self.edits_done,
+            "deltas": [_pack(delta) for delta in self.deltas],
+            "method": self.method_state(),
+            "run": self.describe(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks that the checkpoint is of this run's model and method."""
+        state = checkpoint.get("kedit")
+        if state is None:
+            raise KeditError("this checkpoint was not written by kedit; start without --ckpt_path")
+        mine, theirs = self.describe(), state["run"]
+        for key in ("method", "model_fingerprint", "regime", "seed"):
+            if mine[key] != theirs[key]:
+                raise KeditError(
+                    f"this checkpoint is of another run: its {key} is {theirs[key]!r}, here it is {mine[key]!r}"
+                )
+        self._restored = state
+
+
+def _batch_seed(seed: int, index: int) -> int:
+    """A seed of its own for every edit batch, the same however the run got there."""
+    return (seed * 1_000_003 + index * 7_919 + 17) % 2**32
+
+
+def _pack(delta: Delta) -> dict[str, tuple[Tensor, Tensor]]:
+    return {path: (f.left.cpu(), f.right.cpu()) for path, f in delta.changes.items()}
+
+
+def _unpack(changes: dict[str, tuple[Tensor, Tensor]]) -> Delta:
+    return Delta({path: Factors(left, right) for path, (left, right) in changes.items()})

@@ -1,0 +1,17 @@
+"""R-ROME: ROME with the same key everywhere (Gupta et al., "Rebuilding ROME", 2024; baselines 1.4)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kedit import solvers
+from kedit.delta import Factors
+from kedit.methods.rank_one import RankOne
+
+
+class RROME(RankOne):
+    """R-ROME: W' k = v* for the mean key k over the contexts, which is also the key of the denominator."""
+
+    def solve(self, keys: Tensor, values: Tensor, v_star: Tensor, direction: Tensor) -> Factors:
+        """The mean key in all three places."""
+        return solvers.r_rome(keys.mean(0), values.mean(0), v_star, direction)

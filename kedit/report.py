@@ -1,0 +1,63 @@
+"""Tables for people: a run's summary on the terminal. The numbers are `kedit.summary`'s; nothing is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from kedit.summary import INVARIANT, TITLES
+
+SHOWN = ("success", "exact", "generated")
+MOMENTS = {"edit": "measured after each edit", "end": "measured after the last edit"}
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """The summary of a run as a table: one line per kind of probe and metric.
+
+    Args:
+        summary: What `ResultsWriter` writes to `summary.json`.
+    """
+    method, data = summary["method"], summary["data"]
+    edits = data["records"]
+    failed = len(summary["failed"])
+    title = f"{method['method']} on {method['model']}, {data['name']}, regime {method['regime']}"
+    caption = (
+        f"{edits} records" + (f", {failed} failed" if failed else "") + f", seed {method['seed']}; "
+        "percent, mean over records; [95 % bootstrap interval]\n"
+        "success: p(wanted) > p(rival)   exact: argmax is the wanted answer (teacher forced)\n"
+        "generated: free greedy generation begins with it   unchanged: argmax as before the edit"
+    )
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table.add_column("probe")
+    table.add_column("metric")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    table.add_column("95 % interval", justify="right")
+    table.add_column("probes", justify="right")
+    for when, kinds in summary["results"].items():
+        if len(summary["results"]) > 1 or when != "edit":
+            table.add_section()
+            table.add_row(f"[bold]{MOMENTS.get(when, when)}[/bold]")
+        for kind, metrics in kinds.items():
+            table.add_section()
+            name = TITLES.get(kind, kind).replace("_", " ")
+            shown = ("success",) if kind == "score" else (*SHOWN, "unchanged")
+            for metric in shown:
+                if metric in metrics and not (kind in INVARIANT and metric == "exact"):
+                    cell = metrics[metric]
+                    table.add_row(
+                        name, metric, _number(cell["before"]), _number(cell["after"]), _interval(cell["ci"]),
+                        str(cell.get("n_probes", "")),
+                    )  # fmt: skip
+                    name = ""
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "" if ends is None else f"[{ends[0]:.1f}, {ends[1]:.1f}]"

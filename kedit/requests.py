@@ -1,0 +1,91 @@
+"""What is edited and what is measured: `EditRequest`, `Probe`, `EditRecord`.
+
+Readers of every file format yield `EditRecord`; nothing after them knows the formats. Values are checked
+here, once, so that a bad record is named before any model is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kedit.errors import KeditError
+
+
+@dataclass(frozen=True, slots=True)
+class EditRequest:
+    """One fact to change.
+
+    Args:
+        case_id: Name of the record, unique in its file; every message and result line carries it.
+        prompt: Template with exactly one `{}` where the subject goes, e.g. `"The capital of {} is"`.
+        subject: Text that fills the template.
+        target_new: The new object, without a leading space.
+        target_true: The object before the edit, where the data knows it.
+        relation: Name of the relation (any string, e.g. `"P36"`), where the data knows it.
+
+    Raises:
+        KeditError: A template without exactly one `{}`, an empty subject or target, or a target equal
+            to the true one.
+    """
+
+    case_id: str
+    prompt: str
+    subject: str
+    target_new: str
+    target_true: str | None = None
+    relation: str | None = None
+
+    def __post_init__(self) -> None:
+        slots = self.prompt.count("{}")
+        if slots != 1:
+            raise KeditError(
+                f"record {self.case_id}: the prompt {self.prompt!r} has {slots} '{{}}'; "
+                "it needs exactly one, where the subject goes"
+            )
+        if not self.subject.strip():
+            raise KeditError(f"record {self.case_id}: the subject is empty")
+        if not self.target_new.strip():
+            raise KeditError(f"record {self.case_id}: target_new is empty; say what the fact should become")
+        if self.target_true is not None and self.target_true.strip() == self.target_new.strip():
+            raise KeditError(
+                f"record {self.case_id}: target_new equals the true target {self.target_true!r}; nothing to edit"
+            )
+
+    @property
+    def text(self) -> str:
+        """The prompt with its subject filled in."""
+        return self.prompt.replace("{}", self.subject)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One prompt that measures something.
+
+    Args:
+        kind: What it measures: `rewrite`, `paraphrase`, `neighborhood`, `portability`,
+            `subject_rephrase`, `scrambled`, `long_context`, `ood_paraphrase`, ...
+        text: The prompt, complete, without trailing space.
+        answer: The continuation wanted, without a leading space.
+        rival: The continuation it competes with, where there is one.
+        aliases: Other right spellings of `answer`, accepted in free generation only.
+    """
+
+    kind: str
+    text: str
+    answer: str
+    rival: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EditRecord:
+    """A request with its probes: what every dataset reader yields.
+
+    `meta` holds what only some datasets know (one JSON-able value per key: `known`, `split`,
+    `subject_aliases`, `attribute_prompts`, ...).
+    """
+
+    request: EditRequest
+    probes: tuple[Probe, ...]
+    meta: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,82 @@
+"""The folder of a run: results as JSON lines, appended and flushed; what was interrupted is cut off cleanly."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kedit.errors import KeditError
+
+RESULTS = "results.jsonl"
+SUMMARY = "summary.json"
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+
+def run_folder(root: str, name: str, resume: bool) -> Path:
+    """The folder of a new run, or of the one to go on with.
+
+    Args:
+        root: Where the runs are.
+        name: Name of the run. A new run never writes into an old one's folder: it gets `name-2`, `name-3`, ...
+        resume: Go on in the newest folder of that name, if its run did not finish.
+    """
+    base = Path(root)
+    taken = [base / name] if (base / name).exists() else []
+    n = 2
+    while (base / f"{name}-{n}").exists():
+        taken.append(base / f"{name}-{n}")
+        n += 1
+    if resume and taken and not (taken[-1] / SUMMARY).exists():
+        return taken[-1]
+    return base / (name if not taken else f"{name}-{n}")
+
+
+def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Append JSON lines and flush them to the disk.
+
+    Raises:
+        KeditError: The disk is full or the folder cannot be written; what was there stays.
+    """
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise KeditError(f"results cannot be written to {path}: {error.strerror}; what is there is kept") from None
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of a results file; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            yield json.loads(line)
+
+
+def keep_rows(path: Path, batches: int) -> None:
+    """Cut a results file back to the first `batches` edit batches, which a checkpoint vouches for."""
+    if not path.exists():
+        return
+    kept = [row for row in read_rows(path) if row["batch"] < batches and row["when"] == "edit"]
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    append_rows(partial, kept)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON, replacing the file in one step."""
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise KeditError(f"{path} cannot be written: {error.strerror}") from None

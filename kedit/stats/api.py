@@ -1,0 +1,167 @@
+"""`covariances`: what is cached is read, what is missing is computed in one pass and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from filelock import FileLock, Timeout
+
+from kedit import fingerprint as weights
+from kedit.arch import check_layers
+from kedit.cache import cache_dir
+from kedit.errors import KeditError
+from kedit.lm import LM
+from kedit.stats import corpus, store
+from kedit.stats.collect import collect
+from kedit.stats.config import StatsConfig
+from kedit.stats.corpus import Progress
+from kedit.stats.covariance import Covariance
+
+log = logging.getLogger(__name__)
+
+FEW = 4  # tokens per dimension below which C is worth a warning (docs/statistics.md)
+
+
+def covariances(
+    lm: LM,
+    layers: Sequence[int],
+    config: StatsConfig,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    save_seconds: float = 60.0,
+) -> dict[int, Covariance]:
+    """Second moment of the keys of each layer, from the cache or from one pass over the text.
+
+    A second process that wants the same waits for the first. A run that was killed goes on where its last
+    save was and ends with the same bits.
+
+    Args:
+        lm: The unedited model.
+        layers: Layers, in any order.
+        config: Text, number of tokens, precision, ridge.
+        cache: kedit's cache folder; None: the user's (`kedit.cache.cache_dir`).
+        progress: Called with (what, done, of how many) during long work.
+        save_seconds: Least time between two saves of an unfinished pass.
+
+    Returns:
+        One `Covariance` per layer, in the order of `layers`, on the CPU.
+
+    Raises:
+        KeditError: A layer that does not exist, a corpus that cannot be read, a foreign or damaged file in
+            the cache, or a model that was edited since it was loaded.
+    """
+    check_layers(lm.arch, layers)
+    base = store.folder(cache or cache_dir(), lm)
+    run = _run_key(lm, config)
+    keys = {layer: {**run, "module": lm.arch.path("mlp_out", layer)} for layer in layers}
+    found = _cached(lm, keys, base, config)
+    if len(found) < len(keys):
+        with _locked(base):
+            found |= _cached(lm, {i: key for i, key in keys.items() if i not in found}, base, config)
+            missing = sorted(set(keys) - set(found))
+            if missing:
+                found |= _compute(lm, missing, keys, base, config, progress, save_seconds)
+    for layer in layers:
+        _report(layer, found[layer], config)
+    return {layer: found[layer] for layer in layers}
+
+
+def _run_key(lm: LM, config: StatsConfig) -> dict[str, Any]:
+    return {
+        "model": lm.name,
+        "fingerprint": lm.fingerprint,
+        "corpus": corpus.fingerprint(lm, config),
+        "tokens": config.tokens,
+        "sequence_length": min(config.sequence_length, lm.context_length),
+        "dtype": config.dtype,
+    }
+
+
+def _cached(
+    lm: LM, keys: dict[int, dict[str, Any]], base: Path, config: StatsConfig
+) -> dict[int, Covariance]:
+    paths = {layer: store.layer_path(base, key) for layer, key in keys.items()}
+    return {
+        layer: store.read_covariance(path, keys[layer], store.key_width(lm, layer), config.ridge)
+        for layer, path in paths.items()
+        if path.exists()
+    }
+
+
+def _compute(
+    lm: LM,
+    layers: list[int],
+    keys: dict[int, dict[str, Any]],
+    base: Path,
+    config: StatsConfig,
+    progress: Progress | None,
+    save_seconds: float,
+) -> dict[int, Covariance]:
+    """One pass for `layers`; every result is written before any is returned."""
+    if weights.fingerprint(lm.model) != lm.fingerprint:
+        raise KeditError(
+            f"{lm.name} was edited since it was loaded, so its statistics cannot be taken now; "
+            "take them before the first edit (kedit stats)"
+        )
+    ids = corpus.load_ids(lm, config, base, progress)
+    run = {**keys[layers[0]], "module": [keys[i]["module"] for i in layers], "batch": config.batch_tokens}
+    digest = hashlib.sha256(json.dumps(run).encode()).hexdigest()[:12]
+    partial = store.layer_path(base, keys[layers[0]]).with_name(f"partial-{digest}.safetensors")
+    dtype = getattr(torch, config.dtype)
+    length = run["sequence_length"]
+    log.info("statistics of layers %s over %d tokens of %s", layers, len(ids), config.corpus)
+    state = collect(lm, layers, ids, length, config.batch_tokens, dtype, partial, run, progress, save_seconds)
+    result = {}
+    for layer in layers:
+        moment = state.moments[layer]
+        card = {
+            "key": keys[layer],
+            "corpus": config.corpus,
+            "convergence": state.convergence[layer],
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        }
+        result[layer] = Covariance(moment.mean().cpu(), moment.count, config.ridge, card)
+        store.save_covariance(store.layer_path(base, keys[layer]), result[layer])
+    partial.unlink(missing_ok=True)
+    return result
+
+
+def _locked(base: Path) -> FileLock:
+    """The lock of one model's statistics; says so where another process holds it."""
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(base / "lock")
+        try:
+            lock.acquire(timeout=0).lock.release()
+        except Timeout:
+            log.info("another process computes statistics of this model; waiting for it (%s)", base)
+        return lock
+    except OSError as error:
+        raise KeditError(f"{base}: cannot be written ({error}); set KEDIT_CACHE to another folder") from None
+
+
+def _report(layer: int, cov: Covariance, config: StatsConfig) -> None:
+    last = (cov.card.get("convergence") or [{}])[-1]
+    if "change" in last:
+        log.info(
+            "layer %d: C over %d tokens changed by %.1f %% over the last doubling; keys of unseen text look %.2f "
+            "times as far as they should (1 is best); ridge %g",
+            layer, cov.count, 100 * last["change"], last["unseen"], cov.ridge,
+        )  # fmt: skip
+    if cov.count < config.tokens:
+        log.warning(
+            "layer %d: %s holds only %d tokens of the %d asked for (stats.tokens); all of them were used",
+            layer, config.corpus, cov.count, config.tokens,
+        )  # fmt: skip
+    if cov.count < FEW * cov.d_in:
+        log.warning(
+            "layer %d: %d tokens are few for keys of width %d; take at least %d (stats.tokens)",
+            layer, cov.count, cov.d_in, FEW * cov.d_in,
+        )  # fmt: skip

@@ -1,0 +1,196 @@
+"""One pass over the text for all layers at once: `collect`, resumable, with its own convergence measured.
+
+Sequences are packed (no padding, every token counts) and the forward pass ends at the deepest layer asked
+for. What is cached and when this runs at all is decided in `kedit.stats`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kedit.errors import KeditError
+from kedit.forward import frozen
+from kedit.lm import LM
+from kedit.stats import store
+from kedit.stats.corpus import Progress
+from kedit.stats.covariance import RIDGE, Covariance
+from kedit.stats.moments import SecondMoment
+
+log = logging.getLogger(__name__)
+
+
+class _Reached(Exception):
+    """The deepest layer has given its keys; nothing above it is needed."""
+
+
+class Pass:
+    """The state of a pass: sums, how far it is, and the sums as they were when the text was half as long.
+
+    Args:
+        lm: The unedited model.
+        layers: Layers whose keys are taken.
+        dtype: Of products and sums.
+    """
+
+    def __init__(self, lm: LM, layers: Sequence[int], dtype: torch.dtype) -> None:
+        self.lm, self.layers = lm, list(layers)
+        self.moments: dict[int, SecondMoment] = {}
+        for layer in self.layers:
+            device = next(lm.arch.module(lm.model, "mlp_out", layer).parameters()).device
+            self.moments[layer] = SecondMoment(store.key_width(lm, layer), dtype, device)
+        self.before: dict[int, SecondMoment] = {}
+        self.convergence: dict[int, list[dict[str, float]]] = {layer: [] for layer in self.layers}
+        self.chunks = 0
+
+    def advance(self, ids: Tensor, mark: bool) -> None:
+        """Take one chunk `[n, T]`; at a mark, measure what changed since the last one."""
+        with frozen(self.lm.model), _taps(self.lm, self.moments), _full_precision():
+            try:
+                self.lm.model(input_ids=ids.to(self.lm.device), use_cache=False)
+            except _Reached:
+                pass
+        self.chunks += 1
+        if mark:
+            for layer in self.layers:
+                self.convergence[layer].append(self._measure(layer))
+            self.before = {layer: moment.copy() for layer, moment in self.moments.items()}
+
+    def _measure(self, layer: int) -> dict[str, float]:
+        """Relative change of C since the last mark, and how unseen text looks under the C of before.
+
+        `unseen` is the mean of k^T C_before^-1 k / d_in over the tokens since: 1 if C_before described them
+        as well as its own text, larger if it does not.
+        """
+        now = self.moments[layer]
+        if not bool(now.strips[0].isfinite().all()):
+            raise KeditError(
+                f"layer {layer}: the model's keys hold NaN or infinity; try lm.dtype bfloat16 or float32"
+            )
+        before = self.before.get(layer)
+        if before is None:
+            return {"tokens": now.count}
+        mean, old = now.mean(), before.mean().to(now.strips[0].device)
+        change = float((mean - old).norm() / mean.norm())
+        fresh = (mean.double() * now.count - old.double() * before.count) / (now.count - before.count)
+        ridge = max(RIDGE, 1e-12)
+        unseen = float(torch.trace(Covariance(old, before.count, ridge).solve(fresh))) / now.d_in
+        return {"tokens": now.count, "change": change, "unseen": unseen}
+
+    def save(self, path: Path, key: dict[str, Any]) -> None:
+        """Write everything that `resume` needs."""
+        tensors: dict[str, Tensor] = {}
+        for prefix, moments in (("now", self.moments), ("before", self.before)):
+            for layer, moment in moments.items():
+                tensors |= moment.state(f"{prefix}.{layer}.")
+        counts = [next(iter(m.values())).count if m else 0 for m in (self.moments, self.before)]
+        position = {"chunks": self.chunks, "counts": counts}
+        trace = [self.convergence[layer] for layer in self.layers]
+        store.write(
+            path, tensors, {"kind": "partial", "key": key, "position": position, "convergence": trace}
+        )
+
+    def resume(self, path: Path, key: dict[str, Any]) -> None:
+        """Take over the state of a run that was stopped."""
+        tensors, card = store.read(path)
+        store.check(path, card["key"], key)
+        self.chunks = card["position"]["chunks"]
+        now, before = card["position"]["counts"]
+        self.convergence = dict(zip(self.layers, card["convergence"], strict=True))
+        for layer, moment in self.moments.items():
+            moment.load(tensors, now, f"now.{layer}.")
+            if before:
+                old = SecondMoment(moment.d_in, moment.dtype, torch.device("cpu"))
+                self.before[layer] = old.load(tensors, before, f"before.{layer}.")
+
+
+def collect(
+    lm: LM,
+    layers: Sequence[int],
+    ids: Tensor,
+    sequence_length: int,
+    batch_tokens: int,
+    dtype: torch.dtype = torch.float32,
+    partial: Path | None = None,
+    key: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+    save_seconds: float = 60.0,
+) -> Pass:
+    """Run the pass over `ids: [n]`, from where a stopped one left `partial`, if it did.
+
+    A resumed run adds the same chunks in the same order and ends with the same bits.
+
+    Args:
+        lm: The unedited model.
+        layers: Layers whose keys are taken.
+        ids: The text.
+        sequence_length: Tokens of one packed sequence.
+        batch_tokens: Tokens of one forward pass, at least one sequence.
+        dtype: Of products and sums.
+        partial: File for the state of an unfinished pass; None: not resumable.
+        key: What that file must have been made from.
+        progress: Called as ("reading text", tokens so far, tokens) after every chunk.
+        save_seconds: Least time between two writes of `partial`, which get a tenth of the time at most.
+    """
+    chunks = list(_chunks(ids, sequence_length, batch_tokens))
+    marks = {-(-len(chunks) // 2**i) for i in range(4)}  # an eighth, a quarter, a half and the whole text
+    state = Pass(lm, layers, dtype)
+    if partial is not None and partial.exists():
+        state.resume(partial, key or {})
+        log.info("resuming the statistics at %d of %d chunks (%s)", state.chunks, len(chunks), partial)
+    due = time.monotonic() + save_seconds
+    while state.chunks < len(chunks):
+        state.advance(chunks[state.chunks], state.chunks + 1 in marks)
+        if partial is not None and time.monotonic() >= due and state.chunks < len(chunks):
+            start = time.monotonic()
+            state.save(partial, key or {})
+            due = time.monotonic() + max(save_seconds, 9 * (time.monotonic() - start))
+        if progress is not None:
+            progress("reading text", state.moments[state.layers[0]].count, len(ids))
+    return state
+
+
+def _chunks(ids: Tensor, length: int, batch_tokens: int) -> Iterator[Tensor]:
+    """Batches `[n, length]` of whole sequences, then the rest of the text as one shorter sequence."""
+    whole = len(ids) // length * length
+    yield from ids[:whole].view(-1, length).split(max(1, batch_tokens // length)) if whole else ()
+    if whole < len(ids):
+        yield ids[whole:].unsqueeze(0)
+
+
+@contextmanager
+def _taps(lm: LM, moments: dict[int, SecondMoment]) -> Iterator[None]:
+    """Add the keys of each layer to its sum as they pass, and stop the model at the deepest."""
+    deepest = max(moments)
+
+    def tap(layer: int):
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            moments[layer].add(args[0].reshape(-1, args[0].shape[-1]))  # OPT's keys are flat already
+            if layer == deepest:
+                raise _Reached
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer in moments:
+            handle = lm.arch.module(lm.model, "mlp_out", layer).register_forward_pre_hook(tap(layer))
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """float32 products without TF32, whatever the process has set."""
+    setting = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(setting)

@@ -1,0 +1,193 @@
+"""Where the tokens come from: text the model writes itself, a local file, or a Hugging Face data set.
+
+A corpus is one row of token ids: documents in order, the tokenizer's EOS between them. Its fingerprint is
+known without reading or sampling all of it, so that a cached result costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kedit import sampling
+from kedit.errors import KeditError
+from kedit.lm import LM
+from kedit.stats import store
+from kedit.stats.config import StatsConfig
+
+Progress = Callable[[str, int, int], None]  # (what, done, of how many)
+Piece = tuple[str, bool]  # text, and whether a document begins with it
+
+PIECE = 1 << 16  # characters tokenised at once
+SELF_LENGTH = 128  # tokens of one sampled text
+
+# First words of the sampled texts: without them a model begins nearly every text alike.
+STARTERS = (
+    "The In A It This There He She They We When After Before During If While Although Because However For With "
+    "On At By From One Some Many Most All Another New What How Why Who Where I You My Our His Her Their These "
+    "Those First Early Later Today According Born Located Known Like To Its Every No As Since"
+).split()
+
+
+def fingerprint(lm: LM, config: StatsConfig) -> str:
+    """Which text `config` means, 20 hexadecimal digits: content of the file, or all that the sampling depends on.
+
+    Raises:
+        KeditError: The file or data set does not exist.
+    """
+    if config.corpus == "self":
+        parts = ["self", sampling.VERSION, lm.fingerprint, config.seed, config.tokens, SELF_LENGTH, STARTERS]
+        return _digest(json.dumps(parts))
+    if config.corpus.startswith("hf:"):
+        dataset, column = _hf_dataset(config.corpus)
+        return _digest(json.dumps(["hf", dataset._fingerprint, column, config.seed]))
+    with _open(config.corpus).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:20]
+
+
+def load_ids(lm: LM, config: StatsConfig, folder: Path, progress: Progress | None = None) -> Tensor:
+    """The first `config.tokens` tokens of the corpus, `[n]` int64 on the CPU; fewer where the text is shorter.
+
+    Args:
+        lm: Model and tokenizer.
+        config: Names the corpus.
+        folder: Where sampled text is kept.
+        progress: Told of the sampling.
+
+    Raises:
+        KeditError: The corpus cannot be read or is empty.
+    """
+    if config.corpus == "self":
+        return _self_ids(lm, config, folder, progress)
+    pieces = _hf_pieces(config) if config.corpus.startswith("hf:") else _file_pieces(config.corpus)
+    front = [lm.tokenizer.bos_token_id] if lm.adds_bos else []
+    ids: list[int] = []
+    for text, begins in pieces:
+        if begins:
+            ids += [*_between(lm, bool(ids)), *front]
+        ids += lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(ids) >= config.tokens:
+            break
+    if not ids:
+        raise KeditError(f"stats.corpus: {config.corpus} holds no text")
+    return torch.tensor(ids[: config.tokens])
+
+
+def _between(lm: LM, needed: bool) -> list[int]:
+    eos = lm.tokenizer.eos_token_id
+    return [eos] if needed and eos is not None else []
+
+
+def _self_ids(lm: LM, config: StatsConfig, folder: Path, progress: Progress | None) -> Tensor:
+    """Sampled text, made once and kept: it costs far more than the statistics themselves."""
+    key = {"model": lm.name, "fingerprint": lm.fingerprint, "corpus": fingerprint(lm, config)}
+    path = folder / f"self-{config.tokens}-{key['corpus'][:8]}.safetensors"
+    if path.exists():
+        tensors, card = store.read(path)
+        store.check(path, card["key"], key)
+        return tensors["ids"].long()
+    length = min(SELF_LENGTH, lm.context_length - 1)
+    prompts = _prompts(lm, -(-config.tokens // length))
+    report = None if progress is None else (lambda done, total: progress("sampling text", done, total))
+    rows = sampling.sample(lm, prompts, length - 1, seed=config.seed, stop_at_eos=False, progress=report)
+    ids: list[int] = []
+    for row in rows:
+        ids += _between(lm, bool(ids)) + row
+    kept = torch.tensor(ids[: config.tokens])
+    store.write(path, {"ids": kept.int()}, {"kind": "sampled text", "key": key})
+    return kept
+
+
+def _prompts(lm: LM, n: int) -> list[list[int]]:
+    """The first token of each starter in turn (equal lengths share a batch); one row in 8 begins from BOS or EOS."""
+    bos, eos = lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id
+    front = [bos] if lm.adds_bos else []
+    first = [front + lm.tokenizer(word, add_special_tokens=False)["input_ids"][:1] for word in STARTERS]
+    bare = front or [token for token in (bos, eos) if token is not None][:1] or first[0]
+    return [first[i % len(first)] if i % 8 else bare for i in range(n)]
+
+
+def _open(name: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise KeditError(f"stats.corpus: there is no file {name}; give self, a text file, or hf:NAME")
+    return path
+
+
+def _file_pieces(name: str) -> Iterator[Piece]:
+    """A text file is one document, cut at line ends; a .jsonl file holds one per line."""
+    path = _open(name)
+    if path.suffix == ".jsonl":
+        yield from _jsonl_pieces(path)
+        return
+    begins = True
+    for text in _blocks(path):
+        if text.strip():
+            yield text, begins
+            begins = False
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            while lines := file.readlines(PIECE):
+                yield "".join(lines)
+    except UnicodeDecodeError as error:
+        raise KeditError(f"stats.corpus: {path} is not UTF-8 text ({error.reason})") from None
+
+
+def _jsonl_pieces(path: Path) -> Iterator[Piece]:
+    number = 0
+    for block in _blocks(path):
+        for line in block.split("\n"):
+            number += bool(line)
+            if not line.strip():
+                continue
+            try:
+                text = json.loads(line)["text"]
+            except (json.JSONDecodeError, KeyError, TypeError):
+                raise KeditError(
+                    f'stats.corpus: record {number} of {path} is not a JSON object with a "text"'
+                ) from None
+            if isinstance(text, str) and text.strip():
+                yield text, True
+
+
+def _hf_dataset(corpus: str) -> tuple[Any, str]:
+    """The data set that `hf:NAME[:CONFIG][:SPLIT][:COLUMN]` names, and the column of its text."""
+    parts = corpus.split(":")[1:]
+    if not parts[0] or len(parts) > 4:
+        raise KeditError(f"stats.corpus: {corpus!r} is not hf:NAME[:CONFIG][:SPLIT][:COLUMN]")
+    name, config, split, column = [*parts, "", "", ""][:4]
+    column = column or "text"
+    try:
+        import datasets
+    except ImportError:
+        raise KeditError("stats.corpus: hf: needs the datasets library; pip install datasets") from None
+    try:
+        dataset = datasets.load_dataset(name, config or None, split=split or "train")
+    except (OSError, ValueError, RuntimeError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise KeditError(f"stats.corpus: {corpus} cannot be loaded: {why}") from None
+    if column not in (dataset.column_names or ()):
+        raise KeditError(f"stats.corpus: {corpus} has no column {column!r} but {dataset.column_names}")
+    return dataset, column
+
+
+def _hf_pieces(config: StatsConfig) -> Iterator[Piece]:
+    """Documents in an order drawn from the seed, as data sets are often sorted."""
+    dataset, column = _hf_dataset(config.corpus)
+    for i in torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed)).tolist():
+        text = dataset[i][column]
+        if isinstance(text, str) and text.strip():
+            yield text, True
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -1,0 +1,141 @@
+"""Files of the statistics: safetensors whose header carries a JSON card, written whole or not at all.
+
+A card holds the key of what is inside (which weights, module, text, how many tokens). A file whose key is
+not the one wanted is refused by name, never used; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kedit.arch import check_layers, weight
+from kedit.errors import KeditError
+from kedit.lm import LM
+from kedit.stats.covariance import RIDGE, Covariance
+
+FORMAT = "kedit statistics 1"
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    """Write beside `path`, then rename: a kill or a full disk leaves the old file or none.
+
+    Raises:
+        KeditError: The folder cannot be written to.
+    """
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
+    header = {"kedit": json.dumps({"format": FORMAT, **card})}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, scratch, header)
+        os.replace(scratch, path)
+    except (OSError, SafetensorError) as error:
+        raise KeditError(
+            f"{path}: cannot be written ({error}); set KEDIT_CACHE to a folder with room"
+        ) from None
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and card of a file.
+
+    Raises:
+        KeditError: The file is missing, truncated, damaged or not one of kedit's.
+    """
+    if not path.is_file():
+        raise KeditError(f"there is no statistics file {path}")
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            card = json.loads((file.metadata() or {}).get("kedit", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise KeditError(
+            f"{path} is truncated or damaged ({error}); delete it, it will be made again"
+        ) from None
+    if card.get("format") != FORMAT or "key" not in card:
+        raise KeditError(
+            f"{path} is not a statistics file of this kedit ({FORMAT}); delete it or give another"
+        )
+    return tensors, card
+
+
+def check(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse a file whose key differs from the one wanted.
+
+    Raises:
+        KeditError: Names both models where they differ, else every entry that does.
+    """
+    if found.get("fingerprint") != wanted["fingerprint"]:
+        raise KeditError(
+            f"{path} belongs to another model: it was made from {_model(found)}, this is {_model(wanted)}. "
+            "Delete it or give the right file"
+        )
+    names = [name for name in wanted if name != "model" and found.get(name) != wanted[name]]
+    if names:
+        differs = ", ".join(f"{name} {found.get(name)} instead of {wanted[name]}" for name in names)
+        raise KeditError(f"{path} is not what is wanted: {differs}. Delete it or give the right file")
+
+
+def _model(key: Mapping[str, Any]) -> str:
+    return f"{key.get('model', 'an unknown model')} (weights {key.get('fingerprint', 'unknown')})"
+
+
+def folder(cache: Path, lm: LM) -> Path:
+    """Where the statistics of a model lie: readable name and fingerprint of the weights."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(lm.name).name).strip("-.") or "model"
+    return cache / "stats" / f"{name}-{lm.fingerprint}"
+
+
+def layer_path(base: Path, key: Mapping[str, Any]) -> Path:
+    """File of one layer: everything in its key but the model is in the name, readable or as a digest."""
+    length = f"{key['tokens']}x{key['sequence_length']}"
+    return base / f"{key['corpus'][:8]}-{length}-{key['dtype']}" / f"{key['module']}.safetensors"
+
+
+def save_covariance(path: Path, cov: Covariance) -> None:
+    """Write one layer; `cov.card` must hold its key."""
+    write(path, {"mean": cov.mean}, {"kind": "covariance", **cov.card, "count": cov.count})
+
+
+def load_covariance(path: str | Path, lm: LM, layer: int, ridge: float = RIDGE) -> Covariance:
+    """Read a file that the user names, whatever its text, for `layer` of this very model.
+
+    Args:
+        path: A file that `covariances` wrote.
+        lm: The unedited model.
+        layer: Its layer.
+        ridge: See `Covariance`.
+
+    Raises:
+        KeditError: The file is missing or damaged, or belongs to other weights or another layer.
+    """
+    check_layers(lm.arch, [layer], "layer")
+    wanted = {"model": lm.name, "fingerprint": lm.fingerprint, "module": lm.arch.path("mlp_out", layer)}
+    return read_covariance(Path(path), wanted, key_width(lm, layer), ridge)
+
+
+def read_covariance(path: Path, wanted: Mapping[str, Any], d_in: int, ridge: float) -> Covariance:
+    """Read one layer's file and hold it against the key `wanted`, or the part of one that is known."""
+    tensors, card = read(path)
+    check(path, card["key"], wanted)
+    mean, count = tensors.get("mean"), card.get("count")
+    if mean is None or tuple(mean.shape) != (d_in, d_in) or not isinstance(count, int):
+        raise KeditError(f"{path} holds no covariance of width {d_in}; delete it, it will be made again")
+    if not bool(mean.isfinite().all()):
+        raise KeditError(f"{path} holds NaN or infinity; delete it, it will be made again")
+    return Covariance(mean, count, ridge, card)
+
+
+def key_width(lm: LM, layer: int) -> int:
+    """d_in of a layer's keys."""
+    return weight(lm.arch.module(lm.model, "mlp_out", layer)).shape[1]

@@ -1,0 +1,120 @@
+"""The state of an optimisation of value vectors: which lanes are still running, clamps, stops, failures.
+
+Any loop can drive it: Lightning's (`kedit.methods`), or `optimise` below. Per step: `loss()`, backward,
+the optimiser's step on `delta`, `after_step()`. Lanes do not see each other: a lane that has converged is
+frozen and leaves the batch, and the others go on as if it had never been there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kedit.values.objective import ValueObjective
+
+
+class ValueLanes:
+    """Optimisation state of `objective.n_lanes` independent value vectors.
+
+    Args:
+        objective: Gives the losses.
+        stop_loss: A lane whose total loss falls below this is finished (baselines 1.0, step 5).
+        clamp_norm_factor: ||delta|| is kept at or below this times ||v_init||.
+
+    Attributes:
+        delta: The vectors, `[n_lanes, d_model]`, zeros at the start; give it to the optimiser.
+        total: Each lane's last total loss, `[n_lanes]`.
+        terms: Each lane's last terms, name -> `[n_lanes]`.
+        steps: Updates each lane has had, `[n_lanes]`.
+        failed: Lanes whose loss was not finite, `[n_lanes]` bool; their delta is that before the failure.
+    """
+
+    def __init__(self, objective: ValueObjective, stop_loss: float = 5e-2, clamp_norm_factor: float = 4.0) -> None:
+        n, device = objective.n_lanes, objective.v_init.device
+        self.objective = objective
+        self.stop_loss = stop_loss
+        self.limit = clamp_norm_factor * objective.v_init.norm(dim=-1, keepdim=True)
+        self.delta = nn.Parameter(torch.zeros_like(objective.v_init))
+        self.total = torch.full((n,), float("nan"), device=device)
+        self.terms: dict[str, Tensor] = {}
+        self.steps = torch.zeros(n, dtype=torch.long, device=device)
+        self.failed = torch.zeros(n, dtype=torch.bool, device=device)
+        self.running = torch.ones(n, dtype=torch.bool, device=device)
+        self._part = objective  # the objective of the lanes that run
+        self._lanes = torch.arange(n, device=device)  # their numbers
+        self._kept = self.delta.detach().clone()
+
+    @property
+    def done(self) -> bool:
+        """No lane is left to optimise."""
+        return not bool(self.running.any())
+
+    def loss(self) -> Tensor:
+        """Sum of the running lanes' losses at the present `delta`; lanes that have finished are frozen.
+
+        Returns:
+            A scalar to call backward on. When every lane has finished it is a zero with zero gradient.
+        """
+        terms = self._part(self.delta[self._lanes])
+        total = torch.stack(list(terms.values())).sum(0)
+        with torch.no_grad():
+            self.total[self._lanes] = total
+            for name, value in terms.items():
+                self.terms.setdefault(name, torch.full_like(self.total, float("nan")))[self._lanes] = value
+            finite = torch.isfinite(total)
+            self.failed[self._lanes] |= ~finite
+            goes_on = finite & (total >= self.stop_loss)
+            self.running[self._lanes] = goes_on
+            self._kept.copy_(self.delta)
+        if not bool(goes_on.any()):
+            return self.delta.sum() * 0.0
+        return total[goes_on].sum()
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Clamp the lanes that were updated, put frozen ones back, and drop them from the batch."""
+        moved = torch.where(self.running[:, None], self.delta, self._kept)
+        norm = moved.norm(dim=-1, keepdim=True)
+        clamped = torch.where(norm > self.limit, moved * (self.limit / norm), moved)
+        self.delta.copy_(torch.where(self.running[:, None], clamped, moved))
+        self.steps += self.running
+        lanes = self.running.nonzero()[:, 0]
+        if 0 < len(lanes) < len(self._lanes):
+            self._part = self.objective.select(lanes)
+            self._lanes = lanes
+
+    @torch.no_grad()
+    def close(self) -> None:
+        """Evaluate the lanes that ran out of steps once more, so that `total` is that of the final `delta`."""
+        if not self.done:
+            self.loss()
+            self.running.zero_()
+
+    @property
+    def v_star(self) -> Tensor:
+        """Optimised values v_init + delta, `[n_lanes, d_model]`, float32."""
+        return (self.objective.v_init + self.delta).detach()
+
+
+def optimise(lanes: ValueLanes, lr: float = 0.5, steps: int = 25) -> Tensor:
+    """Optimise v* with Adam, without Lightning: what the training steps of a method do.
+
+    Args:
+        lanes: The state.
+        lr: Adam's learning rate.
+        steps: Evaluations of the loss; the last one makes no update, so at most `steps - 1` updates.
+
+    Returns:
+        v*, `[n_lanes, d_model]`.
+    """
+    adam = torch.optim.Adam([lanes.delta], lr=lr)
+    for _ in range(steps - 1):
+        adam.zero_grad()
+        loss = lanes.loss()
+        if lanes.done:
+            break
+        loss.backward()
+        adam.step()
+        lanes.after_step()
+    lanes.close()
+    return lanes.v_star

@@ -1,0 +1,157 @@
+"""The objective of v* for many requests at once: which rows, which labels, one loss per lane.
+
+`ValueObjective` prepares a batch of requests (contexts, KL prompt, labels), captures what does not change,
+and turns vectors `[n_lanes, d]` into losses `[n_lanes]`. The loop around it is in `kedit.values.lanes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kedit.lm import LM
+from kedit.replay import Replay, Row, Site
+from kedit.requests import EditRequest
+from kedit.tokens import encode_subject
+from kedit.values.terms import State, Term
+
+KL_PROMPT = "{} is a"
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Where a target's token is predicted: row, suffix position, token id, lane, weight; each `[n_labels]`."""
+
+    row: Tensor
+    position: Tensor
+    token: Tensor
+    lane: Tensor
+    weight: Tensor
+
+    def select(self, row_map: Tensor, lane_map: Tensor) -> _Labels:
+        """Labels of the kept lanes, with rows and lanes renumbered (-1 in the maps means dropped)."""
+        keep = lane_map[self.lane] >= 0
+        return _Labels(
+            row_map[self.row[keep]], self.position[keep], self.token[keep], lane_map[self.lane[keep]], self.weight[keep]
+        )
+
+
+class ValueObjective:
+    """Losses of value vectors, one lane per request (baselines 1.0, "Value optimisation").
+
+    Args:
+        lm: The model, with the weights that the edit starts from.
+        requests: One lane each.
+        contexts: Context templates, the bare `"{}"` first; the rewriting rows of every lane.
+        layer: The edited layer.
+        site: Where the vector is added at the subject's last token: "mlp" (ROME) or "attn" output of
+            `layer`, or "input" for the residual stream that leaves it (MEMIT).
+        terms: The terms of the loss.
+
+    Attributes:
+        n_lanes: Number of requests.
+        v_init: What the vector is added to in the bare prompt, `[n_lanes, d_model]`, float32.
+
+    Raises:
+        KeditError: A prompt without room in the context, a subject no token covers; names the record.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str],
+        layer: int,
+        site: Site,
+        terms: Sequence[Term],
+    ) -> None:
+        self.lm = lm
+        self.site: Site = site
+        self.terms = tuple(terms)
+        self.n_lanes = len(requests)
+        self.n_contexts = len(contexts)
+        rows, labels = _rows(lm, requests, contexts)
+        self.labels = labels
+        self.replay = Replay(lm, rows, layer + 1 if site == "input" else layer)
+        self.row_lane = torch.arange(self.n_lanes, device=lm.device).repeat_interleave(self.n_contexts + 1)
+        self.v_init = self.replay.first_output(site)[:: self.n_contexts + 1]
+        kl_rows = self.replay.select(self._kl_rows())
+        with torch.no_grad():
+            final = kl_rows.run({site: kl_rows.hidden.new_zeros(self.n_lanes, lm.d_model, dtype=torch.float32)})
+            self.kl_reference = _logp(lm, final[:, 0])
+
+    def _kl_rows(self) -> Tensor:
+        stride = self.n_contexts + 1
+        return torch.arange(self.n_lanes, device=self.lm.device) * stride + self.n_contexts
+
+    def __call__(self, delta: Tensor) -> dict[str, Tensor]:
+        """Every term's loss, `{name: [n_lanes]}`, for `delta: [n_lanes, d_model]` float32."""
+        final = self.replay.run({self.site: delta[self.row_lane]})
+        n = len(self.labels.row)
+        picked = torch.cat([final[self.labels.row, self.labels.position], final[self._kl_rows(), 0]])
+        logp = _logp(self.lm, picked)
+        state = State(
+            delta=delta,
+            v_init=self.v_init,
+            target_logp=logp[:n].gather(1, self.labels.token[:, None])[:, 0],
+            label_lane=self.labels.lane,
+            label_weight=self.labels.weight,
+            kl_logp=logp[n:],
+            kl_reference=self.kl_reference,
+        )
+        return {term.name: term(state) for term in self.terms}
+
+    def keys_and_values(self) -> tuple[Tensor, Tensor]:
+        """Inputs and outputs of the edited layer's `mlp_out` at the subject's last token, unedited.
+
+        Only for sites of the edited layer itself ("mlp", "attn").
+
+        Returns:
+            `[n_lanes, n_contexts, d_in]` and `[n_lanes, n_contexts, d_model]`, float32; context 0 is the bare prompt.
+        """
+        keys, values = self.replay.first_keys()
+        shape = (self.n_lanes, self.n_contexts + 1, -1)
+        return keys.view(shape)[:, :-1], values.view(shape)[:, :-1]
+
+    def select(self, lanes: Tensor) -> ValueObjective:
+        """The same objective for some of its lanes, `lanes: [m]` int64 in ascending order."""
+        part = copy(self)
+        part.n_lanes = len(lanes)
+        rows = (lanes[:, None] * (self.n_contexts + 1) + torch.arange(self.n_contexts + 1, device=lanes.device)).view(-1)
+        part.replay = self.replay.select(rows)
+        part.v_init, part.kl_reference = self.v_init[lanes], self.kl_reference[lanes]
+        part.row_lane = torch.arange(part.n_lanes, device=lanes.device).repeat_interleave(self.n_contexts + 1)
+        row_map = torch.full((self.replay.n_rows,), -1, device=lanes.device)
+        row_map[rows] = torch.arange(len(rows), device=lanes.device)
+        lane_map = torch.full((self.n_lanes,), -1, device=lanes.device)
+        lane_map[lanes] = torch.arange(len(lanes), device=lanes.device)
+        part.labels = self.labels.select(row_map, lane_map)
+        return part
+
+
+def _rows(lm: LM, requests: Sequence[EditRequest], contexts: Sequence[str]) -> tuple[list[Row], _Labels]:
+    """Rows of all lanes (each lane: its contexts, then its KL prompt) and the labels in them."""
+    rows: list[Row] = []
+    found: list[tuple[int, int, int, int, float]] = []
+    for lane, request in enumerate(requests):
+        name = f"record {request.case_id}"
+        for context in contexts:
+            t = encode_subject(lm, request.prompt, request.subject, request.target_new, context, name)
+            weight = 1.0 / (len(contexts) * len(t.target))
+            for i, token in enumerate(t.target):
+                found.append((len(rows), t.n_prompt - 1 + i - t.subject_last, token, lane, weight))
+            rows.append(Row(t.ids[:-1], t.subject_last))
+        t = encode_subject(lm, KL_PROMPT, request.subject, name=name)
+        rows.append(Row(t.ids[: t.subject_last + 1], t.subject_last))  # what follows the read position is not needed
+    row, position, token, lane_of, weights = zip(*found, strict=True)
+    integer = (torch.tensor(x, dtype=torch.long, device=lm.device) for x in (row, position, token, lane_of))
+    return rows, _Labels(*integer, torch.tensor(weights, dtype=torch.float32, device=lm.device))
+
+
+def _logp(lm: LM, hidden: Tensor) -> Tensor:
+    """Float32 log-probabilities `[n, vocab]` of residual-stream states `[n, d_model]`."""
+    return lm.arch.logits(lm.model, hidden).float().log_softmax(-1)

@@ -1,0 +1,86 @@
+"""The loss of v* as a list of terms, each a function of one optimiser step's state (baselines 1.0).
+
+A method chooses its terms; a new one (STEAM's alignment) is a new callable, not a new optimiser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """What one forward pass of `m` lanes gives to the terms. Everything is float32.
+
+    Attributes:
+        delta: The vectors being optimised, `[m, d]`.
+        v_init: What they are added to, `[m, d]`.
+        target_logp: Log-probability of every label of every rewriting row, `[n_labels]`.
+        label_lane: Lane of each label, `[n_labels]`, int64 in 0..m-1.
+        label_weight: 1 / (rows of the lane * tokens of its target), `[n_labels]`.
+        kl_logp: Next-token log-probabilities at the subject's last token of the KL prompt, `[m, vocab]`.
+        kl_reference: The same before the edit, `[m, vocab]`.
+    """
+
+    delta: Tensor
+    v_init: Tensor
+    target_logp: Tensor
+    label_lane: Tensor
+    label_weight: Tensor
+    kl_logp: Tensor
+    kl_reference: Tensor
+
+
+class Term(Protocol):
+    """One term of the objective. `name` labels it in logs."""
+
+    name: str
+
+    def __call__(self, state: State) -> Tensor:
+        """Loss of every lane, `[m]`."""
+        ...
+
+
+@dataclass(frozen=True)
+class NLL:
+    """Mean over the rewriting rows of the mean over the target's tokens of -log p(token)."""
+
+    factor: float = 1.0
+    name: str = "nll"
+
+    def __call__(self, state: State) -> Tensor:
+        """`[m]`."""
+        zeros = state.delta.new_zeros(state.delta.shape[0])
+        return -self.factor * zeros.index_add(0, state.label_lane, state.target_logp * state.label_weight)
+
+
+@dataclass(frozen=True)
+class KLDivergence:
+    """factor * KL(P_edited || P_original) at the subject's last token of the KL prompt.
+
+    The edited distribution is the first argument, as in ROME's published code.
+    """
+
+    factor: float = 0.0625
+    name: str = "kl"
+
+    def __call__(self, state: State) -> Tensor:
+        """`[m]`."""
+        pointwise = F.kl_div(state.kl_reference, state.kl_logp, log_target=True, reduction="none")
+        return self.factor * pointwise.sum(-1)
+
+
+@dataclass(frozen=True)
+class WeightDecay:
+    """factor * ||delta|| / ||v_init||^2; the numerator is not squared (baselines 1.0, step 4)."""
+
+    factor: float = 0.5
+    name: str = "wd"
+
+    def __call__(self, state: State) -> Tensor:
+        """`[m]`. The gradient at delta = 0 is taken as 0."""
+        return self.factor * state.delta.norm(dim=-1) / state.v_init.norm(dim=-1) ** 2
