@@ -48,7 +48,8 @@ class Relation:
 
     def also(self, subject: str) -> set[str]:
         """Objects that are, or may be called, true of a subject."""
-        return {o for o, names in self.facts.items() if subject in names} | set(self.also_true.get(subject, []))
+        listed = {o for o, names in self.facts.items() if subject in names}
+        return listed | set(self.also_true.get(subject, []))
 
 
 def read_relation(path: Path) -> Relation:
@@ -59,8 +60,10 @@ def read_relation(path: Path) -> Relation:
     return Relation(name=path.stem, **table)
 
 
-def portability(relation: Relation, subject: str, true: str, new: str, attributes: Attributes) -> list[dict[str, str]]:
-    """One-hop consequences of `new` that differ from those of `true` and are not given away by the subject."""
+def portability(
+    relation: Relation, subject: str, true: str, new: str, attributes: Attributes
+) -> list[dict[str, str]]:
+    """One-hop consequences of `new` that differ from those of `true`; none that the subject gives away."""
     found = []
     for rule in relation.portability:
         table = attributes[rule["attribute"]]
@@ -78,11 +81,18 @@ def neighbors(relation: Relation, subject: str, true: str, rng: random.Random) -
     picked = rng.sample(others, min(NEIGHBORS, len(others)))
     wordings = relation.neighbor_prompts
     prompts = [wordings[-1] if i % 3 == 2 else wordings[0] for i in range(len(picked))]
-    return [{"prompt": p.replace("{}", name), "subject": name} for p, name in zip(prompts, picked, strict=True)]
+    return [
+        {"prompt": p.replace("{}", name), "subject": name} for p, name in zip(prompts, picked, strict=True)
+    ]
 
 
 def choose_target(
-    relation: Relation, subject: str, true: str, used: Counter[str], attributes: Attributes, rng: random.Random
+    relation: Relation,
+    subject: str,
+    true: str,
+    used: Counter[str],
+    attributes: Attributes,
+    rng: random.Random,
 ) -> str:
     """The least used object of the relation that is false of the subject and has a consequence to ask for.
 
@@ -93,7 +103,9 @@ def choose_target(
     fit = [
         o
         for o in relation.objects()
-        if o not in relation.also(subject) and o not in names and portability(relation, subject, true, o, attributes)
+        if o not in relation.also(subject)
+        and o not in names
+        and portability(relation, subject, true, o, attributes)
     ]
     if not fit:
         raise ValueError(f"{relation.name}: no new target fits {subject!r}")
@@ -110,7 +122,9 @@ def build(seed: int) -> list[dict[str, Any]]:
             continue
         relation = read_relation(path)
         rng = random.Random(f"{seed}/{relation.name}")
-        subjects = [(true, s) for true, names in relation.facts.items() for s, aliases in names.items() if aliases]
+        subjects = [
+            (true, s) for true, table in relation.facts.items() for s, aliases in table.items() if aliases
+        ]
         cards = rng.sample([SPLITS[i % len(SPLITS)] for i in range(len(subjects))], len(subjects))
         used: Counter[str] = Counter()
         for (true, subject), card in zip(subjects, cards, strict=True):
@@ -144,9 +158,11 @@ def measured(path: Path) -> dict[tuple[str, str, str], tuple[bool, str]]:
 
 def main() -> None:
     """Writes the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="file to write (default: the one in the package)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of splits, new targets and neighbours (default: 0)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="file to write; default: the package's")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every choice; default: 0")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     before = measured(args.output)

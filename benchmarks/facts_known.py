@@ -1,7 +1,9 @@
-"""Measures which records of Facts a model knows, by greedy decoding of the plain prompt (fp32, no chat template).
+"""Measures which records of Facts a model knows: greedy decoding of the plain prompt, fp32, no chat template.
 
 A record is known when the continuation, without leading space, starts with `target_true` and the word ends
-there. With `--write` the fields `known` and `greedy` of the file are replaced; without it, only counts are shown.
+there. `--write` replaces the fields `known` and `greedy` in the file; without it, only counts are shown.
+
+    python benchmarks/facts_known.py --model smollm2-135m --write
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def knows(continuation: str, target: str) -> bool:
 
 @torch.inference_mode()
 def greedy(model: Any, tokenizer: Any, prompts: list[str], batch_size: int) -> list[str]:
-    """Greedy continuations of `NEW_TOKENS` tokens, without surrounding space, in left-padded batches sorted by length."""
+    """Greedy continuations of `NEW_TOKENS` tokens, stripped, from left-padded batches of similar length."""
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -52,10 +54,12 @@ def greedy(model: Any, tokenizer: Any, prompts: list[str], batch_size: int) -> l
 
 def main() -> None:
     """Measures, reports, and writes if asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2-135m", help="alias, local folder or hub id (default: smollm2-135m)")
-    parser.add_argument("--data", type=Path, default=DATA, help="file to measure (default: the one in the package)")
-    parser.add_argument("--batch-size", type=int, default=64, help="prompts per batch (default: 64)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2-135m", help="alias, local folder or hub id")
+    parser.add_argument("--data", type=Path, default=DATA, help="file to measure; default: the package's")
+    parser.add_argument("--batch-size", type=int, default=64, help="prompts per batch")
     parser.add_argument("--write", action="store_true", help="replace `known` and `greedy` in the file")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -30,8 +30,8 @@ class EvalConfig:
 
     Args:
         batch_tokens: Bound of one batch in padded tokens; null chooses by device (512 on CPU, 16384 on GPU).
-        generate: Kinds of probe that are also answered by free greedy generation, e.g. [rewrite, portability].
-        max_new_tokens: Tokens after which a free generation ends at the latest (more where an answer is longer).
+        generate: Kinds of probe that free greedy generation answers too, e.g. [rewrite, portability].
+        max_new_tokens: Tokens after which a free generation ends (more where an answer is longer).
         stop: Characters that end a free generation, beside the model's end-of-text token.
     """
 

@@ -1,7 +1,8 @@
 """Confidence intervals over records: the bootstrap, and Wilson's interval where the bootstrap says nothing.
 
-Pure functions of arrays. A column is one quantity (say, efficacy after the edit), a row one record, NaN a record
-that lacks the quantity. All columns are resampled together, so that differences and composed scores are right.
+Pure functions of arrays. A column is one quantity (say, efficacy after the edit), a row one record, NaN a
+record that lacks the quantity. All columns are resampled together, so that differences and composed scores
+are right.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The editing metrics as torchmetrics classes: what a training loop logs while it runs, on any number of ranks.
+"""The editing metrics as torchmetrics classes: what a training loop logs as it runs, on one rank or many.
 
 The same definitions as `kedit.summary`, which makes the report with its intervals from the result rows. Every
 update is one record; values are in percent, means over records of the mean over the record's probes.
@@ -14,7 +14,8 @@ from torchmetrics import Metric
 
 from kedit.evaluate import ProbeScore
 from kedit.intervals import harmonic_mean
-from kedit.summary import METRICS, RATES, SCORED, unchanged
+from kedit.results import METRICS, RATES, unchanged
+from kedit.summary import SCORED
 
 EXACT_DIGITS = 17
 

@@ -76,11 +76,12 @@ def sample(
     with frozen(lm.model):
         for rows in _batches(prompts, batch_size):
             ids = torch.tensor([texts[row] for row in rows], device=lm.device)
-            for row, new in zip(rows, _continue(lm, ids, draws[rows], top_k, temperature, eos), strict=True):
-                texts[row] += new
-            done += len(rows) * max_new_tokens
-            if progress is not None:
-                progress(done, total)
+            for token_ids, live in _continue(lm, ids, draws[rows], top_k, temperature, eos):
+                for row, token in zip(live, token_ids, strict=True):
+                    texts[rows[row]].append(token)
+                if progress is not None:
+                    done += len(rows)
+                    progress(done, total)
     return texts
 
 
@@ -95,10 +96,13 @@ def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]
 
 def _continue(
     lm: LM, ids: Tensor, draws: Tensor, top_k: int | None, temperature: float, eos: int | None
-) -> list[list[int]]:
-    """New ids for the rows of `ids: [n, T]` with the uniform numbers `draws: [n, steps]`."""
-    new: list[list[int]] = [[] for _ in range(len(ids))]
-    live = torch.arange(len(ids))  # batch row -> index into `new`
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Continue the rows of `ids: [n, T]` with the uniform numbers `draws: [n, steps]`.
+
+    Yields:
+        For each step the new tokens and the rows they belong to; rows that ended are dropped.
+    """
+    live = torch.arange(len(ids))
     cache = DynamicCache(config=lm.model.config)
     for step in range(draws.shape[1]):
         every = torch.arange(len(ids))
@@ -106,16 +110,14 @@ def _continue(
             lm, ids, every, torch.full_like(every, -1), past_key_values=cache, use_cache=True
         )
         token = _draw(logits / temperature, draws[live, step], top_k)
-        for row, value in zip(live.tolist(), token.tolist(), strict=True):
-            new[row].append(value)
+        yield token.tolist(), live.tolist()
         ids = token.unsqueeze(1)
         if eos is not None and bool((token == eos).any()):
             keep = (token != eos).nonzero().squeeze(1)
             if not len(keep):
-                break
+                return
             ids, live = ids[keep], live[keep.cpu()]
             cache.batch_select_indices(keep)
-    return new
 
 
 def _draw(logits: Tensor, draws: Tensor, top_k: int | None) -> Tensor:

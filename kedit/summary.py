@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import exp
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +25,7 @@ from kedit.intervals import (
     percentile_interval,
     resampled_means,
 )
-from kedit.requests import EditRecord
-
-if TYPE_CHECKING:
-    from kedit.evaluate import ProbeScore
+from kedit.results import METRICS, RATES, Saved, unchanged
 
 TITLES: Mapping[str, str] = MappingProxyType(
     {"rewrite": "efficacy", "paraphrase": "generality", "neighborhood": "locality"}
@@ -41,69 +37,6 @@ SCORED = ("rewrite", "paraphrase", "neighborhood")
 
 INVARIANT = ("neighborhood",)
 """Kinds whose argmax tokens an edit should leave alone."""
-
-Saved = Mapping[str, Any]  # a `ProbeScore.as_row()`, perhaps read from JSON
-
-
-def _magnitude(score: Saved) -> float | None:
-    if score["nll_rival"] is None:
-        return None
-    return exp(-score["nll_answer"]) - exp(-score["nll_rival"])
-
-
-METRICS: Mapping[str, Callable[[Saved], float | None]] = MappingProxyType(
-    {
-        "success": lambda score: score["success"],
-        "exact": lambda score: score["exact"],
-        "token_accuracy": lambda score: score["token_accuracy"],
-        "generated": lambda score: score.get("generated_match"),
-        "p_answer": lambda score: exp(-score["nll_answer"]),
-        "magnitude": _magnitude,
-    }
-)
-"""Quantities of one probe; None where it has none. All but `magnitude` are shares in [0, 1]."""
-
-RATES = ("success", "exact", "token_accuracy", "generated")
-
-
-def unchanged(before: Saved, after: Saved) -> dict[str, float]:
-    """`unchanged`: all argmax tokens are the same as before (0 or 1); `unchanged_tokens`: the share that is."""
-    same = [a == b for a, b in zip(before["top1"], after["top1"], strict=True)]
-    return {"unchanged": float(all(same)), "unchanged_tokens": sum(same) / len(same)}
-
-
-def result_row(
-    record: EditRecord,
-    before: Sequence[ProbeScore] | None,
-    after: Sequence[ProbeScore] | None,
-    batch: int,
-    when: str,
-    **more: Any,
-) -> dict[str, Any]:
-    """One line of `results.jsonl`.
-
-    Args:
-        record: The record; its probes are those of `before` and `after`, in order.
-        before: Scores on the unedited model, where there are any.
-        after: Scores on the edited model, where there are any.
-        batch: Index of the record's edit batch.
-        when: Moment of the measurement (`edit`: after its own edit batch; `end`: after the last one).
-        more: What else the line should say (request, protocol, norms), JSON-able.
-    """
-    probes = []
-    for i, probe in enumerate(record.probes):
-        probes.append(
-            {
-                "kind": probe.kind,
-                "text": probe.text,
-                "answer": probe.answer,
-                "rival": probe.rival,
-                "before": None if before is None else before[i].as_row(),
-                "after": None if after is None else after[i].as_row(),
-            }
-        )
-    return {"case_id": record.request.case_id, "batch": batch, "when": when, **more, "probes": probes}
-
 
 _Column = tuple[str, str, str]  # kind, metric, "before" or "after"
 _Case = dict[_Column, tuple[float, int]]  # sum over the record's probes, and how many they are
@@ -130,7 +63,7 @@ class Scoreboard:
         return len(self._cases)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take one row (see `result_row`).
+        """Take one row (see `kedit.results`).
 
         Raises:
             KeditError: A row of another moment or protocol than those before it.
@@ -143,9 +76,13 @@ class Scoreboard:
         self._check()
         case: dict[_Column, list[float]] = defaultdict(list)
         for probe in row["probes"]:
-            kind, before, after = probe["kind"], probe["before"], probe["after"]
+            kind: str = probe["kind"]
+            before: Saved | None = probe["before"]
+            after: Saved | None = probe["after"]
             for side, score in (("before", before), ("after", after)):
-                for metric, value_of in METRICS.items() if score is not None else ():
+                if score is None:
+                    continue
+                for metric, value_of in METRICS.items():
                     value = value_of(score)
                     if value is not None:
                         case[kind, metric, side].append(value)

@@ -80,9 +80,19 @@ def test_infer_agrees_with_the_table(model_type: str) -> None:
     assert infer(tiny_model(model_type)) == FAMILIES[model_type]
 
 
-@pytest.mark.parametrize("model_type", ["bloom", "gpt_bigcode", "olmo2", "cohere", "granite", "starcoder2"])
-def test_families_outside_the_table_are_inferred(model_type: str) -> None:
-    model = tiny_model(model_type)
+@pytest.mark.parametrize(
+    ("model_type", "overrides"),
+    [
+        ("bloom", {}),
+        ("gpt_bigcode", {}),
+        ("olmo2", {}),
+        ("starcoder2", {}),
+        ("cohere", {"logit_scale": 0.3}),
+        ("granite", {"logits_scaling": 4.0}),
+    ],
+)
+def test_families_outside_the_table_are_inferred(model_type: str, overrides: dict[str, Any]) -> None:
+    model = tiny_model(model_type, **overrides)
     arch = find_arch(model)
     last = []
     arch.layer(model, 3).register_forward_hook(lambda *args: last.append(first(args[2])))

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib
+import logging
+import pickle
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
 
 from kedit.callbacks import EditCheckpoint, EditMetrics, EditProgress, ResultsWriter, ResultTable
+from kedit.cli.quiet import quiet_lightning
 from kedit.data import EditData
+from kedit.errors import KeditError
 from kedit.methods import EditingModule
 from kedit.runfolder import CHECKPOINT, run_folder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,28 +57,56 @@ class KeditCLI(LightningCLI):
         parser.add_lightning_class_args(EditCheckpoint, "checkpoint")
         parser.add_lightning_class_args(ResultTable, "table")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses what `fit` was given, wherever that came from."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Checkpoints of kedit hold no hyperparameters to be merged into the configuration."""
+
     def before_instantiate_classes(self) -> None:
         """Chooses the run's folder, and the checkpoint to resume from."""
         config = self.config[self.subcommand]
-        trainer = config.trainer
-        name = config.run.name or _name(config)
-        folder = run_folder(config.run.root, name, config.run.resume)
-        trainer.default_root_dir = str(folder)
-        checkpoint = folder / CHECKPOINT
-        if config.run.resume and config.ckpt_path is None and checkpoint.exists():
-            config.ckpt_path = str(checkpoint)
-        if trainer.logger is None:
-            logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder)}}
-            trainer.logger = logger | {"init_args": logger["init_args"] | {"name": "logs"}}
+        _check_groups(config)
+        self.folder = run_folder(config.run.root, config.run.name or _name(config), config.run.resume)
+        last = self.folder / CHECKPOINT
+        self.checkpoint = config.ckpt_path
+        if config.run.resume and self.checkpoint is None and last.exists():
+            self.checkpoint = str(last)
+            log.info("going on in %s", self.folder)
+        if self.checkpoint is not None:
+            _check_checkpoint(Path(self.checkpoint))
+        if config.trainer.fast_dev_run:
+            log.info("fast_dev_run: one edit batch, one optimiser step; the numbers mean nothing")
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Without the default progress bar's summary lines: `EditProgress` shows what is going on."""
-        return super().instantiate_trainer(**kwargs)
+        """The trainer, with the run's folder and a CSV log in it unless another logger is given.
+
+        Raises:
+            KeditError: Lightning refuses an option, or there is no such device.
+        """
+        kwargs["default_root_dir"] = str(self.folder)
+        if self._get(self.config_init, "trainer")["logger"] is None:
+            kwargs["logger"] = CSVLogger(self.folder, name="logs")
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise KeditError(f"trainer: {_first_line(error)}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:
-        self.trainer.fit(
-            self.model, datamodule=self.datamodule, ckpt_path=self._get(self.config_init, "ckpt_path"), weights_only=True
-        )
+        try:
+            self.trainer.fit(
+                self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=True
+            )
+        except MisconfigurationException as error:
+            raise KeditError(f"trainer: {_first_line(error)}") from error
+        except SystemExit as stop:
+            if not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            raise KeyboardInterrupt(
+                f"{self.model.edits_done} edit batches are done and kept in {self.folder}.\n"
+                "To go on: the same command with --run.resume true"
+            ) from None
 
 
 class SaveConfig(SaveConfigCallback):
@@ -85,6 +124,7 @@ TRAINER_DEFAULTS = {
     "reload_dataloaders_every_n_epochs": 1,  # every epoch has its own edit batch
     "num_sanity_val_steps": 0,
     "log_every_n_steps": 1,
+    "max_epochs": -1,  # as many as there are edit batches
     "enable_progress_bar": False,  # kedit's own shows edits
     "enable_model_summary": False,
     "use_distributed_sampler": False,
@@ -93,19 +133,57 @@ TRAINER_DEFAULTS = {
 
 def fit(words: list[str]) -> None:
     """Parse `words`, edit and measure."""
-    KeditCLI(
-        EditingModule,
-        EditData,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=SaveConfig,
-        save_config_kwargs={"save_to_log_dir": False},
-        trainer_defaults=dict(TRAINER_DEFAULTS),
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        parser_kwargs={"exit_on_error": False, "fit": {"exit_on_error": False}},
-        args=["fit", *words],
-    )
+    about = {
+        "description": "Edit facts in a language model and measure what the edits did.",
+        "exit_on_error": False,
+    }
+    with quiet_lightning():
+        KeditCLI(
+            EditingModule,
+            EditData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "kedit", "exit_on_error": False, "fit": about},
+            args=["fit", *words],
+        )
+
+
+def _check_groups(config: Namespace) -> None:
+    """A plain value where a group of options belongs (`lm: gpt2`), which the parser lets pass."""
+    groups = {name: config[name] for name in ("run", "metrics", "results", "progress", "checkpoint")}
+    for part in ("model", "data"):
+        module, _, cls = str(config[part].class_path).rpartition(".")
+        hints = get_type_hints(getattr(importlib.import_module(module), cls).__init__)
+        args = config[part].init_args
+        groups |= {
+            f"{part}.{name}": args[name]
+            for name, hint in hints.items()
+            if is_dataclass(hint) and name in args
+        }
+    for option, value in groups.items():
+        if not isinstance(value, Namespace):
+            raise KeditError(f"{option}: wants options of its own below it, not {value!r}")
+
+
+def _check_checkpoint(path: Path) -> None:
+    """Whether kedit wrote it; what it holds is checked by the method."""
+    if not path.is_file():
+        raise KeditError(f"ckpt_path: there is no file {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise KeditError(f"ckpt_path: {path} is damaged or no checkpoint: {_first_line(error)}") from None
+    if not isinstance(checkpoint, dict) or "kedit" not in checkpoint:
+        raise KeditError(f"ckpt_path: {path} was not written by kedit")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _name(config: Any) -> str:
@@ -116,5 +194,7 @@ def _name(config: Any) -> str:
     what = str(data.class_path).rpartition(".")[2].lower()
     args = data.init_args
     part = args.get("split") or Path(str(args.get("path") or "")).stem
-    name = "-".join(str(x) for x in (method, lm, what, part, model.init_args.regime, f"seed{model.init_args.seed}") if x)
+    name = "-".join(
+        str(x) for x in (method, lm, what, part, model.init_args.regime, f"seed{model.init_args.seed}") if x
+    )
     return name + ("-dev" if config.trainer.fast_dev_run else "")

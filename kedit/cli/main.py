@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentError
 from rich.console import Console
 
+import kedit
+from kedit.cli.messages import explain
+from kedit.cli.quiet import set_up_logging
 from kedit.errors import KeditError
 
 USAGE = """\
 usage: kedit COMMAND [OPTIONS]
 
   fit     edit a model and measure what the edits did:  kedit fit --config configs/rome_smollm2.yaml
-  stats   covariance of a model's keys, ahead of a run: kedit stats --lm.name smollm2-135m --layers [5]
+  stats   covariance of a model's keys, ahead of a run: kedit stats --lm.name smollm2-135m
   ls      methods, data sets, known models, configs:    kedit ls
 
-kedit COMMAND --help lists the options of a command.
+kedit COMMAND --help lists the options of a command; kedit --version says which kedit this is.
 """
 
 
@@ -30,22 +31,32 @@ def main(args: Sequence[str] | None = None) -> None:
         args: What stands after `kedit` on the command line; None takes it from there.
 
     Raises:
-        SystemExit: With status 2 after an error of the user's, whose message went to standard error.
+        SystemExit: With status 2 after an error of the user's, 130 after Ctrl-C; what there is to say went
+            to standard error.
     """
     words = list(sys.argv[1:] if args is None else args)
-    logging.basicConfig(level=os.environ.get("KEDIT_LOG", "INFO"), format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "filelock", "fsspec", "urllib3"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    set_up_logging()
+    out = Console(soft_wrap=True, highlight=False)
     if not words or words[0] in ("-h", "--help", "help"):
-        Console(soft_wrap=True, highlight=False).print(USAGE, end="", markup=False)
+        out.print(USAGE, end="", markup=False)
+        return
+    if words[0] == "--version":
+        out.print(f"kedit {kedit.__version__}")
         return
     commands = _commands()
-    if words[0] not in commands:
-        _fail(f"there is no command {words[0]!r}; there are {', '.join(commands)}")
     try:
+        if words[0] not in commands:
+            raise KeditError(f"there is no command {words[0]!r}; there are {', '.join(commands)}")
         commands[words[0]](words[1:])
-    except (KeditError, ArgumentError) as error:
-        _fail(_brief(str(error)))
+    except KeyboardInterrupt as stop:
+        _say(f"interrupted; {stop}" if str(stop) else "interrupted")
+        raise SystemExit(130) from None
+    except ArgumentError as error:
+        _fail(_of_kedit(error) or explain(str(error)))
+    except (KeditError, TypeError, ValueError) as error:
+        if (message := _of_kedit(error)) is None:
+            raise
+        _fail(message)
 
 
 def _commands() -> dict[str, Callable[[list[str]], None]]:
@@ -69,15 +80,17 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
     return {"fit": fit, "stats": stats, "ls": ls}
 
 
-def _brief(message: str) -> str:
-    """The lines of a parser's nested message that name the option and the reason."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    if len(lines) <= 2:
-        return "\n".join(lines)
-    reasons = [line for line in lines[1:] if not line.startswith(("Problem with given class_path", "Traceback"))]
-    return f"{lines[0]}\n{reasons[-1] if reasons else lines[-1]}"
+def _of_kedit(error: BaseException | None) -> str | None:
+    """The message of kedit's own error, which the option parser may have wrapped in its own."""
+    while error is not None and not isinstance(error, KeditError):
+        error = error.__cause__
+    return None if error is None else str(error)
 
 
 def _fail(message: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"kedit: error: {message}", markup=False)
+    _say(f"error: {message}")
     raise SystemExit(2)
+
+
+def _say(message: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"kedit: {message}", markup=False)

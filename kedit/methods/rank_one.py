@@ -97,7 +97,8 @@ class RankOne(EditingModule):
         if not self.contexts:  # a resumed run has them
             self.contexts = context_templates(self.lm, self.context_config)
         if self.mom2_adjustment:
-            self.covariance = covariances(self.lm, [self._layer], self.stats_config)[self._layer]
+            found = covariances(self.lm, [self._layer], self.stats_config)
+            self.covariance = found[self._layer].to(self.device)
 
     def edit(self, batch: EditBatch) -> Edit:
         """v* of every request by gradient, then one closed form each (ROME's section 3.1; baselines 1.3)."""

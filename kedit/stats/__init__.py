@@ -1,4 +1,4 @@
-"""Covariance of the keys: the second moment C that ROME, MEMIT and their kin divide by (docs/statistics.md)."""
+"""Covariance of the keys, the second moment C that ROME, MEMIT and their kin need (docs/statistics.md)."""
 
 from kedit.stats.api import covariances
 from kedit.stats.collect import collect

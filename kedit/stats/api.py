@@ -151,9 +151,9 @@ def _report(layer: int, cov: Covariance, config: StatsConfig) -> None:
     last = (cov.card.get("convergence") or [{}])[-1]
     if "change" in last:
         log.info(
-            "layer %d: C over %d tokens changed by %.1f %% over the last doubling; keys of unseen text look %.2f "
-            "times as far as they should (1 is best); ridge %g",
-            layer, cov.count, 100 * last["change"], last["unseen"], cov.ridge,
+            "layer %d: C over %d tokens changed by %.1f %% over the last doubling; keys of unseen text look "
+            "%.2f times as unusual as those of its own (1 is best); ridge %g",
+            layer, cov.count, 100 * last["change"], last["unseen"] or float("nan"), cov.ridge,
         )  # fmt: skip
     if cov.count < config.tokens:
         log.warning(

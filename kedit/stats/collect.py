@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,27 +47,25 @@ class Pass:
             device = next(lm.arch.module(lm.model, "mlp_out", layer).parameters()).device
             self.moments[layer] = SecondMoment(store.key_width(lm, layer), dtype, device)
         self.before: dict[int, SecondMoment] = {}
-        self.convergence: dict[int, list[dict[str, float]]] = {layer: [] for layer in self.layers}
+        self.convergence: dict[int, list[dict[str, float | None]]] = {layer: [] for layer in self.layers}
         self.chunks = 0
 
     def advance(self, ids: Tensor, mark: bool) -> None:
         """Take one chunk `[n, T]`; at a mark, measure what changed since the last one."""
-        with frozen(self.lm.model), _taps(self.lm, self.moments), _full_precision():
-            try:
-                self.lm.model(input_ids=ids.to(self.lm.device), use_cache=False)
-            except _Reached:
-                pass
+        taps = _taps(self.lm, self.moments)
+        with frozen(self.lm.model), _full_precision(), taps, suppress(_Reached):
+            self.lm.model(input_ids=ids.to(self.lm.device), use_cache=False)
         self.chunks += 1
         if mark:
             for layer in self.layers:
                 self.convergence[layer].append(self._measure(layer))
             self.before = {layer: moment.copy() for layer, moment in self.moments.items()}
 
-    def _measure(self, layer: int) -> dict[str, float]:
+    def _measure(self, layer: int) -> dict[str, float | None]:
         """Relative change of C since the last mark, and how unseen text looks under the C of before.
 
         `unseen` is the mean of k^T C_before^-1 k / d_in over the tokens since: 1 if C_before described them
-        as well as its own text, larger if it does not.
+        as well as its own text, larger if it does not, None if that C cannot be inverted.
         """
         now = self.moments[layer]
         if not bool(now.strips[0].isfinite().all()):
@@ -80,8 +78,9 @@ class Pass:
         mean, old = now.mean(), before.mean().to(now.strips[0].device)
         change = float((mean - old).norm() / mean.norm())
         fresh = (mean.double() * now.count - old.double() * before.count) / (now.count - before.count)
-        ridge = max(RIDGE, 1e-12)
-        unseen = float(torch.trace(Covariance(old, before.count, ridge).solve(fresh))) / now.d_in
+        unseen: float | None = None
+        with suppress(KeditError):  # so few tokens that even the ridged C of before has no inverse
+            unseen = float(torch.trace(Covariance(old, before.count, RIDGE).solve(fresh))) / now.d_in
         return {"tokens": now.count, "change": change, "unseen": unseen}
 
     def save(self, path: Path, key: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ class StatsConfig:
         corpus: "self" is text that the unedited model writes itself: needs no data and no network. Or a local
             text file (.jsonl: one document per line in "text"), or hf:NAME[:CONFIG][:SPLIT][:COLUMN] read by
             the datasets library (missing parts: no config, train, text).
-        tokens: Tokens to average over. 30 000 is a minute's work for a small model on a CPU and about 20 times
-            its d_in; published work takes 100 000 Wikipedia articles. Take at least 4 times d_in.
+        tokens: Tokens to average over. 30 000 is a minute's work for a small model on a CPU and 20 times
+            its d_in; published work takes 100 000 Wikipedia articles. At least 4 times d_in.
         sequence_length: Documents are packed, with EOS between, and cut to this many tokens (at most the
             model's context).
         batch_tokens: Tokens in one forward pass; bounds the memory, hardly changes the speed.

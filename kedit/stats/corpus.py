@@ -28,15 +28,14 @@ PIECE = 1 << 16  # characters tokenised at once
 SELF_LENGTH = 128  # tokens of one sampled text
 
 # First words of the sampled texts: without them a model begins nearly every text alike.
-STARTERS = (
-    "The In A It This There He She They We When After Before During If While Although Because However For With "
-    "On At By From One Some Many Most All Another New What How Why Who Where I You My Our His Her Their These "
-    "Those First Early Later Today According Born Located Known Like To Its Every No As Since"
-).split()
+STARTERS = """\
+    The In A It This There He She They We When After Before During If While Although Because However For
+    With On At By From One Some Many Most All Another New What How Why Who Where I You My Our His Her Their
+    These Those First Early Later Today According Born Located Known Like To Its Every No As Since"""
 
 
 def fingerprint(lm: LM, config: StatsConfig) -> str:
-    """Which text `config` means, 20 hexadecimal digits: content of the file, or all that the sampling depends on.
+    """Which text `config` means, 20 hex digits: of a file's content, or of all that sampling depends on.
 
     Raises:
         KeditError: The file or data set does not exist.
@@ -52,7 +51,7 @@ def fingerprint(lm: LM, config: StatsConfig) -> str:
 
 
 def load_ids(lm: LM, config: StatsConfig, folder: Path, progress: Progress | None = None) -> Tensor:
-    """The first `config.tokens` tokens of the corpus, `[n]` int64 on the CPU; fewer where the text is shorter.
+    """The first `config.tokens` tokens of the corpus, `[n]` int64 on the CPU; fewer where it is shorter.
 
     Args:
         lm: Model and tokenizer.
@@ -105,10 +104,12 @@ def _self_ids(lm: LM, config: StatsConfig, folder: Path, progress: Progress | No
 
 
 def _prompts(lm: LM, n: int) -> list[list[int]]:
-    """The first token of each starter in turn (equal lengths share a batch); one row in 8 begins from BOS or EOS."""
+    """The first token of each starter in turn, so that rows share batches; one row in 8 is BOS or EOS."""
     bos, eos = lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id
     front = [bos] if lm.adds_bos else []
-    first = [front + lm.tokenizer(word, add_special_tokens=False)["input_ids"][:1] for word in STARTERS]
+    first = [
+        front + lm.tokenizer(word, add_special_tokens=False)["input_ids"][:1] for word in STARTERS.split()
+    ]
     bare = front or [token for token in (bos, eos) if token is not None][:1] or first[0]
     return [first[i % len(first)] if i % 8 else bare for i in range(n)]
 

@@ -57,7 +57,8 @@ class Covariance:
         Raises:
             KeditError: The matrix is not positive definite, as happens with fewer tokens than d_in.
         """
-        if self._factor is None:
+        factor = self._factor
+        if factor is None:
             matrix = self.mean.double()  # a copy, unless C is float64 already
             matrix = matrix.clone() if matrix is self.mean else matrix
             diagonal = matrix.diagonal()
@@ -66,11 +67,11 @@ class Covariance:
             # With fewer tokens than d_in the rank is short, even where rounding lets the factorisation pass.
             if int(info) or (self.count < self.d_in and self.ridge == 0):
                 raise KeditError(
-                    f"the covariance of {self._name()} over {self.count} tokens cannot be inverted with ridge "
-                    f"{self.ridge:g} (d_in is {self.d_in}); use more tokens (stats.tokens) or a ridge (stats.ridge)"
+                    f"the covariance of {self._name()} over {self.count} tokens (d_in {self.d_in}) cannot be "
+                    f"inverted with ridge {self.ridge:g}; raise stats.tokens or stats.ridge"
                 )
             self._factor = factor
-        return self._factor
+        return factor
 
     def solve(self, k: Tensor) -> Tensor:
         """C^-1 k for each vector of `k: [..., d_in]`; float64, the same shape, on C's device."""
@@ -95,7 +96,7 @@ class Covariance:
         return Covariance(self.mean, self.count, ridge, self.card)
 
     def _name(self) -> str:
-        return str(self.card.get("module", "the keys"))
+        return str(self.card.get("key", {}).get("module", "the keys"))
 
 
 def woodbury(cov: Covariance, keys: Tensor, lam: float) -> Tensor:

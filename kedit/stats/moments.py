@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ class SecondMoment:
     def __init__(self, d_in: int, dtype: torch.dtype, device: torch.device) -> None:
         self.d_in, self.dtype = d_in, dtype
         edges = [d_in * i // STRIPS for i in range(STRIPS + 1)]
-        self.bounds = list(zip(edges[:-1], edges[1:], strict=True))
+        self.bounds = list(itertools.pairwise(edges))
         self.strips = [torch.zeros(b - a, d_in - a, dtype=dtype, device=device) for a, b in self.bounds]
         self.count = 0
 

@@ -1,0 +1,118 @@
+"""What the benchmarks share: machine, models (also random ones of real shapes), clocks, result files.
+
+Needs torch and transformers alone, so that it runs on a bare GPU machine.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # a bare GPU machine has no installed kedit
+
+from kedit.lm import LM, LMConfig, load_lm, wrap_lm  # noqa: E402
+from kedit.provenance import provenance  # noqa: E402
+from kedit.requests import EditRequest  # noqa: E402
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-7b": {
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+    },
+    "llama-tiny": {
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 128, "intermediate_size": 344,
+        "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
+    },
+}  # fmt: skip
+
+
+def get_lm(name: str, dtype: str, device: str) -> LM:
+    """A model by alias, folder or hub id, or `random:SHAPE` with random weights of a real shape."""
+    if not name.startswith("random:"):
+        return load_lm(LMConfig(name=name, dtype=dtype), device=device)  # type: ignore[arg-type]
+    shape = dict(SHAPES[name.removeprefix("random:")])
+    config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    return wrap_lm(model.eval().requires_grad_(False), word_tokenizer(), name)
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without training: about one token per character, which suffices for random models."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({token: i for i, token in enumerate(["<eos>", *alphabet])}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+
+
+def read_requests(path: Path | None, n: int) -> list[EditRequest]:
+    """`n` requests of a file that kedit reads, or made up here."""
+    if path is None:
+        names = ["Berlin", "The Space Needle", "Lake Geneva", "Mount Fuji", "Oslo", "The Danube", "Rio", "Petra"]
+        return [
+            EditRequest(str(i), "The place called {} lies in", f"{names[i % len(names)]} {i}", "Peru", "Chad")
+            for i in range(n)
+        ]
+    from kedit.data import read_robust
+
+    return [record.request for record in read_robust(str(path))][:n]
+
+
+class Clock:
+    """CPU seconds of this process and wall seconds between construction and `stop`."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device != "cpu"
+        self._sync()
+        self.cpu0, self.wall0 = time.process_time(), time.perf_counter()
+
+    def stop(self) -> dict[str, float]:
+        """`{"cpu_s", "wall_s"}`; waits for the GPU."""
+        self._sync()
+        return {"cpu_s": time.process_time() - self.cpu0, "wall_s": time.perf_counter() - self.wall0}
+
+    def _sync(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+
+def timed(run: Callable[[], Any], device: str) -> tuple[Any, dict[str, float]]:
+    """Result and seconds of `run`, and on a GPU the peak memory it took."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    clock = Clock(device)
+    result = run()
+    seconds = clock.stop()
+    if device != "cpu":
+        seconds["peak_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return result, seconds
+
+
+def peak_rss_gib() -> float:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def save(name: str, figures: dict[str, Any]) -> Path:
+    """Write figures with machine and versions to benchmarks/results/NAME.json."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = {"date": datetime.date.today().isoformat(), "command": " ".join(["python", *sys.argv])}
+    path.write_text(json.dumps(written | figures | {"provenance": provenance()}, indent=2) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,47 @@
+"""What other libraries print that tells a user of kedit nothing, and only that. Warnings that matter stay."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# (message, module) of warnings about what kedit does on purpose
+NOISE = (
+    (r"Found \d+ module\(s\) in eval mode", ""),  # the edited model is in eval mode: dropout would be wrong
+    (r".*LeafSpec.* is deprecated", ""),  # Lightning calls what this torch has renamed
+    (r"The '?train_dataloader'? does not have many workers", ""),  # its batches are text, ready in memory
+    (r"Checkpoint directory .* exists and is not empty", ""),  # a resumed run
+    (r"You're resuming from a checkpoint that ended before the epoch ended", ""),  # early stop ends an epoch
+    (r"The dirpath has changed from", ""),  # a run folder that was moved
+    (r"`Trainer.fit` stopped", ""),
+)
+
+
+def set_up_logging() -> None:
+    """kedit's messages as plain lines on standard error; other libraries' from WARNING on."""
+    logging.basicConfig(level=os.environ.get("KEDIT_LOG", "INFO"), format="%(message)s", stream=sys.stderr)
+    for name in ("httpx", "filelock", "fsspec", "urllib3", "datasets", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Lightning's messages from WARNING on and once each (it adds handlers of its own), without `NOISE`."""
+    for name in (
+        "lightning",
+        "lightning.pytorch",
+        "lightning.fabric",
+        "lightning.pytorch.utilities.rank_zero",
+    ):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.WARNING)
+        logger.handlers.clear()
+        logger.propagate = True
+    with warnings.catch_warnings():
+        for message, module in NOISE:
+            warnings.filterwarnings("ignore", message, module=module)
+        yield
