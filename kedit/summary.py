@@ -25,7 +25,9 @@ from kedit.intervals import (
     percentile_interval,
     resampled_means,
 )
-from kedit.results import METRICS, RATES, Saved, unchanged
+from kedit.results import METRICS, RATES, Saved, result_row, unchanged
+
+__all__ = ["INVARIANT", "SCORED", "TITLES", "Scoreboard", "flat", "result_row", "summarise"]
 
 TITLES: Mapping[str, str] = MappingProxyType(
     {"rewrite": "efficacy", "paraphrase": "generality", "neighborhood": "locality"}

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny import TEXT, save_tiny, tiny_lm
 
+from kedit.arch import weight
 from kedit.errors import KeditError
 from kedit.sampling import sample
 from kedit.stats import Covariance, StatsConfig, collect, covariances, load_covariance, woodbury
 from kedit.stats.corpus import load_ids
+from tests.tiny import TEXT, save_tiny, tiny_lm
 
 D_FF = 80
 
@@ -96,7 +97,11 @@ def test_pass_stops_at_the_deepest_layer(text, tmp_path):
     lm = tiny_lm("llama")
     ran: list[int] = []
     for layer in range(4):
-        lm.arch.layer(lm.model, layer).register_forward_pre_hook(lambda m, a, i=layer: ran.append(i))
+
+        def note(module: torch.nn.Module, args: object, i: int = layer) -> None:
+            ran.append(i)
+
+        lm.arch.layer(lm.model, layer).register_forward_pre_hook(note)
     collect(lm, [1], torch.arange(64), 64, 64)
     assert ran == [0, 1]
 
@@ -260,7 +265,7 @@ def test_edited_model_is_refused(text, tmp_path):
     lm = tiny_lm("gpt2")
     assert lm.fingerprint
     with torch.no_grad():
-        lm.arch.module(lm.model, "mlp_out", 1).weight.add_(0.01)
+        weight(lm.arch.module(lm.model, "mlp_out", 1)).add_(0.01)
     with pytest.raises(KeditError, match="edited since it was loaded"):
         covariances(lm, [0], config(text), tmp_path)
 

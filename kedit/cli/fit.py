@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import pickle
+import zipfile
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -94,10 +95,9 @@ class KeditCLI(LightningCLI):
             raise KeditError(f"trainer: {_first_line(error)}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:
+        given = {"datamodule": self.datamodule, "ckpt_path": self.checkpoint, "weights_only": True}
         try:
-            self.trainer.fit(
-                self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=True
-            )
+            self.trainer.fit(self.model, **given)
         except MisconfigurationException as error:
             raise KeditError(f"trainer: {_first_line(error)}") from error
         except SystemExit as stop:
@@ -133,10 +133,7 @@ TRAINER_DEFAULTS = {
 
 def fit(words: list[str]) -> None:
     """Parse `words`, edit and measure."""
-    about = {
-        "description": "Edit facts in a language model and measure what the edits did.",
-        "exit_on_error": False,
-    }
+    about = "Edit facts in a language model and measure what the edits did."
     with quiet_lightning():
         KeditCLI(
             EditingModule,
@@ -148,7 +145,11 @@ def fit(words: list[str]) -> None:
             trainer_defaults=dict(TRAINER_DEFAULTS),
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": "kedit", "exit_on_error": False, "fit": about},
+            parser_kwargs={
+                "prog": "kedit",
+                "exit_on_error": False,
+                "fit": {"description": about, "exit_on_error": False},
+            },
             args=["fit", *words],
         )
 
@@ -160,11 +161,8 @@ def _check_groups(config: Namespace) -> None:
         module, _, cls = str(config[part].class_path).rpartition(".")
         hints = get_type_hints(getattr(importlib.import_module(module), cls).__init__)
         args = config[part].init_args
-        groups |= {
-            f"{part}.{name}": args[name]
-            for name, hint in hints.items()
-            if is_dataclass(hint) and name in args
-        }
+        names = [name for name, hint in hints.items() if is_dataclass(hint) and name in args]
+        groups |= {f"{part}.{name}": args[name] for name in names}
     for option, value in groups.items():
         if not isinstance(value, Namespace):
             raise KeditError(f"{option}: wants options of its own below it, not {value!r}")
@@ -175,9 +173,11 @@ def _check_checkpoint(path: Path) -> None:
     if not path.is_file():
         raise KeditError(f"ckpt_path: there is no file {path}")
     try:
+        if not zipfile.is_zipfile(path):
+            raise KeditError(f"ckpt_path: {path} is truncated or no checkpoint")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise KeditError(f"ckpt_path: {path} is damaged or no checkpoint: {_first_line(error)}") from None
+        raise KeditError(f"ckpt_path: {path} is damaged: {_first_line(error)}") from None
     if not isinstance(checkpoint, dict) or "kedit" not in checkpoint:
         raise KeditError(f"ckpt_path: {path} was not written by kedit")
 
@@ -194,7 +194,5 @@ def _name(config: Any) -> str:
     what = str(data.class_path).rpartition(".")[2].lower()
     args = data.init_args
     part = args.get("split") or Path(str(args.get("path") or "")).stem
-    name = "-".join(
-        str(x) for x in (method, lm, what, part, model.init_args.regime, f"seed{model.init_args.seed}") if x
-    )
-    return name + ("-dev" if config.trainer.fast_dev_run else "")
+    parts = (method, lm, what, part, model.init_args.regime, f"seed{model.init_args.seed}")
+    return "-".join(str(part) for part in parts if part) + ("-dev" if config.trainer.fast_dev_run else "")

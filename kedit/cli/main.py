@@ -53,6 +53,8 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
     except ArgumentError as error:
         _fail(_of_kedit(error) or explain(str(error)))
+    except UnicodeDecodeError as error:
+        _fail(f"config: the file is no UTF-8 text ({error.reason} at byte {error.start})")
     except (KeditError, TypeError, ValueError) as error:
         if (message := _of_kedit(error)) is None:
             raise

@@ -14,10 +14,8 @@ from difflib import get_close_matches
 KEY = re.compile(r'Parser key "([\w.]+)":')
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)'")
 UNKNOWN = (
-    re.compile(
-        r"(?:Subcommand '\w+' does not accept option|Option|unrecognized arguments:) '?(?:--)?([\w.]+)"
-    ),
     re.compile(r"Group '([\w.]+)' does not accept option '([\w.]+)'"),
+    re.compile(r"(?:does not accept option '|Option '|unrecognized arguments: --)([\w.]+)"),
 )
 NO_CLASS = (
     re.compile(r"Expected a dot import path string: (\S+)"),
@@ -48,24 +46,33 @@ def explain(message: str) -> str:
     classes = CLASS.findall(message)
     if found := _first(REQUIRED, lines):
         return _required(found.group(1), option)
-    if found := _first(UNKNOWN[1], lines) or _first(UNKNOWN[0], lines):
+    if found := _first(UNKNOWN[0], lines) or _first(UNKNOWN[1], lines):
         name = ".".join(x for x in (option, *found.groups()) if x)
-        if lines[0].startswith("unrecognized arguments") and not found.group(0).count("--"):
-            return f"{lines[0]}: an option begins with --"
         return f"{name}: there is no such option{_meant(found.groups()[-1], classes)}"
     if found := next((hit for pattern in NO_CLASS if (hit := _first(pattern, lines))), None):
         return f"{option}: there is no class {found.group(1)!r} for it{_choices(option)}"
-    if wanted := _wanted(lines):
-        value = next((v for line in lines if (v := _value(line)) is not None), "")
+    if lines[0].startswith("Problems parsing config"):
+        where = re.findall(r"line (\d+), column (\d+)", message)
+        why = next((line for line in lines[1:] if not line.startswith("in ")), "")
+        line, column = where[-1] if where else ("?", "?")
+        return f"config: not valid YAML at line {line}, column {column}: {why or lines[0].partition(': ')[2]}"
+    if lines[0].startswith("Unexpected config"):
+        return "config: the file is empty or no mapping of options; see configs/rome_smollm2.yaml"
+    if (wanted := _wanted(lines)) not in ("", "null"):
+        value = next((found.group(1) for line in lines if (found := VALUE.search(line))), "")
         return f"{option}: wants {wanted}" + (f", not {value!r}" if value else "")
-    reasons = [
-        line
-        for line in lines
-        if not KEY.search(line) and not line.startswith(("Given value", "Problem with"))
-    ]
-    tail = [*re.findall(r'Parser key "[\w.]+": (.+)', lines[0]), *reasons]
-    where = f"{option}: " if option and not option.startswith("config") else ""
-    return where + " ".join(tail[:2])[:400]
+    noise = (
+        "Given value",
+        "Problem with",
+        "Parser key",
+        "Does not validate",
+        "Subtypes",
+        "Errors:",
+        "Expected a <",
+    )
+    reasons = [line for line in lines if not line.startswith(noise)]
+    reasons = [*re.findall(r'Parser key "[\w.]+": (.+)', lines[0]), *reasons]
+    return (f"{option}: " if option else "") + ", ".join(reasons[:4])[:400]
 
 
 def _first(pattern: re.Pattern[str], lines: list[str]) -> re.Match[str] | None:
@@ -75,13 +82,11 @@ def _first(pattern: re.Pattern[str], lines: list[str]) -> re.Match[str] | None:
 def _required(names: str, option: str) -> str:
     wanted = [name.strip().removeprefix("fit.") for name in names.split(",")]
     if not option and set(wanted) <= {"model", "data"}:
-        return (
-            f"say what to run: {' and '.join('--' + name for name in sorted(wanted, reverse=True))} missing.\n"
-            "Start from a file: kedit fit --config configs/rome_smollm2.yaml (kedit ls lists them)"
-        )
-    return (
-        f"{'.'.join([option, wanted[0]]) if option else wanted[0]}: this option is needed and has no default"
-    )
+        missing = " and ".join(f"--{name}" for name in sorted(wanted, reverse=True))
+        start = "Start from a file: kedit fit --config configs/rome_smollm2.yaml (kedit ls lists them)"
+        return f"{missing} missing: which method edits which facts?\n{start}"
+    name = ".".join(part for part in (option, wanted[0]) if part)
+    return f"{name}: this option is needed and has no default"
 
 
 def _wanted(lines: list[str]) -> str:
@@ -92,6 +97,8 @@ def _wanted(lines: list[str]) -> str:
         if line.startswith("Given value"):
             break
         wanted += [_type(text) for text in EXPECTED.findall(line)]
+        if "Got value" in line:  # not a union: what follows belongs to an outer option
+            break
     return " or ".join(dict.fromkeys(wanted))
 
 
@@ -101,11 +108,6 @@ def _type(text: str) -> str:
         return ("one of " if len(values) > 1 else "") + ", ".join(str(value) for value in values)
     name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     return TYPES.get(name, name)
-
-
-def _value(line: str) -> str | None:
-    found = VALUE.search(line)
-    return None if found is None else found.group(1)
 
 
 def _choices(option: str) -> str:
