@@ -39,6 +39,7 @@ class EditMetrics(EditCallback):
         self.scoring, self.measure = scoring, measure
         self._base: dict[str, list[ProbeScore]] = {}
         self._edited: list[tuple[int, Outcome]] = []
+        self._resumed: list[tuple[dict[str, Any], str | None]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores the unedited model once, where later batches are edited on top of earlier ones."""
@@ -50,8 +51,17 @@ class EditMetrics(EditCallback):
         with stage("scoring the unedited model") as progress:
             scores = self._score(module.lm, records, progress=progress)
         self._base = {record.request.case_id: s for record, s in zip(records, scores, strict=True)}
-        done = data.batches[: module.resumed_at]
-        self._edited = [(i, Outcome(record)) for i, batch in enumerate(done) for record in batch]
+        done = [(i, r) for i, batch in enumerate(data.batches[: module.resumed_at]) for r in batch]
+        known = zip(done, self._resumed, strict=True)
+        self._edited = [(i, Outcome(r, info=info, error=error)) for (i, r), (info, error) in known]
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: what is known of the edits so far, which the rows at the end will say again."""
+        return {"outcomes": [(outcome.info, outcome.error) for _, outcome in self._edited]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it back; called before `on_fit_start`."""
+        self._resumed = [tuple(outcome) for outcome in state_dict["outcomes"]]
 
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Fills in the rows of the batch."""

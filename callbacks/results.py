@@ -36,6 +36,7 @@ class ResultsWriter(EditCallback):
     def __init__(self, save_deltas: bool = True, resamples: int = 2000) -> None:
         self.save_deltas, self.resamples = save_deltas, resamples
         self.summary: dict[str, Any] | None = None
+        self._seconds, self._edits = 0.0, 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cuts an interrupted file back."""
@@ -50,6 +51,8 @@ class ResultsWriter(EditCallback):
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Appends the batch's rows."""
         folder = _folder(trainer)
+        self._seconds += batch.seconds
+        self._edits += len(batch.records)
         append_rows(folder / RESULTS, [row for outcome in batch.outcomes for row in outcome.rows])
         if self.save_deltas and module.regime != "sequential":
             names = [r.request.case_id for r in batch.records] if module.regime == "single" else [f"batch-{batch.index}"]
@@ -72,6 +75,7 @@ class ResultsWriter(EditCallback):
         failed = {row["case_id"]: row["error"] for row in rows if row["status"] == "failed"}
         self.summary = run | {
             "failed": failed,
+            "timing": {"edits": self._edits, "seconds_editing": round(self._seconds, 3)},  # of this process alone
             "results": {when: summarise(rows, when, resamples=self.resamples) for when in moments},
         }
         write_json(folder / SUMMARY, self.summary)

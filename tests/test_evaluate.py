@@ -231,7 +231,7 @@ def test_greedy_equals_hugging_face(family: str) -> None:
     found = greedy_ids(lm, rows, 8)
     for row, new in zip(rows, found, strict=True):
         with torch.no_grad():
-            whole = lm.model.generate(torch.tensor([row]), do_sample=False, max_new_tokens=8)
+            whole = lm.model.generate(torch.tensor([row]), do_sample=False, max_new_tokens=8)  # type: ignore[operator]
         assert new == whole[0, len(row) :].tolist()
 
 

@@ -36,8 +36,11 @@ ROWS = [
     result_row(
         record("1", "rewrite", "neighborhood", "neighborhood"),
         [said(0.1, 0.5), said(0.5, 0.1, (7, 8), 2), said(0.5, 0.1, (7, 9), 1)],
-        [said(0.9, 0.1, (5,), 1, generated=" Rome", generated_match=True)]
-        + [said(0.5, 0.1, (7, 8), 2), said(0.1, 0.5, (7, 3), 1)],
+        [
+            said(0.9, 0.1, (5,), 1, generated=" Rome", generated_match=True),
+            said(0.5, 0.1, (7, 8), 2),
+            said(0.1, 0.5, (7, 3), 1),
+        ],
         batch=0,
         when="edit",
     ),
@@ -155,8 +158,6 @@ def test_torchmetrics_say_what_the_summary_says() -> None:
     for name, cell in near.items():
         assert float(found[name]) == pytest.approx(cell["after"], abs=1e-3)
         assert float(found[f"{name}_micro"]) == pytest.approx(cell["micro"]["after"], abs=1e-3)
-    rates.reset()
-    assert rates.compute() == {}
 
 
 def test_edit_score_metric() -> None:

@@ -139,7 +139,8 @@ class EditingModule(LightningModule):
     def lm(self) -> LM:
         """The model, loaded on first use."""
         if self._lm is None:
-            self._lm = load_lm(self.lm_config)
+            device = "cpu" if self._trainer is None else str(self.trainer.strategy.root_device)
+            self._lm = load_lm(self.lm_config, device=device)
             _ = self._lm.fingerprint  # of the unedited weights
             self.base = self._lm.model  # a submodule: Lightning moves it to the device
         return self._lm
@@ -275,19 +276,26 @@ class EditingModule(LightningModule):
             "edits_done": self.edits_done,
             "deltas": [_pack(delta) for delta in self.deltas],
             "method": self.method_state(),
-            "run": self.describe(),
+            "run": self._identity(),
         }
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run must share with the checkpoint that it goes on from."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        run = self.describe()
+        same = {key: run[key] for key in ("method", "model", "model_fingerprint", "dtype", "regime", "seed")}
+        return same | {"data": data.fingerprint, "edit_batches": len(data.batches)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the checkpoint is of this run's model and method."""
         state = checkpoint.get("kedit")
         if state is None:
             raise KeditError("this checkpoint was not written by kedit; start without --ckpt_path")
-        mine, theirs = self.describe(), state["run"]
-        for key in ("method", "model_fingerprint", "regime", "seed"):
-            if mine[key] != theirs[key]:
+        mine, theirs = self._identity(), state["run"]
+        for key, value in mine.items():
+            if value != theirs.get(key):
                 raise KeditError(
-                    f"this checkpoint is of another run: its {key} is {theirs[key]!r}, here it is {mine[key]!r}"
+                    f"this checkpoint is of another run: its {key} is {theirs.get(key)!r}, here it is {value!r}"
                 )
         self._restored = state
 

@@ -1,0 +1,122 @@
+"""Choose ROME's layer and hyperparameters for a model on validation records, and write down every row.
+
+    python benchmarks/rome_sweep.py --data ../shared/data/counterfact_edit.json \\
+        --exclude ../shared/data/rep_counterfact_valid.json ../shared/data/rep_counterfact_test.json
+
+Each setting is one `kedit fit` in the single regime, on the same records. Records whose subject occurs in an excluded
+file are left out. The flat file gives one neighbour a record; others are pooled from records of the same
+template and true object (ours: never comparable with published neighbourhood scores).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, save
+
+from kedit.cli import main as kedit
+from kedit.data import read_counterfact, read_robust
+from kedit.requests import EditRecord
+
+# one setting a line: what is given to ROME besides its defaults
+LAYERS = [{"layer": layer} for layer in (3, 5, 7, 9, 12)]
+AROUND = [
+    {"stop_loss": 0.1},
+    {"kl_factor": 0.25},
+    {"clamp_norm_factor": 2.0},
+    {"v_lr": 0.25},
+    {"v_weight_decay": 0.5},
+    {"mom2_adjustment": False},
+]
+
+
+def pooled(records: list[EditRecord], excluded: set[str], n: int, seed: int) -> list[dict[str, Any]]:
+    """`n` records with up to six neighbours each, as kedit's own JSONL form."""
+    same: dict[tuple[str, str | None], list[str]] = defaultdict(list)
+    for record in records:
+        same[record.request.prompt, record.request.target_true].append(record.request.subject)
+    chosen = []
+    order = list(records)
+    random.Random(seed).shuffle(order)
+    for record in order:
+        r = record.request
+        others = [s for s in same[r.prompt, r.target_true] if s != r.subject]
+        if r.subject in excluded or len(others) < 5:
+            continue
+        own = [p.text for p in record.probes if p.kind == "neighborhood"]
+        others = random.Random(f"{seed}-{r.case_id}").sample(others, 5)
+        chosen.append(
+            {
+                "case_id": f"cf-{r.case_id}",
+                "prompt": r.prompt,
+                "subject": r.subject,
+                "target_new": r.target_new,
+                "target_true": r.target_true,
+                "paraphrases": [p.text for p in record.probes if p.kind == "paraphrase"],
+                "neighbors": own + [r.prompt.replace("{}", other) for other in others],
+            }
+        )
+        if len(chosen) == n:
+            break
+    return chosen
+
+
+def run(path: Path, root: Path, method: str, model: str, setting: dict[str, Any]) -> dict[str, Any]:
+    """One `kedit fit`; its summary."""
+    words = [f"--model.init_args.{key}={json.dumps(value)}" for key, value in setting.items()]
+    name = "-".join(f"{key}{value}" for key, value in setting.items())
+    kedit(
+        ["fit", "--model", method, f"--model.init_args.lm.name={model}", *words, "--data", "Records",
+         f"--data.init_args.path={path}", f"--run.root={root}", f"--run.name={method}-{name}", "--results.save_deltas=false"]
+    )  # fmt: skip
+    return json.loads((root / f"{method}-{name}" / "summary.json").read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """Run the settings and save a row for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--exclude", type=Path, nargs="*", default=[])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--method", default="ROME")
+    parser.add_argument("--records", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--around", type=int, help="vary the other hyperparameters at this layer instead of the layer")
+    parser.add_argument("--save", help="name of the figures under benchmarks/results")
+    a = parser.parse_args()
+    excluded = {record.request.subject for path in a.exclude for record in read_robust(str(path))}
+    records = pooled(read_counterfact(str(a.data)), excluded, a.records, a.seed)
+    settings = LAYERS if a.around is None else [{"layer": a.around, **s} for s in AROUND]
+    rows = []
+    with tempfile.TemporaryDirectory() as tmp:
+        path = Path(tmp) / "records.jsonl"
+        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+        for setting in settings:
+            summary = run(path, Path(tmp), a.method, a.model, setting)
+            r = summary["results"]["edit"]
+            row = setting | {
+                "efficacy_success": r["rewrite"]["success"]["after"],
+                "efficacy_exact": r["rewrite"]["exact"]["after"],
+                "generated": r["rewrite"]["generated"]["after"],
+                "paraphrase_success": r["paraphrase"]["success"]["after"],
+                "paraphrase_exact": r["paraphrase"]["exact"]["after"],
+                "neighborhood_unchanged": r["neighborhood"]["unchanged"]["after"],
+                "neighborhood_success": r["neighborhood"]["success"]["after"],
+                "score": r["score"]["success"]["after"],
+            }
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            which = "layers" if a.around is None else "around"
+            figures = {"model": a.model, "method": a.method, "records": len(records), "seed": a.seed, "data": a.data.name}
+            save(a.save or f"{a.method.lower()}_sweep_{which}", figures | {"protocol": summary["protocol"], "rows": rows})
+    print("saved under", (ROOT / "benchmarks" / "results").name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""`kedit ls`: what there is to choose from, read from the code and from the folder at hand."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from rich.console import Console
+from rich.table import Table
+
+from kedit.data import datasets_index
+from kedit.defaults import TABLE
+from kedit.errors import KeditError
+from kedit.zoo import ALIASES
+
+USAGE = """\
+usage: kedit ls
+
+Lists the methods, the data sets, the models with values of their own, and the experiments in ./configs.
+"""
+
+# What people call the shapes of kedit.defaults.TABLE (any other model works too, with values by its depth).
+NAMES: Mapping[tuple[str, int, int], str] = MappingProxyType(
+    {
+        ("gpt2", 24, 1024): "gpt2-medium",
+        ("gpt2", 36, 1280): "gpt2-large",
+        ("gpt2", 48, 1600): "gpt2-xl",
+        ("gptj", 28, 4096): "gpt-j-6b",
+        ("gpt_neox", 44, 6144): "gpt-neox-20b",
+        ("llama", 32, 4096): "llama-2-7b, llama-3-8b",
+        ("mistral", 32, 4096): "mistral-7b",
+        ("qwen2", 28, 3584): "qwen2-7b, qwen2.5-7b",
+        ("llama", 30, 576): "smollm2-135m",
+    }
+)
+
+
+def ls(words: Sequence[str]) -> None:
+    """Print the tables.
+
+    Args:
+        words: What stands after `kedit ls`: nothing, or --help.
+    """
+    console = Console(highlight=False)
+    if words and words[0] in ("-h", "--help"):
+        console.print(USAGE, end="", markup=False)
+        return
+    if words:
+        raise KeditError(f"kedit ls takes no options, got {' '.join(words)}")
+    console.print(_table("methods", ("model.class_path", "what it is"), _methods()))
+    data = [(name, "yes" if path else "", what) for name, what, path in datasets_index()]
+    console.print(_table("data sets", ("data.class_path", "path needed", "what it holds"), data))
+    console.print(
+        _table("models with values of their own", ("model", "layers", "width", "edited layer"), _models())
+    )
+    console.print(
+        f"lm.name: an alias ({', '.join(ALIASES)}: fetched with pip), a local folder, or a hub id of any decoder",
+        soft_wrap=True,
+    )
+    configs = list(_configs(Path("configs")))
+    if configs:
+        console.print(_table("experiments", ("kedit fit --config", "what it is"), configs))
+    else:
+        console.print("no configs/*.yaml in this folder: kedit's source tree has them")
+
+
+def _methods() -> Iterator[tuple[str, ...]]:
+    from kedit import methods
+
+    for name in methods.__all__:
+        if name != "EditingModule":
+            yield name, _first_sentence(inspect.getdoc(getattr(methods, name)) or "")
+
+
+def _models() -> Iterator[tuple[str, ...]]:
+    for shape, values in TABLE.items():
+        kind, layers, width = shape
+        yield NAMES.get(shape, f"a {kind} model"), str(layers), str(width), str(values.layer)
+
+
+def _configs(folder: Path) -> Iterator[tuple[str, ...]]:
+    """Path and heading (the comment at the top, to its first empty line) of every experiment."""
+    for file in sorted(folder.glob("*.yaml")):
+        heading = []
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            if not line.startswith("# "):
+                break
+            heading.append(line.removeprefix("# ").strip())
+        yield str(file), " ".join(heading)
+
+
+def _first_sentence(text: str) -> str:
+    return " ".join(text.partition("\n\n")[0].split())
+
+
+def _table(
+    title: str, columns: Sequence[str], rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]
+) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, no_wrap=i == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
