@@ -60,9 +60,7 @@ def read_relation(path: Path) -> Relation:
     return Relation(name=path.stem, **table)
 
 
-def portability(
-    relation: Relation, subject: str, true: str, new: str, attributes: Attributes
-) -> list[dict[str, str]]:
+def portability(relation: Relation, subject: str, true: str, new: str, attributes: Attributes) -> list[dict[str, str]]:
     """One-hop consequences of `new` that differ from those of `true`; none that the subject gives away."""
     found = []
     for rule in relation.portability:
@@ -81,9 +79,7 @@ def neighbors(relation: Relation, subject: str, true: str, rng: random.Random) -
     picked = rng.sample(others, min(NEIGHBORS, len(others)))
     wordings = relation.neighbor_prompts
     prompts = [wordings[-1] if i % 3 == 2 else wordings[0] for i in range(len(picked))]
-    return [
-        {"prompt": p.replace("{}", name), "subject": name} for p, name in zip(prompts, picked, strict=True)
-    ]
+    return [{"prompt": p.replace("{}", name), "subject": name} for p, name in zip(prompts, picked, strict=True)]
 
 
 def choose_target(
@@ -103,9 +99,7 @@ def choose_target(
     fit = [
         o
         for o in relation.objects()
-        if o not in relation.also(subject)
-        and o not in names
-        and portability(relation, subject, true, o, attributes)
+        if o not in relation.also(subject) and o not in names and portability(relation, subject, true, o, attributes)
     ]
     if not fit:
         raise ValueError(f"{relation.name}: no new target fits {subject!r}")
@@ -122,9 +116,7 @@ def build(seed: int) -> list[dict[str, Any]]:
             continue
         relation = read_relation(path)
         rng = random.Random(f"{seed}/{relation.name}")
-        subjects = [
-            (true, s) for true, table in relation.facts.items() for s, aliases in table.items() if aliases
-        ]
+        subjects = [(true, s) for true, table in relation.facts.items() for s, aliases in table.items() if aliases]
         cards = rng.sample([SPLITS[i % len(SPLITS)] for i in range(len(subjects))], len(subjects))
         used: Counter[str] = Counter()
         for (true, subject), card in zip(subjects, cards, strict=True):
@@ -158,9 +150,7 @@ def measured(path: Path) -> dict[tuple[str, str, str], tuple[bool, str]]:
 
 def main() -> None:
     """Writes the file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=OUTPUT, help="file to write; default: the package's")
     parser.add_argument("--seed", type=int, default=0, help="seed of every choice; default: 0")
     args = parser.parse_args()

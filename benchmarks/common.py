@@ -64,7 +64,16 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 def read_requests(path: Path | None, n: int) -> list[EditRequest]:
     """`n` requests of a file that kedit reads, or made up here."""
     if path is None:
-        names = ["Berlin", "The Space Needle", "Lake Geneva", "Mount Fuji", "Oslo", "The Danube", "Rio", "Petra"]
+        names = [
+            "Berlin",
+            "The Space Needle",
+            "Lake Geneva",
+            "Mount Fuji",
+            "Oslo",
+            "The Danube",
+            "Rio",
+            "Petra",
+        ]
         return [
             EditRequest(str(i), "The place called {} lies in", f"{names[i % len(names)]} {i}", "Peru", "Chad")
             for i in range(n)

@@ -30,13 +30,16 @@ CLAMP, LR = 4.0, 0.5
 
 def contexts(n_short: int, n_long: int) -> list[str]:
     """Fixed contexts of ROME's sizes (5 and 10 tokens), so that the benchmark needs no sampling."""
-    words = "the old house stood near a small river and people came from every town to see it again".split()
+    text = "the old house stood near a small river and people came from every town to see it again"
+    words = text.split()
     texts = [" ".join(words[(3 * i + j) % len(words)] for j in range(4)) for i in range(n_short)]
     texts += [" ".join(words[(5 * i + j) % len(words)] for j in range(9)) for i in range(n_long)]
     return ["{}", *(text.capitalize() + ". {}" for text in texts)]
 
 
-def published_way(lm: LM, request: EditRequest, templates: Sequence[str], layer: int, steps: int, stop: float) -> Tensor:
+def published_way(
+    lm: LM, request: EditRequest, templates: Sequence[str], layer: int, steps: int, stop: float
+) -> Tensor:
     """(a): v* of one request by full forward passes of the whole padded batch, full logits."""
     rows = [encode_subject(lm, request.prompt, request.subject, request.target_new, c) for c in templates]
     kl = encode_subject(lm, "{} is a", request.subject)
@@ -83,10 +86,18 @@ def published_way(lm: LM, request: EditRequest, templates: Sequence[str], layer:
 
 
 def replay_way(
-    lm: LM, requests: Sequence[EditRequest], templates: Sequence[str], layer: int, steps: int, stop: float, lanes: int
+    lm: LM,
+    requests: Sequence[EditRequest],
+    templates: Sequence[str],
+    layer: int,
+    steps: int,
+    stop: float,
+    lanes: int,
 ) -> Tensor:
     """(b) with `lanes` 1, (c) with more: requests sorted by the length of what follows the subject."""
-    length = [len(t.ids) - t.subject_last for t in (encode_subject(lm, r.prompt, r.subject, r.target_new) for r in requests)]
+    length = [
+        len(t.ids) - t.subject_last for t in (encode_subject(lm, r.prompt, r.subject, r.target_new) for r in requests)
+    ]
     order = sorted(range(len(requests)), key=length.__getitem__)
     out: list[Tensor | None] = [None] * len(requests)
     for start in range(0, len(order), lanes):
@@ -138,9 +149,7 @@ def main() -> None:
         )
         record(name, len(requests), seconds)
     slow, seconds = timed(
-        lambda: torch.stack(
-            [published_way(lm, r, templates, a.layer, a.steps, a.stop) for r in requests[:n_slow]]
-        ),
+        lambda: torch.stack([published_way(lm, r, templates, a.layer, a.steps, a.stop) for r in requests[:n_slow]]),
         a.device,
     )
     record("a_published", n_slow, seconds)

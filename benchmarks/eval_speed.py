@@ -1,10 +1,11 @@
 """Time to score probes: one prompt at a time, as editing toolkits do, against `kedit.evaluate.score`.
 
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py --data ../shared/data/rep_counterfact_valid.json
-    python benchmarks/eval_speed.py --model random:llama-7b --dtype bfloat16 --device cuda --save eval_speed_gpu
+    python benchmarks/eval_speed.py --model random:llama-7b --dtype bfloat16 --device cuda --save eval_speed_h200
 
-Scored alike by both: every probe's answer and rival, teacher forced. Then the same with an edit of its own for every
-record (lanes against writing the weights record by record), and greedy generation against Hugging Face's.
+Scored alike by both: every probe's answer and rival, teacher forced. Then the same with an edit of its own
+for every record (lanes against writing the weights record by record), and greedy generation against
+Hugging Face's.
 On a shared CPU compare CPU seconds with one thread: threads that wait for a busy core burn CPU time.
 """
 
@@ -83,31 +84,23 @@ def random_deltas(lm: LM, n: int, layer: int) -> list[Delta]:
     rng = torch.Generator().manual_seed(0)
     shapes = ((width, 1), (1, d_in))
     return [
-        Delta(
-            {lm.arch.path("mlp_out", layer): Factors(*(0.02 * torch.randn(s, generator=rng) for s in shapes))}
-        )
+        Delta({lm.arch.path("mlp_out", layer): Factors(*(0.02 * torch.randn(s, generator=rng) for s in shapes))})
         for _ in range(n)
     ]
 
 
 def main() -> None:
     """Run both ways and print and save the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="alias, folder, hub id or random:llama-7b")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, help="a robust-query file; kedit's own facts without it")
     parser.add_argument("--records", type=int, default=10)
     parser.add_argument("--layer", type=int, default=5, help="layer of the made-up edits")
-    parser.add_argument(
-        "--new", type=int, default=16, help="tokens generated per rewrite and paraphrase probe"
-    )
+    parser.add_argument("--new", type=int, default=16, help="tokens generated per rewrite and paraphrase probe")
     parser.add_argument("--batch-tokens", type=int, nargs="*", default=[], help="other batch sizes to time")
-    parser.add_argument(
-        "--save", default="eval_speed_cpu", help="name of the figures under benchmarks/results"
-    )
+    parser.add_argument("--save", default="eval_speed_cpu", help="name of the figures under benchmarks/results")
     a = parser.parse_args()
     lm = get_lm(a.model, a.dtype, a.device)
     records = (read_robust(a.data) if a.data else read_facts("test"))[: a.records]

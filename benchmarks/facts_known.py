@@ -54,9 +54,7 @@ def greedy(model: Any, tokenizer: Any, prompts: list[str], batch_size: int) -> l
 
 def main() -> None:
     """Measures, reports, and writes if asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="alias, local folder or hub id")
     parser.add_argument("--data", type=Path, default=DATA, help="file to measure; default: the package's")
     parser.add_argument("--batch-size", type=int, default=64, help="prompts per batch")

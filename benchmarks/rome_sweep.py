@@ -73,7 +73,8 @@ def run(path: Path, root: Path, method: str, model: str, setting: dict[str, Any]
     name = "-".join(f"{key}{value}" for key, value in setting.items())
     kedit(
         ["fit", "--model", method, f"--model.init_args.lm.name={model}", *words, "--data", "Records",
-         f"--data.init_args.path={path}", f"--run.root={root}", f"--run.name={method}-{name}", "--results.save_deltas=false"]
+         f"--data.init_args.path={path}", f"--run.root={root}", f"--run.name={method}-{name}",
+         "--results.save_deltas=false"]
     )  # fmt: skip
     return json.loads((root / f"{method}-{name}" / "summary.json").read_text(encoding="utf-8"))
 
@@ -113,8 +114,17 @@ def main() -> None:
             rows.append(row)
             print(json.dumps(row), flush=True)
             which = "layers" if a.around is None else "around"
-            figures = {"model": a.model, "method": a.method, "records": len(records), "seed": a.seed, "data": a.data.name}
-            save(a.save or f"{a.method.lower()}_sweep_{which}", figures | {"protocol": summary["protocol"], "rows": rows})
+            figures = {
+                "model": a.model,
+                "method": a.method,
+                "records": len(records),
+                "seed": a.seed,
+                "data": a.data.name,
+            }
+            save(
+                a.save or f"{a.method.lower()}_sweep_{which}",
+                figures | {"protocol": summary["protocol"], "rows": rows},
+            )
     print("saved under", (ROOT / "benchmarks" / "results").name)
 
 

@@ -55,10 +55,17 @@ class ResultsWriter(EditCallback):
         self._edits += len(batch.records)
         append_rows(folder / RESULTS, [row for outcome in batch.outcomes for row in outcome.rows])
         if self.save_deltas and module.regime != "sequential":
-            names = [r.request.case_id for r in batch.records] if module.regime == "single" else [f"batch-{batch.index}"]
+            names = (
+                [r.request.case_id for r in batch.records] if module.regime == "single" else [f"batch-{batch.index}"]
+            )
             for name, delta in zip(names, batch.deltas, strict=True):
                 if delta is not None:
-                    rows = [row for o in batch.outcomes for row in o.rows if module.regime == "batch" or row["case_id"] == name]
+                    rows = [
+                        row
+                        for o in batch.outcomes
+                        for row in o.rows
+                        if module.regime == "batch" or row["case_id"] == name
+                    ]
                     save_delta(folder / "deltas" / _safe(name), delta, _card(module, rows))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,7 +82,10 @@ class ResultsWriter(EditCallback):
         failed = {row["case_id"]: row["error"] for row in rows if row["status"] == "failed"}
         self.summary = run | {
             "failed": failed,
-            "timing": {"edits": self._edits, "seconds_editing": round(self._seconds, 3)},  # of this process alone
+            "timing": {
+                "edits": self._edits,
+                "seconds_editing": round(self._seconds, 3),
+            },  # of this process alone
             "results": {when: summarise(rows, when, resamples=self.resamples) for when in moments},
         }
         write_json(folder / SUMMARY, self.summary)

@@ -59,9 +59,7 @@ def context_templates(lm: LM, config: ContextConfig) -> list[str]:
     for group, (length, count) in enumerate(config.lengths):
         starts = [lm.encode(STARTERS[i % len(STARTERS)]) for i in range(count)]
         longest = max(len(start) for start in starts)
-        drawn = sample(
-            lm, starts, max(1, length - longest), top_k=config.top_k, seed=config.seed * 1000 + group
-        )
+        drawn = sample(lm, starts, max(1, length - longest), top_k=config.top_k, seed=config.seed * 1000 + group)
         templates += [_clean(lm, ids) + ". {}" for ids in drawn]
     return templates
 

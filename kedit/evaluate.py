@@ -165,9 +165,7 @@ def known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = Non
     for record in records:
         request = record.request
         if request.target_true is None:
-            raise KeditError(
-                f"record {request.case_id}: it has no target_true, so nobody can say if it is known"
-            )
+            raise KeditError(f"record {request.case_id}: it has no target_true, so nobody can say if it is known")
         probes.append(Probe("rewrite", request.text.strip(), request.target_true))
     config = replace(config or EvalConfig(), generate=[])
     return [s.exact for s in score(lm, probes, config=config)]

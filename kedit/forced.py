@@ -108,9 +108,7 @@ def _hosts(spans: Sequence[Span]) -> list[_Row]:
     return sorted(rows, key=lambda row: len(row[0].ids), reverse=True)
 
 
-def _batches(
-    rows: list[_Row], batch_tokens: int, spans: Sequence[Span], vocab_size: int
-) -> Iterator[list[_Row]]:
+def _batches(rows: list[_Row], batch_tokens: int, spans: Sequence[Span], vocab_size: int) -> Iterator[list[_Row]]:
     """Cut sorted rows into batches of bounded padded tokens and bounded logits."""
     batch: list[_Row] = []
     logits = 0
@@ -125,9 +123,7 @@ def _batches(
         yield batch
 
 
-def _forward(
-    lm: LM, spans: Sequence[Span], batch: list[_Row], bank: LaneBank | None
-) -> tuple[Tensor, Tensor]:
+def _forward(lm: LM, spans: Sequence[Span], batch: list[_Row], bank: LaneBank | None) -> tuple[Tensor, Tensor]:
     """Run one batch: -log p and argmax at every token of every answer, both `[n_tokens]`, on the device."""
     slots: dict[tuple[int, int], int] = {}  # (row, column) -> index into the logits that are computed
     wanted: list[int] = []

@@ -42,9 +42,7 @@ def resampled_means(values: ArrayLike, resamples: int = 2000, seed: int = 0) -> 
         drawn = rng.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
         sums = counts @ both
-        np.divide(
-            sums[:, :columns], sums[:, columns:], out=means[start : start + rows], where=sums[:, columns:] > 0
-        )
+        np.divide(sums[:, :columns], sums[:, columns:], out=means[start : start + rows], where=sums[:, columns:] > 0)
     return means
 
 
@@ -63,9 +61,7 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
     return max(0.0, (centre - half) / (1 + square)), min(1.0, (centre + half) / (1 + square))
 
 
-def mean_interval(
-    values: ArrayLike, means: Floats, scale: Scale = "rate", level: float = 0.95
-) -> tuple[float, float]:
+def mean_interval(values: ArrayLike, means: Floats, scale: Scale = "rate", level: float = 0.95) -> tuple[float, float]:
     """Interval of the mean of one quantity.
 
     Where all records agree, no resample differs and the bootstrap's interval is a point. For a rate that is 0

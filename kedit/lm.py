@@ -180,9 +180,7 @@ def _source(name: str, revision: str | None) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise KeditError(
-                f"lm.name: the folder {name} has no config.json; give a Hugging Face model folder"
-            )
+            raise KeditError(f"lm.name: the folder {name} has no config.json; give a Hugging Face model folder")
         return str(folder)
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise KeditError(f"lm.name: there is no folder {name}")
@@ -226,9 +224,7 @@ def _check_decoder(config: PretrainedConfig, name: str) -> None:
     """
     encoder = getattr(config, "is_decoder", None) is False and config.model_type not in FAMILIES
     if config.is_encoder_decoder or encoder:
-        raise KeditError(
-            f"{name}: a {config.model_type} model is not decoder-only; kedit edits causal language models"
-        )
+        raise KeditError(f"{name}: a {config.model_type} model is not decoder-only; kedit edits causal language models")
 
 
 def _special_tokens(tokenizer: Any) -> tuple[int, int]:

@@ -117,6 +117,5 @@ def _values(scores: Sequence[ProbeScore]) -> dict[str, list[float]]:
     """Quantity -> its values over the probes that have it."""
     rows = [score.as_row(EXACT_DIGITS) for score in scores]
     return {
-        name: [float(value) for value in map(value_of, rows) if value is not None]
-        for name, value_of in METRICS.items()
+        name: [float(value) for value in map(value_of, rows) if value is not None] for name, value_of in METRICS.items()
     }

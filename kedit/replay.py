@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from kedit.lm import LM
+from kedit.prefix import Prefix
 from kedit.tokens import pad_right
 
 Site = Literal["input", "attn", "mlp"]
@@ -58,16 +58,16 @@ class Replay:
         layers = [lm.arch.layer(lm.model, i) for i in range(lm.arch.n_layers)]
         self._layers = layers[first:]
         with torch.no_grad():
-            cache, mask, in_tuple = _prefix(lm, rows)
+            self._prefix = Prefix(lm, [row.ids[: row.start] for row in rows])
+            cache = self._prefix.cache()
             ids, real = pad_right([row.suffix for row in rows], lm.pad_id, lm.device)
             start = torch.tensor([row.start for row in rows], device=lm.device)
             positions = (start[:, None] + torch.arange(ids.shape[1], device=lm.device)) * real
-            self._prefix = _Prefix(cache)  # references the prefix before the layers below append to it
-            calls = _Calls(self._layers, lm.arch.norm(lm.model), in_tuple)
+            calls = _Calls(self._layers, lm.arch.norm(lm.model), self._prefix.in_tuple)
             with calls.recorded():
-                _decoder(lm)(
+                lm.model.base_model(
                     input_ids=ids,
-                    attention_mask=torch.cat([mask, real], 1),
+                    attention_mask=torch.cat([self._prefix.mask, real], 1),
                     position_ids=positions,
                     past_key_values=cache,
                     use_cache=True,
@@ -175,77 +175,6 @@ def _add_first(hidden: Tensor, value: Tensor) -> Tensor:
     rows = hidden.reshape(value.shape[0], -1, hidden.shape[-1])
     head = (rows[:, :1].float() + value[:, None].float()).to(hidden.dtype)
     return torch.cat([head, rows[:, 1:]], 1).reshape(hidden.shape)
-
-
-def _decoder(lm: LM) -> Callable[..., Tensor]:
-    """The model without its head, as a function that returns the final hidden states."""
-    base = lm.model.base_model
-
-    def call(**kwargs: Any) -> Tensor:
-        return base(**kwargs).last_hidden_state
-
-    return call
-
-
-def _prefix(lm: LM, rows: Sequence[Row]) -> tuple[DynamicCache, Tensor, bool]:
-    """Keys and values of what comes before each row's start, moved to the right end of the block.
-
-    Right-aligned, the distance from a suffix token to a prefix token is the true one, so that sliding
-    windows see what they should.
-
-    Returns:
-        The cache (every layer `[n_rows, heads, P, head_dim]`, P >= 1), its mask `[n_rows, P]`, and whether
-        this model's layers return their output in a tuple.
-    """
-    width = max(1, *(row.start for row in rows))
-    index: dict[tuple[int, ...], int] = {}
-    which = torch.tensor([index.setdefault(row.ids[: row.start], len(index)) for row in rows], device=lm.device)
-    ids, mask = pad_right([prefix or (lm.pad_id,) for prefix in index], lm.pad_id, lm.device)
-    raw = DynamicCache()
-    kinds: list[bool] = []
-    handle = lm.arch.layer(lm.model, 0).register_forward_hook(lambda _, args, out: kinds.append(isinstance(out, tuple)))
-    try:
-        _decoder(lm)(input_ids=ids, attention_mask=mask, past_key_values=raw, use_cache=True)
-    finally:
-        handle.remove()
-    lengths = torch.tensor([row.start for row in rows], device=lm.device)
-    source = torch.arange(width, device=lm.device)[None] - (width - lengths)[:, None]  # [n_rows, P]
-    real = source >= 0
-    cache = DynamicCache()
-    for i, layer in enumerate(raw.layers):
-        keys, values = (_gather(t[which], source.clamp(min=0)) for t in (layer.keys, layer.values))
-        cache.update(keys, values, i)
-    return cache, real.long(), kinds[0]
-
-
-def _gather(block: Tensor, source: Tensor) -> Tensor:
-    """`block: [n, heads, P, head_dim]` re-ordered along P by `source: [n, P]`."""
-    index = source[:, None, :, None].expand(-1, block.shape[1], -1, block.shape[3])
-    return block.gather(2, index)
-
-
-class _Prefix:
-    """What a layer takes for its cache: prepends the constant prefix and remembers nothing."""
-
-    is_compileable = False
-
-    def __init__(self, cache: DynamicCache) -> None:
-        self.keys = [layer.keys for layer in cache.layers]
-        self.values = [layer.values for layer in cache.layers]
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values of prefix and suffix, `[rows, heads, P + S, head_dim]`."""
-        return torch.cat([self.keys[layer_idx], keys], 2), torch.cat([self.values[layer_idx], values], 2)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Length of the prefix."""
-        return self.keys[layer_idx].shape[2]
-
-    def select(self, index: Tensor) -> _Prefix:
-        part = copy(self)
-        part.keys = [t[index] for t in self.keys]
-        part.values = [t[index] for t in self.values]
-        return part
 
 
 class _Calls:

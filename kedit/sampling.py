@@ -67,9 +67,7 @@ def sample(
             f"sampling needs {longest} tokens of context, but {lm.name} has {lm.context_length}; "
             "ask for fewer new tokens"
         )
-    draws = torch.rand(
-        len(prompts), max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-    )
+    draws = torch.rand(len(prompts), max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     eos = lm.tokenizer.eos_token_id if stop_at_eos else None
     texts = [list(prompt) for prompt in prompts]
     done, total = 0, len(prompts) * max_new_tokens
@@ -106,9 +104,7 @@ def _continue(
     cache = DynamicCache(config=lm.model.config)
     for step in range(draws.shape[1]):
         every = torch.arange(len(ids))
-        logits, _ = logits_at(
-            lm, ids, every, torch.full_like(every, -1), past_key_values=cache, use_cache=True
-        )
+        logits, _ = logits_at(lm, ids, every, torch.full_like(every, -1), past_key_values=cache, use_cache=True)
         token = _draw(logits / temperature, draws[live, step], top_k)
         yield token.tolist(), live.tolist()
         ids = token.unsqueeze(1)

@@ -122,9 +122,7 @@ class Scoreboard:
 
     def _check(self) -> None:
         if len(self._moments) > 1:
-            raise KeditError(
-                f"the results mix the moments {', '.join(sorted(self._moments))}; summarise one of them"
-            )
+            raise KeditError(f"the results mix the moments {', '.join(sorted(self._moments))}; summarise one of them")
         if len(self._protocols) > 1:
             raise KeditError(f"the results mix {len(self._protocols)} protocols; summarise each by itself")
 

@@ -97,9 +97,7 @@ def kind(file: Path) -> tuple[str, str]:
 
 
 def test_the_configs_are_there() -> None:
-    assert {f"{method}_{model}" for method in ("rome", "rrome") for model in KINDS} <= {
-        f.stem for f in CONFIGS
-    }
+    assert {f"{method}_{model}" for method in ("rome", "rrome") for model in KINDS} <= {f.stem for f in CONFIGS}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -158,12 +156,8 @@ def test_config_is_complete_and_commented(file: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("file", CONFIGS[:1], ids=lambda file: file.stem)
-@pytest.mark.parametrize(
-    "path", ["model.init_args.layer", "data.init_args.limit", "metrics.measure", "run.root"]
-)
-def test_a_slip_in_a_config_is_named(
-    file: Path, path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("path", ["model.init_args.layer", "data.init_args.limit", "metrics.measure", "run.root"])
+def test_a_slip_in_a_config_is_named(file: Path, path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = yaml.safe_load(file.read_text())
     *parents, key = path.split(".")
     group = config

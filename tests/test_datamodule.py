@@ -207,9 +207,7 @@ def test_probe_choice() -> None:
     first = [probe.text for probe in few.records[0].probes if probe.kind == "neighborhood"]
     assert first == whole[:2]
     assert len(whole) == 3
-    with pytest.raises(
-        KeditError, match=r"data\.probe_kinds: .* has no rewrites probes; it has neighborhood, par"
-    ):
+    with pytest.raises(KeditError, match=r"data\.probe_kinds: .* has no rewrites probes; it has neighborhood, par"):
         _ = CounterFact(path, probe_kinds=["rewrites"]).records
 
 
@@ -233,9 +231,7 @@ def test_describe_is_json() -> None:
     assert RobustQueries(str(FIXTURES / "robust.json")).describe()["name"] == "robust/robust"
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("limit", 0), ("skip", -1), ("max_probes", 0), ("batch_size", 0)]
-)
+@pytest.mark.parametrize(("option", "value"), [("limit", 0), ("skip", -1), ("max_probes", 0), ("batch_size", 0)])
 def test_bad_option_is_named(option: str, value: int) -> None:
     with pytest.raises(KeditError, match=rf"data\.{option}: {value} is less than"):
         Synthetic(**{option: value})

@@ -57,8 +57,7 @@ def lane_bank(lm: LM, n: int = 3, scale: float = 1.0) -> tuple[list[Delta], Lane
     path = lm.arch.path("mlp_out", 1)
     rng = torch.Generator().manual_seed(1)
     deltas = [
-        Delta({path: Factors(*(scale * torch.randn(s, generator=rng) for s in ((32, 1), (1, 80))))})
-        for _ in range(n)
+        Delta({path: Factors(*(scale * torch.randn(s, generator=rng) for s in ((32, 1), (1, 80))))}) for _ in range(n)
     ]
     return deltas, LaneBank(lm.model, deltas)
 
@@ -164,9 +163,7 @@ def test_lanes_must_exist() -> None:
 def test_half_precision_is_scored_in_float32() -> None:
     lm = tiny_lm("llama", dtype=torch.bfloat16)
     found = score(lm, PROBES[:1], config=QUIET)[0]
-    assert found.nll_answer == pytest.approx(
-        sum(reference(lm, PROBES[0].text, "Rome")[0]) / len(found.top1), abs=0.1
-    )
+    assert found.nll_answer == pytest.approx(sum(reference(lm, PROBES[0].text, "Rome")[0]) / len(found.top1), abs=0.1)
     probabilities = lm.model(torch.tensor([lm.encode(PROBES[0].text)])).logits[0, -1].float().softmax(-1)
     assert 0 < found.p_answer < 1
     assert found.first_top1 == int(probabilities.argmax())
@@ -237,9 +234,7 @@ def test_greedy_equals_hugging_face(family: str) -> None:
 
 def test_rows_end_at_eos_and_leave_the_batch() -> None:
     lm = tiny_lm("llama")
-    rows = [
-        tuple(lm.encode(text)) for text in ("Berlin", "The capital of France is", "I think", "Tokyo and Rome")
-    ]
+    rows = [tuple(lm.encode(text)) for text in ("Berlin", "The capital of France is", "I think", "Tokyo and Rome")]
     free = greedy_ids(lm, rows, 10)
     eos = free[0][2]  # what row 0 says third ends every row from now on
     lm.model.generation_config.eos_token_id = [eos]
@@ -275,11 +270,7 @@ def test_known() -> None:
     lm = tiny_lm("gpt2")
     texts = ["The capital of {} is", "Berlin is in {} and", "{} is", "Because of {}", "{} was founded by"]
     first = [greedy(lm, [text.replace("{}", "France")], 1)[0] for text in texts]
-    words = [
-        (text, word.strip())
-        for text, word in zip(texts, first, strict=True)
-        if word[0] == " " and word.strip()
-    ]
+    words = [(text, word.strip()) for text, word in zip(texts, first, strict=True) if word[0] == " " and word.strip()]
     assert words, "no continuation of the tiny model is a word; take other prompts"
     records = [EditRecord(EditRequest(str(i), t, "France", "Zulu", w), ()) for i, (t, w) in enumerate(words)]
     wrong = EditRecord(EditRequest("w", texts[0], "France", "Zulu", "Cairo, not " + words[0][1]), ())

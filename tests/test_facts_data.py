@@ -15,9 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "kedit" / "data" / "facts.jsonl"
-RECORDS: tuple[dict[str, Any], ...] = tuple(
-    json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()
-)
+RECORDS: tuple[dict[str, Any], ...] = tuple(json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines())
 FIELDS = {
     "case_id": str,
     "relation": str,
@@ -42,9 +40,7 @@ def names(record: dict[str, Any]) -> set[str]:
 
 def prompts(record: dict[str, Any]) -> list[str]:
     """Every complete prompt of a record."""
-    filled = [
-        record["prompt"].replace("{}", name) for name in (record["subject"], *record["subject_aliases"])
-    ]
+    filled = [record["prompt"].replace("{}", name) for name in (record["subject"], *record["subject_aliases"])]
     rest = [item["prompt"] for key in ("neighbors", "portability") for item in record[key]]
     return [*filled, *record["paraphrases"], *rest]
 
@@ -180,9 +176,7 @@ def test_build_reproduces_the_file(tmp_path: Path) -> None:
 
 def test_table_in_the_docs_is_the_files() -> None:
     page = (ROOT / "docs" / "facts.md").read_text(encoding="utf-8")
-    rows = re.findall(
-        r"^\| `?(\w+)`? \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", page, flags=re.MULTILINE
-    )
+    rows = re.findall(r"^\| `?(\w+)`? \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", page, flags=re.MULTILINE)
     expected: dict[str, list[int]] = {}
     for name in [*sorted({r["relation"] for r in RECORDS}), "all"]:
         chosen = [r for r in RECORDS if name in ("all", r["relation"])]

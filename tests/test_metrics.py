@@ -17,9 +17,7 @@ from kedit.requests import EditRecord, EditRequest, Probe
 from kedit.summary import Scoreboard, flat, result_row, summarise
 
 
-def said(
-    answer: float, rival: float | None, top1: tuple[int, ...] = (1,), hits: int = 0, **more: Any
-) -> ProbeScore:
+def said(answer: float, rival: float | None, top1: tuple[int, ...] = (1,), hits: int = 0, **more: Any) -> ProbeScore:
     """A score with the given probabilities, of which the first `hits` answer tokens are the argmax."""
     n = len(top1)
     nll_rival = None if rival is None else -log(rival)
@@ -88,9 +86,7 @@ def scored_rows(n: int, success: float) -> list[dict[str, Any]]:
     for i in range(n):
         after = [good, good if i < success * n else bad, good]
         rows.append(
-            result_row(
-                record(str(i), "rewrite", "paraphrase", "neighborhood"), [bad, bad, good], after, i, "edit"
-            )
+            result_row(record(str(i), "rewrite", "paraphrase", "neighborhood"), [bad, bad, good], after, i, "edit")
         )
     return rows
 

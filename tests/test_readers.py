@@ -41,9 +41,7 @@ def test_official_counterfact() -> None:
     )
     assert (request.target_new, request.target_true, request.relation) == ("Porto", "Lisbon", "P131")
     assert Counter(probe.kind for probe in tower.probes) == {"rewrite": 1, "paraphrase": 2, "neighborhood": 3}
-    assert tower.probes[0] == Probe(
-        "rewrite", "The Lantern Tower was built in the city of", "Porto", "Lisbon"
-    )
+    assert tower.probes[0] == Probe("rewrite", "The Lantern Tower was built in the city of", "Porto", "Lisbon")
     neighbours = [probe for probe in tower.probes if probe.kind == "neighborhood"]
     assert all((probe.answer, probe.rival) == ("Lisbon", "Porto") for probe in neighbours)
     assert tower.meta == {
@@ -88,9 +86,7 @@ def test_robust_queries() -> None:
     ]
     assert tower.probes[-1].answer == "Porto"
     assert tower.probes[-1].rival == "Lisbon"
-    assert profession.probes[1] == Probe(
-        "neighborhood", "nq question: which month comes after may", "June", None
-    )
+    assert profession.probes[1] == Probe("neighborhood", "nq question: which month comes after may", "June", None)
     assert texts(profession, "subject_rephrase") == ["What is the profession of Marchetti, Odile?"]
 
 
@@ -241,9 +237,7 @@ REAL = [
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"public data sets are not at {SHARED} (set KEDIT_SHARED)")
 @pytest.mark.parametrize(("reader", "name", "count", "probes"), REAL, ids=[row[1] for row in REAL])
-def test_real_files(
-    reader: Callable[[Path], list[EditRecord]], name: str, count: int, probes: dict[str, int]
-) -> None:
+def test_real_files(reader: Callable[[Path], list[EditRecord]], name: str, count: int, probes: dict[str, int]) -> None:
     records = reader(SHARED / name)
     raw = json.loads((SHARED / name).read_text(encoding="utf-8"))
     assert len({record.request.case_id for record in records}) == len(records) == count
@@ -264,9 +258,7 @@ def test_facts_of_kedit() -> None:
         assert record.request.target_true
         assert isinstance(record.meta["known"], bool)
         assert {"rewrite", "paraphrase", "neighborhood"} <= {probe.kind for probe in record.probes}
-    with pytest.raises(
-        KeditError, match=r"data\.split: Facts has no split 'dev'; it has .*validation and all"
-    ):
+    with pytest.raises(KeditError, match=r"data\.split: Facts has no split 'dev'; it has .*validation and all"):
         read_facts("dev")
 
 

@@ -27,7 +27,13 @@ TERMS = (NLL(), KLDivergence(), WeightDecay(0.5))
 
 
 def naive_loss(
-    lm: LM, request: EditRequest, contexts: Sequence[str], layer: int, site: Site, delta: Tensor, reference: Tensor | None
+    lm: LM,
+    request: EditRequest,
+    contexts: Sequence[str],
+    layer: int,
+    site: Site,
+    delta: Tensor,
+    reference: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The objective by its definition: a full forward pass for every row, full logits; and the KL reference."""
     module = lm.arch.layer(lm.model, layer) if site == "input" else lm.arch.module(lm.model, site, layer)
@@ -84,17 +90,22 @@ def test_objective_equals_full_forward(kind: str, site: Site, layer: int) -> Non
 def test_every_step_equals_full_forward(kind: str) -> None:
     """The losses along an optimisation, and v* at its end, by replay and by full forward passes."""
     lm, request, layer = tiny_lm(kind), REQUESTS[1], 1
-    lanes = ValueLanes(ValueObjective(lm, [request], CONTEXTS, layer, "mlp", TERMS), stop_loss=0.0, clamp_norm_factor=3.0)
+    lanes = ValueLanes(
+        ValueObjective(lm, [request], CONTEXTS, layer, "mlp", TERMS), stop_loss=0.0, clamp_norm_factor=3.0
+    )
     delta = torch.zeros(lm.d_model, requires_grad=True)
     ours, theirs = torch.optim.Adam([lanes.delta], lr=0.1), torch.optim.Adam([delta], lr=0.1)
     reference = None
     for _ in range(6):
-        ours.zero_grad(), theirs.zero_grad()
+        ours.zero_grad()
+        theirs.zero_grad()
         loss = lanes.loss()
         want, reference = naive_loss(lm, request, CONTEXTS, layer, "mlp", delta, reference)
         assert abs(float(loss.detach()) - float(want.detach())) < 1e-5 * max(1.0, abs(float(want.detach())))
-        loss.backward(), want.backward()
-        ours.step(), theirs.step()
+        loss.backward()
+        want.backward()
+        ours.step()
+        theirs.step()
         lanes.after_step()
         with torch.no_grad():
             norm, limit = delta.norm(), lanes.limit[0, 0]
@@ -131,9 +142,12 @@ def test_keys_and_values_are_those_of_a_full_forward() -> None:
         for j, context in enumerate(CONTEXTS):
             t = encode_subject(lm, request.prompt, request.subject, context=context)
             seen: list[Tensor] = []
-            handle = module.register_forward_hook(
-                lambda _, args, out, seen=seen, at=t.subject_last: seen.extend((args[0][0, at], out[0, at]))
-            )
+            at = t.subject_last
+
+            def hook(_: object, args: tuple[Tensor, ...], out: Tensor, seen: list[Tensor] = seen, at: int = at) -> None:
+                seen.extend((args[0][0, at], out[0, at]))
+
+            handle = module.register_forward_hook(hook)
             lm.model(input_ids=torch.tensor([list(t.ids)]))
             handle.remove()
             torch.testing.assert_close(keys[i, j], seen[0], atol=1e-5, rtol=1e-5)

@@ -39,9 +39,7 @@ def test_replay_equals_full_forward_at_every_step(lm: LM) -> None:
         adam.zero_grad()
         loss = lanes.loss()
         for i, request in enumerate(REQUESTS):
-            want, references[i] = naive_loss(
-                lm, request, CONTEXTS, 5, "mlp", lanes.delta[i].detach(), references[i]
-            )
+            want, references[i] = naive_loss(lm, request, CONTEXTS, 5, "mlp", lanes.delta[i].detach(), references[i])
             assert abs(float(lanes.total[i]) - float(want)) < 1e-5 * max(1.0, float(want))
         loss.backward()
         adam.step()
@@ -69,7 +67,9 @@ def test_a_fact_changes_and_comes_back(tmp_path: Path, lm: LM) -> None:
     assert cells["exact"]["before"] == 0.0
     assert cells["exact"]["after"] == 100.0
     assert cells["generated"]["after"] == 100.0
-    rows = [json.loads(line) for line in (tmp_path / "facts" / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "facts" / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert len(rows) == 2
     row = rows[0]
     delta, card = kedit.load_delta(tmp_path / "facts" / "deltas" / row["case_id"], lm)

@@ -83,7 +83,10 @@ def random_delta(model: nn.Module, paths: list[str], seed: int = 0, rank: int = 
     named = dict(model.named_modules())
     shapes = {path: weight(named[path]).shape for path in paths}
     return Delta(
-        {p: Factors(torch.randn(o, rank, generator=g), torch.randn(rank, i, generator=g)) for p, (o, i) in shapes.items()}
+        {
+            p: Factors(torch.randn(o, rank, generator=g), torch.randn(rank, i, generator=g))
+            for p, (o, i) in shapes.items()
+        }
     )
 
 

@@ -31,18 +31,14 @@ def text(tmp_path: Path) -> Path:
 
 
 def config(text: Path | str, tokens: int = 900, **kwargs) -> StatsConfig:
-    return StatsConfig(
-        **{"corpus": str(text), "tokens": tokens, "sequence_length": 64, "batch_tokens": 128} | kwargs
-    )
+    return StatsConfig(**{"corpus": str(text), "tokens": tokens, "sequence_length": 64, "batch_tokens": 128} | kwargs)
 
 
 def naive(lm, ids: torch.Tensor, layer: int, length: int) -> torch.Tensor:
     """Full forward of one sequence at a time; float64 sum of outer products."""
     keys: list[torch.Tensor] = []
     module = lm.arch.module(lm.model, "mlp_out", layer)
-    handle = module.register_forward_hook(
-        lambda m, args, out: keys.append(args[0].reshape(-1, D_FF).double())
-    )
+    handle = module.register_forward_hook(lambda m, args, out: keys.append(args[0].reshape(-1, D_FF).double()))
     with torch.no_grad():
         for row in ids.split(length):
             lm.model(input_ids=row.unsqueeze(0))
@@ -337,9 +333,7 @@ def test_hugging_face_data_set(tmp_path, monkeypatch):
 def test_self_corpus_is_sampled_once(tmp_path, monkeypatch):
     lm = tiny_lm("llama")
     told: list[str] = []
-    first = covariances(lm, [1], config("self", tokens=500), tmp_path, lambda what, d, t: told.append(what))[
-        1
-    ]
+    first = covariances(lm, [1], config("self", tokens=500), tmp_path, lambda what, d, t: told.append(what))[1]
     assert first.count == 500
     assert set(told) == {"sampling text", "reading text"}
     monkeypatch.setattr("kedit.sampling.sample", no_pass)

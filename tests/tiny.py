@@ -84,9 +84,7 @@ def tiny_tokenizer(kind: TokenizerKind = "bpe", vocab_size: int = 600) -> PreTra
     raw.train_from_iterator(TEXT.splitlines(), trainer)
     if kind == "bpe":
         return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=special[0], bos_token=special[0])
-    raw.post_processor = processors.TemplateProcessing(
-        single=f"{special[1]} $A", special_tokens=[(special[1], 1)]
-    )
+    raw.post_processor = processors.TemplateProcessing(single=f"{special[1]} $A", special_tokens=[(special[1], 1)])
     names = {"bos_token": special[1], "eos_token": special[2]}
     if kind == "sentencepiece":
         raw = _as_plain_bytes(raw, special)
@@ -156,9 +154,7 @@ def tiny_lm(model_type: str = "gpt2", kind: TokenizerKind | None = None, **kwarg
     return wrap_lm(tiny_model(model_type, **kwargs), tokenizer, f"tiny-{model_type}")
 
 
-def save_tiny(
-    path: str | Path, model_type: str = "gpt2", kind: TokenizerKind | None = None, **kwargs: Any
-) -> Path:
+def save_tiny(path: str | Path, model_type: str = "gpt2", kind: TokenizerKind | None = None, **kwargs: Any) -> Path:
     """Write a tiny model as the Hugging Face folder that `load_lm` reads, and return the folder."""
     lm = tiny_lm(model_type, kind, **kwargs)
     with quiet_transformers():

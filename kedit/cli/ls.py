@@ -52,11 +52,9 @@ def ls(words: Sequence[str]) -> None:
     console.print(_table("methods", ("model.class_path", "what it is"), _methods()))
     data = [(name, "yes" if path else "", what) for name, what, path in datasets_index()]
     console.print(_table("data sets", ("data.class_path", "path needed", "what it holds"), data))
+    console.print(_table("models with values of their own", ("model", "layers", "width", "edited layer"), _models()))
     console.print(
-        _table("models with values of their own", ("model", "layers", "width", "edited layer"), _models())
-    )
-    console.print(
-        f"lm.name: an alias ({', '.join(ALIASES)}: fetched with pip), a local folder, or a hub id of any decoder",
+        f"lm.name: an alias ({', '.join(ALIASES)}: fetched with pip), a local folder, any decoder's hub id",
         soft_wrap=True,
     )
     configs = list(_configs(Path("configs")))
@@ -95,9 +93,7 @@ def _first_sentence(text: str) -> str:
     return " ".join(text.partition("\n\n")[0].split())
 
 
-def _table(
-    title: str, columns: Sequence[str], rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]
-) -> Table:
+def _table(title: str, columns: Sequence[str], rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]) -> Table:
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, no_wrap=i == 0, overflow="fold")

@@ -2,48 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from kedit.cache import cache_dir
 from kedit.defaults import value_defaults
+from kedit.errors import KeditError
 from kedit.lm import LM, LMConfig, load_lm
 from kedit.stats import Covariance, StatsConfig, covariances, save_covariance, store
+from kedit.stats.corpus import Progress as Report
+
+log = logging.getLogger(__name__)
+
+ABOUT = "Covariance of a model's keys. A kedit fit with the same lm and stats finds it in the cache."
 
 
 def stats(words: list[str]) -> None:
-    """Parse `words`, compute what is not cached, and print a line per layer."""
-    args = _parser().parse_args(words)
-    lm = load_lm(args.lm, "cuda" if args.device == "auto" and torch.cuda.is_available() else _cpu(args.device))
+    """Compute what is not cached, and print a line per layer.
+
+    Args:
+        words: What stands after `kedit stats`.
+    """
+    parser = _parser()
+    args = parser.instantiate_classes(parser.parse_args(words))
+    lm = load_lm(args.lm, _device(args.device))
     layers = args.layers or [value_defaults(lm).layer]
-    with _bar() as progress:
-        found = covariances(lm, layers, args.stats, progress=progress)
-    files = {layer: store.layer_path(store.folder(cache_dir(), lm), cov.card["key"]) for layer, cov in found.items()}
+    with _bar() as report:
+        found = covariances(lm, layers, args.stats, progress=report)
+    base = store.folder(cache_dir(), lm)
+    files = {layer: store.layer_path(base, cov.card["key"]) for layer, cov in found.items()}
     if args.out is not None:
-        files = {layer: Path(args.out) / files[layer].name for layer in found}
-        for layer, path in files.items():
-            save_covariance(path, found[layer])
-    Console(highlight=False).print(_table(lm, found, files))
+        files = {layer: Path(args.out) / file.name for layer, file in files.items()}
+        for layer, file in files.items():
+            save_covariance(file, found[layer])
+    console = Console(highlight=False)
+    console.print(_table(lm, found))
+    for layer, file in files.items():
+        console.print(f"layer {layer}: {file}", soft_wrap=True)
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="kedit stats",
-        exit_on_error=False,
-        description="Covariance of a model's keys. A later `kedit fit` with the same lm and stats finds it in the cache.",
-    )
-    parser.add_argument("--config", action="config", help="YAML file with these options")
+    parser = ArgumentParser(prog="kedit stats", exit_on_error=False, description=ABOUT)
+    parser.add_argument("-c", "--config", action="config", help="YAML file with the options below.")
     parser.add_argument("--lm", type=LMConfig, default=LMConfig(), help="The model.")
-    parser.add_argument("--layers", type=list[int] | None, help="Layers, e.g. [5,6]; null: the model's own.")
+    layers = "Layers, e.g. [5,6]; null takes the one that ROME edits in this model."
+    parser.add_argument("--layers", type=list[int] | None, default=None, help=layers)
     parser.add_argument("--stats", type=StatsConfig, default=StatsConfig(), help="The text.")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--out", type=str | None, help="A folder to write the files to as well.")
+    out = "Folder to write the files to, beside the cache; for kedit.stats.load_covariance."
+    parser.add_argument("--out", type=str | None, default=None, help=out)
     return parser
+
+
+def _device(name: str) -> torch.device:
+    """The device to compute on.
+
+    Raises:
+        KeditError: There is none of that name.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise KeditError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from None
+    return torch.device(name)
+
+
+@contextmanager
+def _bar() -> Iterator[Report]:
+    """A bar for each stage of the work, on a terminal."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tokens"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        tasks = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield report
+
+
+def _table(lm: LM, found: Mapping[int, Covariance]) -> Table:
+    caption = (
+        "change: of C over the last doubling of the text   unseen: how far keys of unseen text look, as a\n"
+        "multiple of those of its own (1 is best)"
+    )
+    table = Table(title=f"covariance of the keys of {lm.name}", caption=caption)
+    table.title_justify = table.caption_justify = "left"
+    for column in ("layer", "tokens", "d_in", "change", "unseen"):
+        table.add_column(column, justify="right")
+    for layer, cov in found.items():
+        last = (cov.card.get("convergence") or [{}])[-1]
+        change = f"{100 * last['change']:.1f} %" if "change" in last else ""
+        unseen = f"{last['unseen']:.2f}" if "unseen" in last else ""
+        table.add_row(str(layer), str(cov.count), str(cov.d_in), change, unseen)
+    return table

@@ -108,9 +108,7 @@ def neighborhood(item: Item, request: EditRequest) -> list[Probe]:
     listed = item.get("neighbor_answer")
     listed = listed if isinstance(listed, list) else [listed] * len(entries)
     if len(listed) != len(entries):
-        raise item.error(
-            f"{len(listed)} answers for {len(entries)} neighbors; give one answer, or one for each"
-        )
+        raise item.error(f"{len(listed)} answers for {len(entries)} neighbors; give one answer, or one for each")
     probes = []
     for entry, common in zip(entries, listed, strict=True):
         own, aliases = answers_of(entry, "answer")
@@ -159,18 +157,14 @@ def _entries(item: Item, name: str) -> Iterator[Item]:
     """The objects of a field: a text, an object, a list of both, or such lists under category names."""
     value = item.get(name)
     if isinstance(value, dict) and not Item(item.where, value).has("text"):
-        value = [
-            entry for group in value.values() for entry in (group if isinstance(group, list) else [group])
-        ]
+        value = [entry for group in value.values() for entry in (group if isinstance(group, list) else [group])]
     values = value if isinstance(value, list) else [] if value is None else [value]
     for number, entry in enumerate(values, start=1):
         where = f"{item.where}, {name} {number}"
         if isinstance(entry, str):
             entry = {"prompt": entry}
         if not isinstance(entry, dict):
-            raise item.error(
-                f"field '{name}' must hold texts or objects with a 'prompt', not {kind_of(entry)}"
-            )
+            raise item.error(f"field '{name}' must hold texts or objects with a 'prompt', not {kind_of(entry)}")
         yield Item(where, entry)
 
 

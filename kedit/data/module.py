@@ -198,9 +198,7 @@ class EditData(LightningDataModule):
         records = self.read()
         if self.known == "recorded":
             if any("known" not in record.meta for record in records):
-                raise KeditError(
-                    f"data.known: {self.name} has no 'known' field; use true (asks the model) or false"
-                )
+                raise KeditError(f"data.known: {self.name} has no 'known' field; use true (asks the model) or false")
             records = [record for record in records if record.meta["known"]]
         if self.probe_kinds is not None or self.max_probes is not None:
             present = {probe.kind for record in records for probe in record.probes}
@@ -230,9 +228,7 @@ class EditData(LightningDataModule):
         chosen = records[self.skip : stop]
         if not chosen:
             if records:
-                raise KeditError(
-                    f"data.skip: {self.skip} passes over all {len(records)} records of {self.name}"
-                )
+                raise KeditError(f"data.skip: {self.skip} passes over all {len(records)} records of {self.name}")
             raise KeditError(f"data.known: {self.known} keeps no record of {self.name}; false keeps all")
         return chosen
 

@@ -145,6 +145,4 @@ def _decode(text: str, path: Path, first_line: int) -> Any:
         hint = "it may be cut off: fetch or write it again"
         if error.msg == "Extra data" and path.suffix != ".jsonl":
             hint = "if it has one object per line, name it .jsonl"
-        raise KeditError(
-            f"{path}, line {line}, column {error.colno}: not valid JSON ({error.msg}); {hint}"
-        ) from None
+        raise KeditError(f"{path}, line {line}, column {error.colno}: not valid JSON ({error.msg}); {hint}") from None

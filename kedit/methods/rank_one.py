@@ -90,7 +90,9 @@ class RankOne(EditingModule):
         super().setup(stage)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.regime == "sequential" and data.batch_size != 1:
-            raise KeditError(f"data.batch_size: {type(self).__name__} edits one request at a time, not {data.batch_size}")
+            raise KeditError(
+                f"data.batch_size: {type(self).__name__} edits one request at a time, not {data.batch_size}"
+            )
 
     def start(self) -> None:
         """Contexts and covariance, both of the unedited model."""
@@ -195,5 +197,3 @@ def _known(value: float | None) -> float:
     if value is None:
         raise RuntimeError("hyperparameters are filled in by setup()")
     return value
-
-

@@ -84,9 +84,7 @@ def _run_key(lm: LM, config: StatsConfig) -> dict[str, Any]:
     }
 
 
-def _cached(
-    lm: LM, keys: dict[int, dict[str, Any]], base: Path, config: StatsConfig
-) -> dict[int, Covariance]:
+def _cached(lm: LM, keys: dict[int, dict[str, Any]], base: Path, config: StatsConfig) -> dict[int, Covariance]:
     paths = {layer: store.layer_path(base, key) for layer, key in keys.items()}
     return {
         layer: store.read_covariance(path, keys[layer], store.key_width(lm, layer), config.ridge)
@@ -149,7 +147,7 @@ def _locked(base: Path) -> FileLock:
 
 def _report(layer: int, cov: Covariance, config: StatsConfig) -> None:
     last = (cov.card.get("convergence") or [{}])[-1]
-    if "change" in last:
+    if "unseen" in last:
         log.info(
             "layer %d: C over %d tokens changed by %.1f %% over the last doubling; keys of unseen text look "
             "%.2f times as unusual as those of its own (1 is best); ridge %g",

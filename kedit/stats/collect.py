@@ -50,38 +50,40 @@ class Pass:
         self.convergence: dict[int, list[dict[str, float | None]]] = {layer: [] for layer in self.layers}
         self.chunks = 0
 
-    def advance(self, ids: Tensor, mark: bool) -> None:
-        """Take one chunk `[n, T]`; at a mark, measure what changed since the last one."""
+    def advance(self, ids: Tensor) -> None:
+        """Take one chunk `[n, T]`."""
         taps = _taps(self.lm, self.moments)
         with frozen(self.lm.model), _full_precision(), taps, suppress(_Reached):
             self.lm.model(input_ids=ids.to(self.lm.device), use_cache=False)
         self.chunks += 1
-        if mark:
-            for layer in self.layers:
-                self.convergence[layer].append(self._measure(layer))
-            self.before = {layer: moment.copy() for layer, moment in self.moments.items()}
 
-    def _measure(self, layer: int) -> dict[str, float | None]:
-        """Relative change of C since the last mark, and how unseen text looks under the C of before.
+    def mark(self, last: bool) -> None:
+        """Measure what changed since the last mark, and make this one the last."""
+        for layer in self.layers:
+            self.convergence[layer].append(self._measure(layer, last))
+        self.before = {} if last else {layer: moment.copy() for layer, moment in self.moments.items()}
+
+    def _measure(self, layer: int, last: bool) -> dict[str, float | None]:
+        """Relative change of C since the last mark and, at the end, how unseen text looks under that C.
 
         `unseen` is the mean of k^T C_before^-1 k / d_in over the tokens since: 1 if C_before described them
         as well as its own text, larger if it does not, None if that C cannot be inverted.
         """
-        now = self.moments[layer]
+        now, before = self.moments[layer], self.before.get(layer)
         if not bool(now.strips[0].isfinite().all()):
-            raise KeditError(
-                f"layer {layer}: the model's keys hold NaN or infinity; try lm.dtype bfloat16 or float32"
-            )
-        before = self.before.get(layer)
+            raise KeditError(f"layer {layer}: the model's keys hold NaN or infinity; try lm.dtype bfloat16 or float32")
         if before is None:
             return {"tokens": now.count}
         mean, old = now.mean(), before.mean().to(now.strips[0].device)
-        change = float((mean - old).norm() / mean.norm())
-        fresh = (mean.double() * now.count - old.double() * before.count) / (now.count - before.count)
-        unseen: float | None = None
-        with suppress(KeditError):  # so few tokens that even the ridged C of before has no inverse
-            unseen = float(torch.trace(Covariance(old, before.count, RIDGE).solve(fresh))) / now.d_in
-        return {"tokens": now.count, "change": change, "unseen": unseen}
+        found: dict[str, float | None] = {"tokens": now.count}
+        found["change"] = float((mean - old).norm() / mean.norm())
+        if last:
+            fresh = (mean.double() * now.count - old.double() * before.count) / (now.count - before.count)
+            found["unseen"] = None
+            with suppress(KeditError):  # so few tokens that even the ridged C of before has no inverse
+                inverse = torch.cholesky_inverse(Covariance(old, before.count, RIDGE).factor)
+                found["unseen"] = float((inverse * fresh).sum()) / now.d_in  # tr(C_before^-1 C_since) / d_in
+        return found
 
     def save(self, path: Path, key: dict[str, Any]) -> None:
         """Write everything that `resume` needs."""
@@ -92,9 +94,7 @@ class Pass:
         counts = [next(iter(m.values())).count if m else 0 for m in (self.moments, self.before)]
         position = {"chunks": self.chunks, "counts": counts}
         trace = [self.convergence[layer] for layer in self.layers]
-        store.write(
-            path, tensors, {"kind": "partial", "key": key, "position": position, "convergence": trace}
-        )
+        store.write(path, tensors, {"kind": "partial", "key": key, "position": position, "convergence": trace})
 
     def resume(self, path: Path, key: dict[str, Any]) -> None:
         """Take over the state of a run that was stopped."""
@@ -146,7 +146,9 @@ def collect(
         log.info("resuming the statistics at %d of %d chunks (%s)", state.chunks, len(chunks), partial)
     due = time.monotonic() + save_seconds
     while state.chunks < len(chunks):
-        state.advance(chunks[state.chunks], state.chunks + 1 in marks)
+        state.advance(chunks[state.chunks])
+        if state.chunks in marks:
+            state.mark(last=state.chunks == len(chunks))
         if partial is not None and time.monotonic() >= due and state.chunks < len(chunks):
             start = time.monotonic()
             state.save(partial, key or {})

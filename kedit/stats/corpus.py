@@ -120,9 +120,7 @@ def _prompts(lm: LM, n: int) -> list[list[int]]:
     bos, eos = lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id
     front = [bos] if lm.adds_bos else []
     texts = [" ".join(text.split()) for text in OPENINGS.split(",")]
-    full = [
-        front + lm.tokenizer(text, add_special_tokens=False)["input_ids"][:OPENING_TOKENS] for text in texts
-    ]
+    full = [front + lm.tokenizer(text, add_special_tokens=False)["input_ids"][:OPENING_TOKENS] for text in texts]
     bare = front or [token for token in (bos, eos) if token is not None][:1] or full[0]
     return [full[i % len(full)] if i % 8 else bare for i in range(n)]
 

@@ -29,9 +29,7 @@ class Covariance:
         card: What is known of its origin (`kedit.stats.store`).
     """
 
-    def __init__(
-        self, mean: Tensor, count: int, ridge: float = RIDGE, card: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, mean: Tensor, count: int, ridge: float = RIDGE, card: Mapping[str, Any] | None = None) -> None:
         if mean.dim() != 2 or mean.shape[0] != mean.shape[1]:
             raise ValueError(f"a covariance is square, got {tuple(mean.shape)}")
         if ridge < 0:

@@ -39,9 +39,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) ->
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, scratch, header)
         os.replace(scratch, path)
     except (OSError, SafetensorError) as error:
-        raise KeditError(
-            f"{path}: cannot be written ({error}); set KEDIT_CACHE to a folder with room"
-        ) from None
+        raise KeditError(f"{path}: cannot be written ({error}); set KEDIT_CACHE to a folder with room") from None
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -59,13 +57,9 @@ def read(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tens
             card = json.loads((file.metadata() or {}).get("kedit", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise KeditError(
-            f"{path} is truncated or damaged ({error}); delete it, it will be made again"
-        ) from None
+        raise KeditError(f"{path} is truncated or damaged ({error}); delete it, it will be made again") from None
     if card.get("format") != FORMAT or "key" not in card:
-        raise KeditError(
-            f"{path} is not a statistics file of this kedit ({FORMAT}); delete it or give another"
-        )
+        raise KeditError(f"{path} is not a statistics file of this kedit ({FORMAT}); delete it or give another")
     return tensors, card
 
 

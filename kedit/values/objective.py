@@ -36,7 +36,11 @@ class _Labels:
         """Labels of the kept lanes, with rows and lanes renumbered (-1 in the maps means dropped)."""
         keep = lane_map[self.lane] >= 0
         return _Labels(
-            row_map[self.row[keep]], self.position[keep], self.token[keep], lane_map[self.lane[keep]], self.weight[keep]
+            row_map[self.row[keep]],
+            self.position[keep],
+            self.token[keep],
+            lane_map[self.lane[keep]],
+            self.weight[keep],
         )
 
 
@@ -121,7 +125,9 @@ class ValueObjective:
         """The same objective for some of its lanes, `lanes: [m]` int64 in ascending order."""
         part = copy(self)
         part.n_lanes = len(lanes)
-        rows = (lanes[:, None] * (self.n_contexts + 1) + torch.arange(self.n_contexts + 1, device=lanes.device)).view(-1)
+        rows = (lanes[:, None] * (self.n_contexts + 1) + torch.arange(self.n_contexts + 1, device=lanes.device)).view(
+            -1
+        )
         part.replay = self.replay.select(rows)
         part.v_init, part.kl_reference = self.v_init[lanes], self.kl_reference[lanes]
         part.row_lane = torch.arange(part.n_lanes, device=lanes.device).repeat_interleave(self.n_contexts + 1)
@@ -148,8 +154,12 @@ def _rows(lm: LM, requests: Sequence[EditRequest], contexts: Sequence[str]) -> t
         t = encode_subject(lm, KL_PROMPT, request.subject, name=name)
         rows.append(Row(t.ids[: t.subject_last + 1], t.subject_last))  # what follows the read position is not needed
     row, position, token, lane_of, weights = zip(*found, strict=True)
-    integer = (torch.tensor(x, dtype=torch.long, device=lm.device) for x in (row, position, token, lane_of))
-    return rows, _Labels(*integer, torch.tensor(weights, dtype=torch.float32, device=lm.device))
+
+    def integers(x: Sequence[int]) -> Tensor:
+        return torch.tensor(x, dtype=torch.long, device=lm.device)
+
+    weight_of = torch.tensor(weights, dtype=torch.float32, device=lm.device)
+    return rows, _Labels(integers(row), integers(position), integers(token), integers(lane_of), weight_of)
 
 
 def _logp(lm: LM, hidden: Tensor) -> Tensor:

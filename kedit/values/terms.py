@@ -36,9 +36,12 @@ class State:
 
 
 class Term(Protocol):
-    """One term of the objective. `name` labels it in logs."""
+    """One term of the objective."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Labels the term in logs and results."""
+        ...
 
     def __call__(self, state: State) -> Tensor:
         """Loss of every lane, `[m]`."""
