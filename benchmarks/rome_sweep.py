@@ -25,7 +25,7 @@ from kedit.data import read_counterfact, read_robust
 from kedit.requests import EditRecord
 
 # one setting a line: what is given to ROME besides its defaults
-LAYERS = [{"layer": layer} for layer in (3, 5, 7, 9, 12)]
+LAYERS = [{"layer": layer} for layer in (5, 3, 7, 9)]
 AROUND = [
     {"stop_loss": 0.1},
     {"kl_factor": 0.25},
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--exclude", type=Path, nargs="*", default=[])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--method", default="ROME")
-    parser.add_argument("--records", type=int, default=24)
+    parser.add_argument("--records", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--around", type=int, help="vary the other hyperparameters at this layer instead of the layer")
     parser.add_argument("--save", help="name of the figures under benchmarks/results")

@@ -99,7 +99,7 @@ class ResultsWriter(EditCallback):
                 "regime": module.regime,
                 "measured": {"edit": "after each edit", "end": "after the last edit", "both": "both"}[when],
                 "scorer": "teacher-forced probabilities and argmax; free greedy generation where named",
-                "fast_dev_run": bool(trainer.fast_dev_run),
+                "fast_dev_run": bool(trainer.fast_dev_run),  # type: ignore[attr-defined]
             },
             "method": module.describe(),
             "data": data.describe(),

@@ -1,4 +1,4 @@
-"""What every test gets: a cache of its own, one thread, the environment as it was; and the command in-process."""
+"""What every test gets: a cache of its own, one thread, the environment as it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every file in configs/ runs: one edit batch on a tiny model of the same architecture, measured and saved."""
+"""Every file in configs/ runs: one edit batch on a tiny model of its architecture, measured and saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kedit stats`: the covariance of a model's keys, computed ahead of a run or read from the cache, as a table."""
+"""`kedit stats`: the covariance of a model's keys, computed ahead of a run or read from the cache."""
 
 from __future__ import annotations
 
@@ -102,13 +102,8 @@ def _bar() -> Iterator[Report]:
 
 
 def _table(lm: LM, found: Mapping[int, Covariance]) -> Table:
-    caption = (
-        "change: of C over the last doubling of the text   unseen: how far keys of unseen text look, as a\n"
-        "multiple of those of its own (1 is best)"
-    )
-    table = Table(title=f"covariance of the keys of {lm.name}", caption=caption)
-    table.title_justify = table.caption_justify = "left"
-    for column in ("layer", "tokens", "d_in", "change", "unseen"):
+    table = Table(title=f"covariance of the keys of {lm.name}", title_justify="left")
+    for column in ("layer", "tokens", "d_in", "change at last doubling", "unseen / own text"):
         table.add_column(column, justify="right")
     for layer, cov in found.items():
         last = (cov.card.get("convergence") or [{}])[-1]

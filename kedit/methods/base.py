@@ -7,8 +7,7 @@ returns what came of them. Everything else (loading, seeding, fresh optimisers, 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, seed_everything
@@ -20,40 +19,11 @@ from kedit.delta import Delta, Factors, Weights
 from kedit.errors import KeditError
 from kedit.evaluate import known
 from kedit.lm import LM, LMConfig, load_lm
+from kedit.methods.phases import Edit, Phase
 from kedit.requests import EditRecord
 from kedit.tokens import encode_subject
 
 Regime = Literal["single", "batch", "sequential"]
-
-
-class Phase(Protocol):
-    """A part of an edit that needs optimiser steps."""
-
-    steps: int
-
-    @property
-    def done(self) -> bool:
-        """No further step is needed."""
-        ...
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """A fresh optimiser of what the phase trains."""
-        ...
-
-    def loss(self) -> Tensor:
-        """Loss of one step, a scalar to call backward on."""
-        ...
-
-    def after_step(self) -> None:
-        """Projections, clamps and freezing, after the optimiser's step."""
-        ...
-
-    def logs(self) -> dict[str, float]:
-        """Figures of the last step for the loggers."""
-        ...
-
-
-Edit = Generator[Phase, None, list[Delta | None]]
 
 
 class EditingModule(LightningModule):

@@ -1,11 +1,46 @@
-"""Phases that methods share: what of their mathematics needs optimiser steps."""
+"""Phases: what of a method's mathematics needs optimiser steps. The protocol, and the phases that methods share."""
 
 from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from kedit.delta import Delta
 from kedit.values import ValueLanes
+
+
+class Phase(Protocol):
+    """A part of an edit that needs optimiser steps."""
+
+    steps: int
+
+    @property
+    def done(self) -> bool:
+        """No further step is needed."""
+        ...
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimiser of what the phase trains."""
+        ...
+
+    def loss(self) -> Tensor:
+        """Loss of one step, a scalar to call backward on."""
+        ...
+
+    def after_step(self) -> None:
+        """Projections, clamps and freezing, after the optimiser's step."""
+        ...
+
+    def logs(self) -> dict[str, float]:
+        """Figures of the last step for the loggers."""
+        ...
+
+
+Edit = Generator[Phase, None, list[Delta | None]]
+"""What `EditingModule.edit` is: yields phases, returns deltas."""
 
 
 class ValuePhase:

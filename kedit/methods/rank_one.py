@@ -13,8 +13,8 @@ from kedit.defaults import value_defaults
 from kedit.delta import Delta, Factors
 from kedit.errors import KeditError
 from kedit.lm import LMConfig
-from kedit.methods.base import Edit, EditingModule, Regime
-from kedit.methods.phases import ValuePhase
+from kedit.methods.base import EditingModule, Regime
+from kedit.methods.phases import Edit, ValuePhase
 from kedit.stats import Covariance, StatsConfig, covariances
 from kedit.values import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay
 
