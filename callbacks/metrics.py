@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -20,6 +21,12 @@ from kedit.summary import result_row
 
 if TYPE_CHECKING:
     from kedit.methods.base import EditingModule
+
+
+Moment = Literal["edit", "end"]
+MEASURED: Mapping[str, str] = MappingProxyType(
+    {"edit": "after its own edit", "end": "after the last edit", "both": "after its own edit and after the last"}
+)
 
 
 class EditMetrics(EditCallback):
@@ -86,7 +93,7 @@ class EditMetrics(EditCallback):
             )
             before, after = both[:n], both[n:]
         for outcome, b, a in zip(batch.outcomes, before, after, strict=True):
-            outcome.rows.append(edit_row(outcome, batch.index, "edit", b, a))
+            outcome.rows.append(edit_row(outcome, batch.index, module.regime, "edit", b, a))
 
     def end_rows(self, module: EditingModule) -> list[dict[str, Any]]:
         """Rows of every record edited so far, measured on the model as it is now (sequential regime)."""
@@ -96,7 +103,7 @@ class EditMetrics(EditCallback):
         with stage("scoring the model after the last edit") as progress:
             after = self._score(module.lm, records, progress=progress)
         return [
-            edit_row(outcome, index, "end", self._base[outcome.record.request.case_id], a)
+            edit_row(outcome, index, module.regime, "end", self._base[outcome.record.request.case_id], a)
             for (index, outcome), a in zip(self._edited, after, strict=True)
         ]
 
@@ -117,7 +124,7 @@ class EditMetrics(EditCallback):
 
 
 def edit_row(
-    outcome: Outcome, index: int, when: str, before: Sequence[ProbeScore], after: Sequence[ProbeScore]
+    outcome: Outcome, index: int, regime: str, when: Moment, before: Sequence[ProbeScore], after: Sequence[ProbeScore]
 ) -> dict[str, Any]:
     """One line of `results.jsonl`: a record, what was done to it, and every probe before and after."""
     request = asdict(outcome.record.request)
@@ -127,6 +134,7 @@ def edit_row(
         after,
         index,
         when,
+        protocol={"regime": regime, "measured": MEASURED[when]},
         status="failed" if outcome.error else "edited",
         error=outcome.error,
         request={key: value for key, value in request.items() if key != "case_id"},

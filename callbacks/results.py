@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback, editing
-from kedit.callbacks.metrics import EditMetrics
+from kedit.callbacks.metrics import MEASURED, EditMetrics
 from kedit.delta import Delta
 from kedit.deltafile import save_delta
 from kedit.provenance import provenance
@@ -97,7 +97,7 @@ class ResultsWriter(EditCallback):
         return {
             "protocol": {
                 "regime": module.regime,
-                "measured": {"edit": "after each edit", "end": "after the last edit", "both": "both"}[when],
+                "measured": MEASURED[when],
                 "scorer": "teacher-forced probabilities and argmax; free greedy generation where named",
                 "fast_dev_run": bool(trainer.fast_dev_run),  # type: ignore[attr-defined]
             },

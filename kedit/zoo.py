@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+from kedit.cache import cache_dir
 from kedit.errors import KeditError
 
 log = logging.getLogger(__name__)
@@ -60,13 +60,6 @@ ALIASES: Mapping[str, GgufWheel] = MappingProxyType(
         )
     }
 )
-
-
-def cache_dir() -> Path:
-    """Where kedit keeps things: `$KEDIT_CACHE`, else `$XDG_CACHE_HOME/kedit`, else `~/.cache/kedit`."""
-    if own := os.environ.get("KEDIT_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kedit"
 
 
 def fetch(alias: str) -> Path:
