@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 5, 6, 7, 8])
     parser.add_argument("--text", type=Path, help="a text file; without it, random tokens")
-    parser.add_argument("--tokens", type=int, default=16_384)
+    parser.add_argument("--tokens", type=int, default=StatsConfig().tokens)
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=2)

@@ -74,9 +74,9 @@ class KeditCLI(LightningCLI):
         self.checkpoint = config.ckpt_path
         if config.run.resume and self.checkpoint is None and last.exists():
             self.checkpoint = str(last)
-            log.info("going on in %s", self.folder)
         if self.checkpoint is not None:
             _check_checkpoint(Path(self.checkpoint))
+        log.info("run folder: %s%s", self.folder, ", resumed" if self.folder.exists() else "")
         if config.trainer.fast_dev_run:
             log.info("fast_dev_run: one edit batch, one optimiser step; the numbers mean nothing")
 

@@ -42,7 +42,7 @@ def quiet_lightning() -> Iterator[None]:
         logger.handlers.clear()
         logger.propagate = True
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning|kedit\.cli")
         for message, module in NOISE:
             warnings.filterwarnings("ignore", message, module=module)
         yield

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
@@ -32,7 +33,7 @@ def stats(words: list[str]) -> None:
         words: What stands after `kedit stats`.
     """
     parser = _parser()
-    args = parser.instantiate_classes(parser.parse_args(words))
+    args: Any = parser.instantiate_classes(parser.parse_args(words))
     lm = load_lm(args.lm, _device(args.device))
     layers = args.layers or [value_defaults(lm).layer]
     with _bar() as report:
