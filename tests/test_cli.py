@@ -186,7 +186,10 @@ def test_a_run_finds_what_stats_left(
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.safetensors")} == files
 
 
-def test_ctrl_c(words: list[str], tmp_path: Path, rows_of: Callable[[Path], Any]) -> None:
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(
+    sent: signal.Signals, status: int, words: list[str], tmp_path: Path, rows_of: Callable[[Path], Any]
+) -> None:
     facts = tmp_path / "facts.jsonl"
     rows = [{"prompt": "{} is", "subject": f"Rome {i}", "target_new": "Tokyo"} for i in range(500)]
     facts.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -198,9 +201,9 @@ def test_ctrl_c(words: list[str], tmp_path: Path, rows_of: Callable[[Path], Any]
         end = time.monotonic() + 120
         while not (results.exists() and results.stat().st_size) and time.monotonic() < end:
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
+    assert process.returncode == status, error
     said = error.splitlines()[-2:]
     assert re.fullmatch(r"kedit: interrupted; \d+ edit batches are done and kept in \S+\.", said[0]), error
     assert "--run.resume true" in said[1]

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import yaml
 
 from kedit.cli import main
+from kedit.defaults import TABLE
 from kedit.deltafile import load_delta
 from kedit.lm import LMConfig, load_lm
 
@@ -153,6 +155,14 @@ def test_config_is_complete_and_commented(file: Path, capsys: pytest.CaptureFixt
     bare = [line for line in text.splitlines() if re.match(r"\s*\w+: *[^\s#]", line) and " # " not in line]
     assert not bare, f"{file.name}: no comment on {bare}"
     assert f"kedit fit --config configs/{file.name}" in text
+
+
+@pytest.mark.parametrize("file", [f for f in CONFIGS if f.stem.startswith(("rome", "rrome"))], ids=lambda f: f.stem)
+def test_values_are_those_of_the_table(file: Path) -> None:
+    args = yaml.safe_load(file.read_text())["model"]["init_args"]
+    shape = SHAPES[re.sub(r"^r?rome_", "", file.stem)]
+    given = (args["layer"], args["v_num_grad_steps"], args["v_weight_decay"], args["clamp_norm_factor"], args["v_lr"])
+    assert given == astuple(TABLE[shape])
 
 
 @pytest.mark.parametrize("file", CONFIGS[:1], ids=lambda file: file.stem)

@@ -355,7 +355,7 @@ def test_convergence_is_reported(text, tmp_path, caplog):
     rest = 2 * whole - half
     unseen = float(torch.trace(Covariance(half, 512).solve(rest))) / D_FF
     assert trace[-1]["unseen"] == pytest.approx(unseen, rel=1e-3)
-    assert "over the last doubling" in caplog.text
+    assert "between 512 and 1024 tokens" in caplog.text
 
 
 def test_sample_is_seeded_and_independent_of_the_batch_size():

@@ -15,8 +15,10 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kedit.callbacks import EditCheckpoint, EditMetrics, EditProgress, ResultsWriter, ResultTable
+from kedit.cli.messages import Interrupted
 from kedit.cli.quiet import quiet_lightning
 from kedit.data import EditData
 from kedit.errors import KeditError
@@ -67,7 +69,7 @@ class KeditCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Chooses the run's folder, and the checkpoint to resume from."""
-        config = self.config[self.subcommand]
+        config = self.config[str(self.subcommand)]
         _check_groups(config)
         self.folder = run_folder(config.run.root, config.run.name or _name(config), config.run.resume)
         last = self.folder / CHECKPOINT
@@ -100,13 +102,13 @@ class KeditCLI(LightningCLI):
             self.trainer.fit(self.model, **given)
         except MisconfigurationException as error:
             raise KeditError(f"trainer: {_first_line(error)}") from error
-        except SystemExit as stop:
-            if not isinstance(stop.__context__, KeyboardInterrupt):
+        except SystemExit as stop:  # what Lightning makes of Ctrl-C and SIGTERM
+            ended = isinstance(stop, SIGTERMException)
+            if not ended and not isinstance(stop.__context__, KeyboardInterrupt):
                 raise
-            raise KeyboardInterrupt(
-                f"{self.model.edits_done} edit batches are done and kept in {self.folder}.\n"
-                "To go on: the same command with --run.resume true"
-            ) from None
+            kept = f"{self.model.edits_done} edit batches are done and kept in {self.folder}."
+            how = "To go on: the same command with --run.resume true"
+            raise Interrupted(f"{kept}\n{how}", 143 if ended else 130) from None
 
 
 class SaveConfig(SaveConfigCallback):

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentError
 from rich.console import Console
 
 import kedit
-from kedit.cli.messages import explain
+from kedit.cli.messages import Interrupted, explain
 from kedit.cli.quiet import set_up_logging
 from kedit.errors import KeditError
 
@@ -31,8 +31,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: What stands after `kedit` on the command line; None takes it from there.
 
     Raises:
-        SystemExit: With status 2 after an error of the user's, 130 after Ctrl-C; what there is to say went
-            to standard error.
+        SystemExit: With status 2 after an error of the user's, 130 or 143 after Ctrl-C or SIGTERM; what there
+            is to say went to standard error.
     """
     words = list(sys.argv[1:] if args is None else args)
     set_up_logging()
@@ -48,9 +48,12 @@ def main(args: Sequence[str] | None = None) -> None:
         if words[0] not in commands:
             raise KeditError(f"there is no command {words[0]!r}; there are {', '.join(commands)}")
         commands[words[0]](words[1:])
-    except KeyboardInterrupt as stop:
-        _say(f"interrupted; {stop}" if str(stop) else "interrupted")
+    except KeyboardInterrupt:
+        _say("interrupted")
         raise SystemExit(130) from None
+    except Interrupted as stop:
+        _say(f"interrupted; {stop}")
+        raise SystemExit(stop.status) from None
     except ArgumentError as error:
         _fail(_of_kedit(error) or explain(str(error)))
     except UnicodeDecodeError as error:

@@ -22,6 +22,7 @@ NO_CLASS = (
     re.compile(r"Import path (\S+) does not correspond to a subclass"),
     re.compile(r"No module named '(\S+)'"),
 )
+NO_GROUP = re.compile(r"Unable to load config '(.+)'")
 REQUIRED = re.compile(r"the following arguments are required: (.+)")
 EXPECTED = re.compile(r"Expected (?:a |an )?(<class '[\w.]+'>|typing\.Literal\[.+?\]|[\w.]+\[.+?\])(?:$|\.)")
 VALUE = re.compile(r"(?:Got value|Given value): (.+)")
@@ -34,6 +35,19 @@ TYPES = {
 }
 
 
+class Interrupted(Exception):
+    """A run that Ctrl-C or the cluster stopped.
+
+    Args:
+        message: What is kept, and how to go on.
+        status: The command's exit status: 128 + the signal's number.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def explain(message: str) -> str:
     """One or two lines for a user.
 
@@ -42,7 +56,8 @@ def explain(message: str) -> str:
     """
     lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
     keys = [key for line in lines for key in KEY.findall(line)]
-    option = ".".join(keys).removeprefix("fit.")
+    parts = ".".join(keys).removeprefix("fit.").split(".")
+    option = ".".join(part for i, part in enumerate(parts) if part != parts[i - 1] or i == 0)
     classes = CLASS.findall(message)
     if found := _first(REQUIRED, lines):
         return _required(found.group(1), option)
@@ -56,6 +71,8 @@ def explain(message: str) -> str:
         why = next((line for line in lines[1:] if not line.startswith("in ")), "")
         line, column = where[-1] if where else ("?", "?")
         return f"config: not valid YAML at line {line}, column {column}: {why or lines[0].partition(': ')[2]}"
+    if found := _first(NO_GROUP, lines):
+        return f"{option}: wants options of its own below it, not {found.group(1)!r}"
     if lines[0].startswith("Unexpected config"):
         return "config: the file is empty or no mapping of options; see configs/rome_smollm2.yaml"
     if (wanted := _wanted(lines)) not in ("", "null"):

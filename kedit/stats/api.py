@@ -146,12 +146,12 @@ def _locked(base: Path) -> FileLock:
 
 
 def _report(layer: int, cov: Covariance, config: StatsConfig) -> None:
-    last = (cov.card.get("convergence") or [{}])[-1]
+    half, last = [{}, {}, *cov.card.get("convergence", [])][-2:]
     if "unseen" in last:
         log.info(
-            "layer %d: C over %d tokens changed by %.1f %% over the last doubling; keys of unseen text look "
-            "%.2f times as unusual as those of its own (1 is best); ridge %g",
-            layer, cov.count, 100 * last["change"], last["unseen"] or float("nan"), cov.ridge,
+            "layer %d: C changed by %.1f %% between %d and %d tokens; keys of unseen text look %.2f times as "
+            "unusual as those of the text itself (1 is best); ridge %g",
+            layer, 100 * last["change"], half["tokens"], cov.count, last["unseen"] or float("nan"), cov.ridge,
         )  # fmt: skip
     if cov.count < config.tokens:
         log.warning(

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def collect(
         save_seconds: Least time between two writes of `partial`, which get a tenth of the time at most.
     """
     chunks = list(_chunks(ids, sequence_length, batch_tokens))
-    marks = {-(-len(chunks) // 2**i) for i in range(4)}  # an eighth, a quarter, a half and the whole text
+    marks = _marks([chunk.numel() for chunk in chunks])
     state = Pass(lm, layers, dtype)
     if partial is not None and partial.exists():
         state.resume(partial, key or {})
@@ -164,6 +165,13 @@ def _chunks(ids: Tensor, length: int, batch_tokens: int) -> Iterator[Tensor]:
     yield from ids[:whole].view(-1, length).split(max(1, batch_tokens // length)) if whole else ()
     if whole < len(ids):
         yield ids[whole:].unsqueeze(0)
+
+
+def _marks(sizes: Sequence[int]) -> set[int]:
+    """After how many chunks to measure: about an eighth, a quarter and half of the text, and all of it."""
+    ends = list(accumulate(sizes))
+    near = {min(range(len(ends)), key=lambda i: abs(ends[i] * part - ends[-1])) + 1 for part in (2, 4, 8)}
+    return near | {len(ends)}
 
 
 @contextmanager
