@@ -33,6 +33,15 @@ KINDS: dict[str, tuple[str, str]] = {
     "mistral": ("mistral", "sentencepiece"),
     "qwen25": ("qwen2", "bpe"),
 }
+SHAPES = {
+    "smollm2": ("llama", 30, 576),
+    "gpt2_xl": ("gpt2", 48, 1600),
+    "gptj": ("gptj", 28, 4096),
+    "llama2": ("llama", 32, 4096),
+    "llama3": ("llama", 32, 4096),
+    "mistral": ("mistral", 32, 4096),
+    "qwen25": ("qwen2", 28, 3584),
+}  # of the models themselves, as kedit.defaults has them
 FILES = {
     "CounterFact": "counterfact_official.json",
     "Records": "records.jsonl",
