@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 
+from kedit.bars import stage
 from kedit.batch import EditBatch, Outcome
 from kedit.callbacks.base import EditCallback, editing
-from kedit.callbacks.progress import stage
 from kedit.delta import Delta, edited
 from kedit.evaluate import EvalConfig, ProbeScore, score
 from kedit.lanes import LaneBank

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningModule, Trainer
@@ -19,19 +17,6 @@ if TYPE_CHECKING:
     from kedit.methods.base import EditingModule
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def stage(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for a stage with a known amount of work; yields `progress(done, total)`."""
-    console = Console(stderr=True)
-    log.info("%s", title)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True,
-        disable=not console.is_terminal,
-    ) as bar:  # fmt: skip
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class EditProgress(EditCallback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,5 +120,6 @@ def _card(module: EditingModule, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _safe(name: str) -> str:
-    """A case id as a folder name."""
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+    """A case id as a folder name; a short hash keeps apart two ids that become alike."""
+    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

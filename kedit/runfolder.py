@@ -21,7 +21,7 @@ def run_folder(root: str, name: str, resume: bool) -> Path:
     Args:
         root: Where the runs are.
         name: Name of the run. A new run never writes into an old one's folder: it gets `name-2`, `name-3`, ...
-        resume: Go on in the newest folder of that name, if its run did not finish.
+        resume: Go on in the newest folder of that name (`finished` says whether there is anything left to do).
     """
     base = Path(root)
     taken = [base / name] if (base / name).exists() else []
@@ -29,9 +29,14 @@ def run_folder(root: str, name: str, resume: bool) -> Path:
     while (base / f"{name}-{n}").exists():
         taken.append(base / f"{name}-{n}")
         n += 1
-    if resume and taken and not (taken[-1] / SUMMARY).exists():
+    if resume and taken:
         return taken[-1]
     return base / (name if not taken else f"{name}-{n}")
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run in `folder` came to its end."""
+    return (folder / SUMMARY).exists()
 
 
 def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -262,7 +262,7 @@ def test_every_edit_fails(words: list[str], tmp_path: Path, rows_of: Callable[[P
     main([*words, "--model.v_lr", "1e37", "--model.clamp_norm_factor", "1e38", "--run.name", "nan"])
     (row,) = rows_of(tmp_path / "runs" / "nan")
     assert row["status"] == "failed"
-    assert "not finite after 1 step" in row["error"]
+    assert "not finite after 0 steps" in row["error"]
 
 
 def test_weights_that_are_damaged(refused: Refused, tmp_path: Path, tiny_folder: Callable[..., str]) -> None:

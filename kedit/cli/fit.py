@@ -23,7 +23,7 @@ from kedit.cli.quiet import quiet_lightning
 from kedit.data import EditData
 from kedit.errors import KeditError
 from kedit.methods import EditingModule
-from kedit.runfolder import CHECKPOINT, run_folder
+from kedit.runfolder import CHECKPOINT, finished, run_folder
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,9 @@ class KeditCLI(LightningCLI):
         config = self.config[str(self.subcommand)]
         _check_groups(config)
         self.folder = run_folder(config.run.root, config.run.name or _name(config), config.run.resume)
+        if config.run.resume and finished(self.folder):
+            log.info("this run has finished, nothing is left to do: %s", self.folder)
+            raise SystemExit(0)
         last = self.folder / CHECKPOINT
         self.checkpoint = config.ckpt_path
         if config.run.resume and self.checkpoint is None and last.exists():

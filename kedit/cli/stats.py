@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from kedit.bars import stages
 from kedit.cache import cache_dir
 from kedit.defaults import value_defaults
 from kedit.errors import KeditError
 from kedit.lm import LM, LMConfig, load_lm
 from kedit.stats import Covariance, StatsConfig, covariances, save_covariance, store
-from kedit.stats.corpus import Progress as Report
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ def stats(words: list[str]) -> None:
     args: Any = parser.instantiate_classes(parser.parse_args(words))
     lm = load_lm(args.lm, _device(args.device))
     layers = args.layers or [value_defaults(lm).layer]
-    with _bar() as report:
+    with stages() as report:
         found = covariances(lm, layers, args.stats, progress=report)
     base = store.folder(cache_dir(), lm)
     files = {layer: store.layer_path(base, cov.card["key"]) for layer, cov in found.items()}
@@ -76,30 +74,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise KeditError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from None
     return torch.device(name)
-
-
-@contextmanager
-def _bar() -> Iterator[Report]:
-    """A bar for each stage of the work, on a terminal."""
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("tokens"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        tasks = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
-
-        yield report
 
 
 def _table(lm: LM, found: Mapping[int, Covariance]) -> Table:

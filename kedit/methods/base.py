@@ -252,8 +252,7 @@ class EditingModule(LightningModule):
     def _identity(self) -> dict[str, Any]:
         """What a run must share with the checkpoint that it goes on from."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        run = self.describe()
-        same = {key: run[key] for key in ("method", "model", "model_fingerprint", "dtype", "regime", "seed")}
+        same = {key: value for key, value in self.describe().items() if key not in ("model", "contexts")}
         return same | {"data": data.fingerprint, "edit_batches": len(data.batches)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

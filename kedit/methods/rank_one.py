@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
 
 from kedit.arch import check_layers, weight
+from kedit.bars import stages
 from kedit.batch import EditBatch, Outcome
 from kedit.contexts import ContextConfig, context_templates
 from kedit.defaults import value_defaults
@@ -99,7 +101,8 @@ class RankOne(EditingModule):
         if not self.contexts:  # a resumed run has them
             self.contexts = context_templates(self.lm, self.context_config)
         if self.mom2_adjustment:
-            found = covariances(self.lm, [self._layer], self.stats_config)
+            with stages() as report:
+                found = covariances(self.lm, [self._layer], self.stats_config, progress=report)
             self.covariance = found[self._layer].to(self.device)
 
     def edit(self, batch: EditBatch) -> Edit:
@@ -121,7 +124,7 @@ class RankOne(EditingModule):
         for i, outcome in enumerate(batch.outcomes):
             outcome.info = lane_info(lanes, i)
             if bool(lanes.failed[i]):
-                outcome.error = f"the loss of v* is not finite after {int(lanes.steps[i])} steps"
+                outcome.error = f"v* or its loss is not finite after {int(lanes.steps[i])} steps"
                 deltas.append(None)
             else:
                 deltas.append(self._delta(keys[i], values[i], v_star[i], outcome))
@@ -182,14 +185,14 @@ class RankOne(EditingModule):
 
 
 def lane_info(lanes: ValueLanes, i: int) -> dict[str, Any]:
-    """Figures of one lane of a v* optimisation, JSON-able."""
-    v_init = lanes.objective.v_init[i]
-    return {
+    """Figures of one lane of a v* optimisation, JSON-able: what is not finite is None."""
+    figures = {
         "loss": float(lanes.total[i]),
         **{name: float(value[i]) for name, value in lanes.terms.items()},
-        "steps": int(lanes.steps[i]),
-        "v_delta_over_init": float(lanes.delta[i].detach().norm() / v_init.norm()),
+        "v_delta_over_init": float(lanes.delta[i].detach().norm() / lanes.objective.v_init[i].norm()),
     }
+    steps = {"steps": int(lanes.steps[i])}
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()} | steps
 
 
 def _known(value: float | None) -> float:

@@ -72,11 +72,17 @@ class ValueLanes:
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Clamp the lanes that were updated, put frozen ones back, and drop them from the batch."""
+        """Clamp the lanes that were updated, put frozen ones back, and drop them from the batch.
+
+        A lane whose vector has overflowed has failed, and keeps what it had before the step.
+        """
         moved = torch.where(self.running[:, None], self.delta, self._kept)
         norm = moved.norm(dim=-1, keepdim=True)
+        overflow = self.running & ~norm[:, 0].isfinite()
+        self.failed |= overflow
+        self.running &= ~overflow
         clamped = torch.where(norm > self.limit, moved * (self.limit / norm), moved)
-        self.delta.copy_(torch.where(self.running[:, None], clamped, moved))
+        self.delta.copy_(torch.where(self.running[:, None], clamped, self._kept))
         self.steps += self.running
         lanes = self.running.nonzero()[:, 0]
         if 0 < len(lanes) < len(self._lanes):
