@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import tempfile
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,25 @@ from kedit.cli import main as kedit
 from kedit.data import read_counterfact, read_robust
 from kedit.requests import EditRecord
 
-# one setting a line: what is given to ROME besides its defaults
+BASE: dict[str, Any] = {"layer": 5, "stop_loss": 0.05, "contexts": {"lengths": [[5, 5], [10, 5]]}}
+# one row each: what differs from BASE
 SETTINGS: tuple[dict[str, Any], ...] = (
-    {"layer": 5, "stop_loss": 0.1},
-    {"layer": 5, "stop_loss": 0.05},
-    {"layer": 8, "stop_loss": 0.1},
-    {"layer": 3, "stop_loss": 0.1},
-    {"layer": 5, "stop_loss": 0.1, "mom2_adjustment": False},
-    {"layer": 5, "stop_loss": 0.1, "kl_factor": 0.25},
-    {"layer": 5, "stop_loss": 0.1, "clamp_norm_factor": 2.0},
+    {},
+    {"layer": 3},
+    {"layer": 4},
+    {"layer": 6},
+    {"layer": 8},
+    {"layer": 11},
+    {"v_num_grad_steps": 50},
+    {"clamp_norm_factor": 2.0},
+    {"clamp_norm_factor": 8.0},
+    {"v_lr": 0.25, "v_num_grad_steps": 50},
+    {"kl_factor": 0.02},
+    {"kl_factor": 0.25},
+    {"stop_loss": 0.1},
+    {"stats": {"ridge": 0.01}},
+    {"stats": {"ridge": 0.1}},
+    {"mom2_adjustment": False},
 )
 
 
@@ -69,14 +79,31 @@ def pooled(records: list[EditRecord], excluded: set[str], n: int, seed: int) -> 
 
 def run(path: Path, root: Path, method: str, model: str, setting: dict[str, Any]) -> dict[str, Any]:
     """One `kedit fit`; its summary."""
-    words = [f"--model.init_args.{key}={json.dumps(value)}" for key, value in setting.items()]
-    name = "-".join(f"{key}{value}" for key, value in setting.items())
+    words = [f"--model.init_args.{key}={json.dumps(value)}" for key, value in (BASE | setting).items()]
+    name = "-".join(f"{key}{value}" for key, value in setting.items()) or "base"
+    name = re.sub(r"[^\w.-]", "", name)
     kedit(
         ["fit", "--model", method, f"--model.init_args.lm.name={model}", *words, "--data", "Records",
          f"--data.init_args.path={path}", f"--run.root={root}", f"--run.name={method}-{name}",
          "--results.save_deltas=false"]
     )  # fmt: skip
     return json.loads((root / f"{method}-{name}" / "summary.json").read_text(encoding="utf-8"))
+
+
+def figures_of(summary: dict[str, Any]) -> dict[str, float]:
+    """The row of one run, in percent (and seconds)."""
+    r = summary["results"]["edit"]
+    return {
+        "efficacy_success": r["rewrite"]["success"]["after"],
+        "efficacy_exact": r["rewrite"]["exact"]["after"],
+        "generated": r["rewrite"]["generated"]["after"],
+        "paraphrase_success": r["paraphrase"]["success"]["after"],
+        "paraphrase_exact": r["paraphrase"]["exact"]["after"],
+        "neighborhood_unchanged": r["neighborhood"]["unchanged"]["after"],
+        "neighborhood_success": r["neighborhood"]["success"]["after"],
+        "score": r["score"]["success"]["after"],
+        "seconds_editing": summary["timing"]["seconds_editing"],
+    }
 
 
 def main() -> None:
@@ -86,43 +113,38 @@ def main() -> None:
     parser.add_argument("--exclude", type=Path, nargs="*", default=[])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--method", default="ROME")
-    parser.add_argument("--records", type=int, default=12)
+    parser.add_argument("--records", type=int, default=32)
+    parser.add_argument("--root", type=Path, default=Path("runs/sweep"), help="where the runs go")
+    parser.add_argument(
+        "--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th setting from the I-th"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", help="name of the figures under benchmarks/results")
     a = parser.parse_args()
     excluded = {record.request.subject for path in a.exclude for record in read_robust(str(path))}
     records = pooled(read_counterfact(str(a.data)), excluded, a.records, a.seed)
+    part, parts = a.part
+    a.root.mkdir(parents=True, exist_ok=True)
+    path = a.root / f"records{part}.jsonl"
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
     rows = []
-    with tempfile.TemporaryDirectory() as tmp:
-        path = Path(tmp) / "records.jsonl"
-        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-        for setting in SETTINGS:
-            summary = run(path, Path(tmp), a.method, a.model, setting)
-            r = summary["results"]["edit"]
-            row = setting | {
-                "efficacy_success": r["rewrite"]["success"]["after"],
-                "efficacy_exact": r["rewrite"]["exact"]["after"],
-                "generated": r["rewrite"]["generated"]["after"],
-                "paraphrase_success": r["paraphrase"]["success"]["after"],
-                "paraphrase_exact": r["paraphrase"]["exact"]["after"],
-                "neighborhood_unchanged": r["neighborhood"]["unchanged"]["after"],
-                "neighborhood_success": r["neighborhood"]["success"]["after"],
-                "score": r["score"]["success"]["after"],
-                "seconds_editing": summary["timing"]["seconds_editing"],
-            }
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-            figures = {
+    for setting in SETTINGS[part::parts]:
+        summary = run(path, a.root, a.method, a.model, setting)
+        rows.append(setting | figures_of(summary))
+        print(json.dumps(rows[-1]), flush=True)
+        save(
+            a.save or f"{a.method.lower()}_sweep",
+            {
                 "model": a.model,
                 "method": a.method,
                 "records": len(records),
                 "seed": a.seed,
                 "data": a.data.name,
-            }
-            save(
-                a.save or f"{a.method.lower()}_sweep",
-                figures | {"protocol": summary["protocol"], "rows": rows},
-            )
+                "base": BASE,
+                "protocol": summary["protocol"],
+                "rows": rows,
+            },
+        )
     print("saved under", (ROOT / "benchmarks" / "results").name)
 
 

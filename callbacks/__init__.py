@@ -1,10 +1,19 @@
-"""Lightning callbacks around edits: metrics, results, progress, tables, checkpoints."""
+"""Lightning callbacks around edits: metrics, results, robustness, progress, tables, checkpoints."""
 
 from kedit.callbacks.base import EditCallback
 from kedit.callbacks.checkpoint import EditCheckpoint
 from kedit.callbacks.metrics import EditMetrics
 from kedit.callbacks.progress import EditProgress
 from kedit.callbacks.results import ResultsWriter
+from kedit.callbacks.robustness import Robustness
 from kedit.callbacks.table import ResultTable
 
-__all__ = ["EditCallback", "EditCheckpoint", "EditMetrics", "EditProgress", "ResultTable", "ResultsWriter"]
+__all__ = [
+    "EditCallback",
+    "EditCheckpoint",
+    "EditMetrics",
+    "EditProgress",
+    "ResultTable",
+    "ResultsWriter",
+    "Robustness",
+]

@@ -1,8 +1,8 @@
-"""`EditCallback`: Lightning callbacks that also hear of edits."""
+"""`EditCallback`: Lightning callbacks that also hear of edits and of the rows that are written about them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class EditCallback(Callback):
-    """A Lightning callback with two hooks more, around every edit batch.
+    """A Lightning callback with three hooks more, around every edit batch.
 
     They are called in the order of the trainer's callbacks. In the `sequential` regime the delta is already
     part of the weights when `on_edit_end` runs; in the others the weights are the unedited ones.
@@ -24,6 +24,14 @@ class EditCallback(Callback):
 
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Called when the batch has been edited: `batch.outcomes` and `batch.deltas` are there."""
+
+    def on_rows(
+        self, trainer: Trainer, module: EditingModule, rows: list[dict[str, Any]], batch: EditBatch | None
+    ) -> None:
+        """Called right before `rows` are written to `results.jsonl`; may add to them.
+
+        `batch` is the batch just edited, None for the rows measured at the end of a sequential run.
+        """
 
 
 def editing(module: LightningModule) -> EditingModule:

@@ -54,7 +54,7 @@ class ResultsWriter(EditCallback):
         folder = _folder(trainer)
         self._seconds += batch.seconds
         self._edits += len(batch.records)
-        append_rows(folder / RESULTS, [row for outcome in batch.outcomes for row in outcome.rows])
+        self._append(trainer, module, [row for outcome in batch.outcomes for row in outcome.rows], batch)
         if self.save_deltas and module.regime != "sequential":
             names = (
                 [r.request.case_id for r in batch.records] if module.regime == "single" else [f"batch-{batch.index}"]
@@ -74,7 +74,7 @@ class ResultsWriter(EditCallback):
         module, folder = editing(pl_module), _folder(trainer)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EditMetrics):
-                append_rows(folder / RESULTS, callback.end_rows(module))
+                self._append(trainer, module, callback.end_rows(module), None)
         rows = list(read_rows(folder / RESULTS))
         if self.save_deltas and module.regime == "sequential" and module.deltas:
             save_delta(folder / "delta", Delta.concat(module.deltas), _card(module, rows))
@@ -90,6 +90,15 @@ class ResultsWriter(EditCallback):
             "results": {when: summarise(rows, when, resamples=self.resamples) for when in moments},
         }
         write_json(folder / SUMMARY, self.summary)
+
+    def _append(
+        self, trainer: Trainer, module: EditingModule, rows: list[dict[str, Any]], batch: EditBatch | None
+    ) -> None:
+        """Lets every callback add to the rows, and writes them."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EditCallback):
+                callback.on_rows(trainer, module, rows, batch)
+        append_rows(_folder(trainer) / RESULTS, rows)
 
     def _run(self, trainer: Trainer, module: EditingModule) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

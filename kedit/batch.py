@@ -35,6 +35,7 @@ class EditBatch:
         records: The records it edits.
         outcomes: One per record, once the edit has ended.
         deltas: In the `single` regime one delta per record (None where it failed); otherwise one for the batch.
+        plain: What the editor alone would have changed, where the method adds to an editor (REP).
         seconds: Wall-clock time of the edit, measuring not included.
     """
 
@@ -43,3 +44,4 @@ class EditBatch:
     outcomes: list[Outcome] = field(default_factory=list)
     deltas: list[Delta | None] = field(default_factory=list)
     seconds: float = 0.0
+    plain: list[Delta | None] | None = None

@@ -64,6 +64,17 @@ def context_templates(lm: LM, config: ContextConfig) -> list[str]:
     return templates
 
 
+def context_groups(config: ContextConfig, contexts: Sequence[str]) -> list[int]:
+    """Sizes of the groups that `contexts` were made in: the bare prompt, then one per pair of `lengths`, or the texts.
+
+    Args:
+        config: What `contexts` were made from.
+        contexts: As `context_templates` gave them.
+    """
+    sizes = [count for _, count in config.lengths] if config.texts is None else [len(contexts) - 1]
+    return [1, *(size for size in sizes if size)]
+
+
 def _clean(lm: LM, ids: Sequence[int]) -> str:
     """One line of plain text without braces: what may stand before a prompt."""
     special = set(lm.tokenizer.all_special_ids)

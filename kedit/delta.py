@@ -1,4 +1,4 @@
-"""Changes of weights: kept as factors, applied to a model, put back bit for bit.
+"""Changes of a model: kept as factors (and pathways), applied to it, put back bit for bit.
 
 A `Delta` never holds a second copy of the model. What is written into weights is added in float32 and
 rounded once; what must be put back is a snapshot of the touched matrices, taken when they are touched.
@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kedit.arch import weight
 from kedit.errors import KeditError
+from kedit.pathway import Bank, Pathway
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,18 @@ class Factors:
 
 @dataclass(frozen=True)
 class Delta:
-    """What one edit batch (or a whole run) changes: module path -> factors.
+    """What one edit batch (or a whole run) changes.
 
     Paths name modules (`"model.layers.5.mlp.down_proj"`); the factors are in the mathematical orientation
     `[d_out, d_in]` whatever the module's storage (`Conv1D` is handled when the change is written).
+
+    Attributes:
+        changes: Module path -> change of its weight.
+        pathways: Module path -> adapters on its input, in the order of their edits (REP).
     """
 
     changes: Mapping[str, Factors] = field(default_factory=dict)
+    pathways: Mapping[str, tuple[Pathway, ...]] = field(default_factory=dict)
 
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
         """The modules that this delta touches, checked for existence and shape.
@@ -65,20 +72,33 @@ class Delta:
             KeditError: The model lacks a module or its weight has another shape: a delta of another model.
         """
         named = dict(model.named_modules())
-        for path, factors in self.changes.items():
+        for path in self.paths:
             if path not in named:
                 raise KeditError(f"this delta changes {path!r}, which this model does not have: it is of another model")
+        for path, pathways in self.pathways.items():
+            width = weight(named[path]).shape[1]
+            if any(pathway.d_in != width for pathway in pathways):
+                raise KeditError(f"this delta has a pathway of another width than {path!r} ({width}) here")
+        for path, factors in self.changes.items():
             shape = (factors.left.shape[0], factors.right.shape[1])
             found = tuple(weight(named[path]).shape)
             if found != shape:
                 raise KeditError(
                     f"this delta changes {path!r} of shape {shape}, here it is {found}: it is of another model"
                 )
-        return {path: named[path] for path in self.changes}
+        return {path: named[path] for path in self.paths}
+
+    @property
+    def paths(self) -> list[str]:
+        """Every module that is touched."""
+        return list(dict.fromkeys([*self.changes, *self.pathways]))
 
     def to(self, device: torch.device | str) -> Delta:
         """The same delta on `device`."""
-        return Delta({path: factors.to(device) for path, factors in self.changes.items()})
+        return Delta(
+            {path: factors.to(device) for path, factors in self.changes.items()},
+            {path: tuple(p.to(device) for p in pathways) for path, pathways in self.pathways.items()},
+        )
 
     def norm(self) -> float:
         """Frobenius norm over all changed matrices, from the factors' small Gram matrices."""
@@ -90,17 +110,21 @@ class Delta:
 
     @staticmethod
     def concat(deltas: Sequence[Delta]) -> Delta:
-        """The sum of `deltas` as one delta; ranks add up."""
+        """The sum of `deltas` as one delta: ranks add up, pathways are lined up."""
         paths = list(dict.fromkeys(path for delta in deltas for path in delta.changes))
-        changes = {}
+        changes: dict[str, Factors] = {}
         for path in paths:
             parts = [delta.changes[path] for delta in deltas if path in delta.changes]
             changes[path] = Factors(torch.cat([p.left for p in parts], 1), torch.cat([p.right for p in parts], 0))
-        return Delta(changes)
+        adapted = list(dict.fromkeys(path for delta in deltas for path in delta.pathways))
+        pathways = {path: tuple(p for delta in deltas for p in delta.pathways.get(path, ())) for path in adapted}
+        return Delta(changes, pathways)
 
 
 class Weights:
     """Writes deltas into a model and puts the original weights back bit for bit.
+
+    Pathways are put before their modules as hooks, and taken away again.
 
     The first write to a matrix keeps its original (one copy per *edited* matrix). Matrices in half precision
     get a float32 master, so that in the sequential regime changes far below their resolution add up instead
@@ -114,6 +138,8 @@ class Weights:
         self.model = model
         self._original: dict[str, Tensor] = {}
         self._master: dict[str, Tensor] = {}
+        self._pathways: dict[str, tuple[Pathway, ...]] = {}
+        self._hooks: dict[str, RemovableHandle] = {}
 
     @torch.no_grad()
     def add(self, delta: Delta) -> None:
@@ -138,6 +164,12 @@ class Weights:
             target += factors.to(w.device).dense().to(target.dtype)
             if master is not None:
                 w.copy_(master)
+        for path, pathways in delta.pathways.items():
+            device = weight(modules[path]).device
+            self._pathways[path] = (*self._pathways.get(path, ()), *(p.to(device) for p in pathways))
+            if path in self._hooks:
+                self._hooks.pop(path).remove()
+            self._hooks[path] = Bank(self._pathways[path]).install(modules[path])
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -145,8 +177,10 @@ class Weights:
         modules = dict(self.model.named_modules())
         for path, original in self._original.items():
             weight(modules[path]).copy_(original)
-        self._original.clear()
-        self._master.clear()
+        for hook in self._hooks.values():
+            hook.remove()
+        for kept in (self._original, self._master, self._pathways, self._hooks):
+            kept.clear()
 
 
 @contextmanager

@@ -13,10 +13,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from kedit.delta import Delta, Factors
 from kedit.errors import KeditError
 from kedit.lm import LM
+from kedit.pathway import Pathway
 
 FORMAT = 1
 
@@ -38,6 +40,10 @@ def save_delta(folder: Path | str, delta: Delta, card: dict[str, Any]) -> Path:
     for path, factors in delta.changes.items():
         tensors[f"{path}/left"] = factors.left.cpu().contiguous()
         tensors[f"{path}/right"] = factors.right.cpu().contiguous()
+    for path, pathways in delta.pathways.items():
+        for i, pathway in enumerate(pathways):
+            for name, tensor in pathway.tensors().items():
+                tensors[f"{path}/{i}/{name}"] = tensor.cpu().contiguous()
     partial = folder / f".delta.{os.getpid()}.safetensors"
     save_file(tensors, partial)
     os.replace(partial, folder / "delta.safetensors")
@@ -76,5 +82,18 @@ def load_delta(folder: Path | str, lm: LM | None = None) -> tuple[Delta, dict[st
             f"{folder}: this delta is of another model, {card.get('model')} ({card.get('model_fingerprint')}); "
             f"here it is {lm.name} ({lm.fingerprint})"
         )
-    paths = dict.fromkeys(key.rpartition("/")[0] for key in tensors)
-    return Delta({path: Factors(tensors[f"{path}/left"], tensors[f"{path}/right"]) for path in paths}), card
+    return _assemble(tensors), card
+
+
+def _assemble(tensors: dict[str, Tensor]) -> Delta:
+    """Factors are kept as PATH/left and PATH/right, pathways as PATH/NUMBER/NAME."""
+    changes: dict[str, Factors] = {}
+    pathways: dict[str, dict[int, dict[str, Tensor]]] = {}
+    for key, tensor in tensors.items():
+        path, *number, name = key.split("/")
+        if number:
+            pathways.setdefault(path, {}).setdefault(int(number[0]), {})[name] = tensor
+        elif name == "left":
+            changes[path] = Factors(tensor, tensors[f"{path}/right"])
+    lined_up = {path: tuple(Pathway(**parts[i]) for i in sorted(parts)) for path, parts in pathways.items()}
+    return Delta(changes, lined_up)

@@ -1,7 +1,8 @@
 """Many private deltas in one forward pass: row `i` of the batch sees delta `i`, no weight is touched.
 
 A linear map `y = W x` with `W' = W + left @ right` is `y + left (right x)`; with one pair of factors per
-row, independent edits are evaluated together and nothing has to be restored (DESIGN, "Lanes").
+row, independent edits are evaluated together and nothing has to be restored (DESIGN, "Lanes"). Pathways act on
+the rows of their own lane alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit.delta import Delta
+from kedit.pathway import Bank
 
 
 class LaneBank:
@@ -26,7 +28,13 @@ class LaneBank:
     def __init__(self, model: nn.Module, deltas: Sequence[Delta]) -> None:
         self.n_lanes = len(deltas)
         self._stacks: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._banks: dict[nn.Module, dict[int, Bank]] = {}
         for path, module in {p: m for delta in deltas for p, m in delta.modules(model).items()}.items():
+            banks = {i: Bank(delta.pathways[path]) for i, delta in enumerate(deltas) if path in delta.pathways}
+            if banks:
+                self._banks[module] = banks
+            if not any(path in delta.changes for delta in deltas):
+                continue
             parts = [delta.changes.get(path) for delta in deltas]
             first = next(p for p in parts if p is not None)
             rank = max(p.rank for p in parts if p is not None)
@@ -47,6 +55,8 @@ class LaneBank:
             lanes: `[batch]` int64; -1 is the unedited model.
         """
         handles = []
+        for module, banks in self._banks.items():
+            handles.append(module.register_forward_pre_hook(_MoveRows(banks, lanes)))
         for module, (left, right) in self._stacks.items():
             device = next(module.parameters()).device
             index = torch.where(lanes < 0, self.n_lanes, lanes).to(left.device)
@@ -57,6 +67,25 @@ class LaneBank:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+class _MoveRows:
+    """Forward pre-hook: the keys of every row pass the pathways of its lane."""
+
+    def __init__(self, banks: dict[int, Bank], lanes: Tensor) -> None:
+        self.banks, self.lanes = banks, lanes
+        self.present = [lane for lane in lanes.unique().tolist() if lane in banks]
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        keys = args[0].reshape(len(self.lanes), -1, args[0].shape[-1])
+        moved = keys
+        for lane in self.present:
+            rows = (self.lanes == lane).nonzero()[:, 0].to(keys.device)
+            native = keys[rows]
+            new = self.banks[lane](native)
+            if new is not native:
+                moved = moved.index_copy(0, rows, new)
+        return (moved.reshape(args[0].shape), *args[1:])
 
 
 class _AddRows:

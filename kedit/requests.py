@@ -1,4 +1,4 @@
-"""What is edited and what is measured: `EditRequest`, `Probe`, `EditRecord`.
+"""What is edited and what is measured: `EditRequest`, `Probe`, `Variants`, `EditRecord`.
 
 Readers of every file format yield `EditRecord`; nothing after them knows the formats. Values are checked
 here, once, so that a bad record is named before any model is loaded.
@@ -64,7 +64,7 @@ class Probe:
 
     Args:
         kind: What it measures: `rewrite`, `paraphrase`, `neighborhood`, `portability`,
-            `subject_rephrase`, `scrambled`, `long_context`, `ood_paraphrase`, ...
+            `subject_rephrase`, `paraphrase_ood`, `shuffle_ood`, `long_context`, ... (docs/data.md)
         text: The prompt, complete, without trailing space.
         answer: The continuation wanted, without a leading space.
         rival: The continuation it competes with, where there is one.
@@ -79,13 +79,37 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class Variants:
+    """Other forms of one request, drawn before anything is edited: one half may train, the other half tests.
+
+    The two halves of a pair share no text. `kedit.queries` makes them.
+
+    Attributes:
+        paraphrase_train: Other names of the subject that may train.
+        paraphrase_test: Other names that must not.
+        shuffle_train: The subject with its parts in another order; may train.
+        shuffle_test: Other orders that must not.
+        long_train: Texts to put before the prompt, with a space between; may train.
+        long_test: Texts that must not.
+    """
+
+    paraphrase_train: tuple[str, ...] = ()
+    paraphrase_test: tuple[str, ...] = ()
+    shuffle_train: tuple[str, ...] = ()
+    shuffle_test: tuple[str, ...] = ()
+    long_train: tuple[str, ...] = ()
+    long_test: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EditRecord:
     """A request with its probes: what every dataset reader yields.
 
     `meta` holds what only some datasets know (one JSON-able value per key: `known`, `split`,
-    `subject_aliases`, `attribute_prompts`, ...).
+    `subject_aliases`, `attribute_prompts`, ...). `variants` is None unless a data module was given `queries`.
     """
 
     request: EditRequest
     probes: tuple[Probe, ...]
     meta: dict[str, Any] = field(default_factory=dict)
+    variants: Variants | None = None

@@ -79,9 +79,14 @@ def keep_rows(path: Path, batches: int) -> None:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write JSON, replacing the file in one step."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, replacing it in one step."""
     partial = path.with_suffix(".partial")
     try:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         raise KeditError(f"{path} cannot be written: {error.strerror}") from None

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from kedit.errors import KeditError
-from kedit.forward import frozen, logits_at
+from kedit.forward import check_lanes, frozen, lane_rows, logits_at
 from kedit.lm import LM
+
+if TYPE_CHECKING:
+    from kedit.lanes import LaneBank
 
 VERSION = 1  # part of the key of cached samples: raise it when the same seed would give other text
 BATCH_SIZE = 128  # SmolLM2, tokens per CPU second: 246 with 64 rows, 283 with 128, 279 with 256
@@ -28,10 +32,12 @@ def sample(
     max_new_tokens: int,
     top_k: int | None = None,
     temperature: float = 1.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     stop_at_eos: bool = True,
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
+    lanes: Sequence[int] | None = None,
+    bank: LaneBank | None = None,
 ) -> list[list[int]]:
     """Continue each prompt with tokens drawn from the model's own distribution.
 
@@ -44,11 +50,13 @@ def sample(
         max_new_tokens: New tokens per row.
         top_k: Draw among the `top_k` most probable tokens only; None: among all.
         temperature: Divides the logits; below 1 the text is tamer.
-        seed: Of the draws.
+        seed: Of the draws. With a seed for each row, a row's text does not depend on the other rows.
         stop_at_eos: End a row at the tokenizer's EOS (kept as its last token). Otherwise the row goes on, as
             in packed training text, with another document.
         batch_size: Rows in one forward pass.
         progress: Called with (new tokens so far, new tokens at most).
+        lanes: Lane of each prompt, -1 for the unedited model; None where nothing is edited in a lane.
+        bank: The deltas that `lanes` index.
 
     Returns:
         For each prompt its ids followed by the new ones.
@@ -67,20 +75,32 @@ def sample(
             f"sampling needs {longest} tokens of context, but {lm.name} has {lm.context_length}; "
             "ask for fewer new tokens"
         )
-    draws = torch.rand(len(prompts), max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    lane_of = [-1] * len(prompts) if lanes is None else list(lanes)
+    check_lanes(lane_of, bank, len(prompts))
+    draws = _draws(seed, len(prompts), max_new_tokens)
     eos = lm.tokenizer.eos_token_id if stop_at_eos else None
     texts = [list(prompt) for prompt in prompts]
     done, total = 0, len(prompts) * max_new_tokens
     with frozen(lm.model):
         for rows in _batches(prompts, batch_size):
             ids = torch.tensor([texts[row] for row in rows], device=lm.device)
-            for token_ids, live in _continue(lm, ids, draws[rows], top_k, temperature, eos):
+            own = [lane_of[row] for row in rows]
+            for token_ids, live in _continue(lm, ids, draws[rows], top_k, temperature, eos, own, bank):
                 for row, token in zip(live, token_ids, strict=True):
                     texts[rows[row]].append(token)
                 if progress is not None:
                     done += len(rows)
                     progress(done, total)
     return texts
+
+
+def _draws(seed: int | Sequence[int], rows: int, steps: int) -> Tensor:
+    """Uniform numbers `[rows, steps]` float64: one table from one seed, or a row from each."""
+    if isinstance(seed, int):
+        return torch.rand(rows, steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    if len(seed) != rows:
+        raise ValueError(f"{len(seed)} seeds for {rows} rows")
+    return torch.cat([torch.zeros(0, steps, dtype=torch.float64), *(_draws(one, 1, steps) for one in seed)])
 
 
 def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
@@ -93,9 +113,16 @@ def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]
 
 
 def _continue(
-    lm: LM, ids: Tensor, draws: Tensor, top_k: int | None, temperature: float, eos: int | None
+    lm: LM,
+    ids: Tensor,
+    draws: Tensor,
+    top_k: int | None,
+    temperature: float,
+    eos: int | None,
+    lanes: list[int],
+    bank: LaneBank | None,
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Continue the rows of `ids: [n, T]` with the uniform numbers `draws: [n, steps]`.
+    """Continue the rows of `ids: [n, T]` with the uniform numbers `draws: [n, steps]`, each in its lane.
 
     Yields:
         For each step the new tokens and the rows they belong to; rows that ended are dropped.
@@ -104,7 +131,8 @@ def _continue(
     cache = DynamicCache(config=lm.model.config)
     for step in range(draws.shape[1]):
         every = torch.arange(len(ids))
-        logits, _ = logits_at(lm, ids, every, torch.full_like(every, -1), past_key_values=cache, use_cache=True)
+        with lane_rows(bank, [lanes[row] for row in live.tolist()]):
+            logits, _ = logits_at(lm, ids, every, torch.full_like(every, -1), past_key_values=cache, use_cache=True)
         token = _draw(logits / temperature, draws[live, step], top_k)
         yield token.tolist(), live.tolist()
         ids = token.unsqueeze(1)

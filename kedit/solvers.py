@@ -6,10 +6,14 @@ and never in a model's half precision.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from kedit.delta import Factors
 from kedit.errors import KeditError
+from kedit.stats import Covariance, woodbury
+
+DEPENDENT = 1e-9  # smallest eigenvalue of the keys' correlations in C^-1 that still counts as independent
 
 
 def rome(k_bare: Tensor, v_bare: Tensor, v_star: Tensor, direction: Tensor) -> Factors:
@@ -53,6 +57,67 @@ def r_rome(k_mean: Tensor, v_mean: Tensor, v_star: Tensor, direction: Tensor) ->
     """
     u = direction / direction.norm()
     return _rank_one(v_star - v_mean, u, k_mean @ u, "k . u of the mean key")
+
+
+def memit(keys: Tensor, residuals: Tensor, cov: Covariance, lam: float) -> Factors:
+    """MEMIT: Delta = R K^T (lambda C + K K^T)^-1 (Meng et al. 2023, eq. 14; baselines 1.5).
+
+    The minimum of lambda tr(Delta C Delta^T) + ||Delta K - R||^2. One key alone gets the share q / (1 + q) of its
+    residual, q = k^T C^-1 k / lambda.
+
+    Args:
+        keys: K^T, `[n, d_in]`.
+        residuals: R^T, what each key's value should gain, `[n, d_out]`.
+        cov: C; its factor serves every solve (Woodbury, n << d_in).
+        lam: lambda (`mom2_update_weight`), above 0.
+
+    Returns:
+        Factors of rank n, float64.
+    """
+    x = woodbury(cov, keys.T, lam)  # [d_in, n]
+    return Factors(residuals.to(x).T, x.T)
+
+
+def emmet(keys: Tensor, residuals: Tensor, cov: Covariance, scale: float, ridge: float) -> Factors:
+    """EMMET: Delta = R (K^T (sC)^-1 K + eps I)^-1 K^T (sC)^-1 (Gupta et al. 2024; baselines 1.6).
+
+    With eps = 0 the smallest change, in tr(Delta C Delta^T), that has Delta K = R exactly, whatever s is. With
+    eps > 0, as published, it is MEMIT with lambda = s eps, to the last digit of the algebra.
+
+    Args:
+        keys: K^T, `[n, d_in]`.
+        residuals: R^T, `[n, d_out]`.
+        cov: C.
+        scale: s (`mom2_update_weight`), above 0.
+        ridge: eps (`emmet_lambda`), 0 or more.
+
+    Returns:
+        Factors of rank n, float64.
+
+    Raises:
+        KeditError: eps is 0 and the keys are linearly dependent, so that not every residual can be met.
+    """
+    keys = keys.to(cov.mean.device, torch.float64)
+    whitened = cov.solve(keys) / scale  # [n, d_in]
+    gram = keys @ whitened.T
+    if ridge == 0:
+        _check_independent(gram)
+    gram = gram + ridge * torch.eye(len(keys), dtype=gram.dtype, device=gram.device)
+    return Factors(residuals.to(gram).T, torch.linalg.solve(gram, whitened))
+
+
+def _check_independent(gram: Tensor) -> None:
+    """Raise unless the keys with inner products `gram: [n, n]` are linearly independent."""
+    norm = gram.diagonal().sqrt()
+    correlation = gram / norm / norm[:, None]
+    if bool(correlation.isfinite().all()) and float(torch.linalg.eigvalsh(correlation)[0]) > DEPENDENT:
+        return
+    alike = correlation.abs().nan_to_num(1.0).fill_diagonal_(-1.0)
+    i, j = divmod(int(alike.argmax()), len(gram))
+    raise KeditError(
+        f"the {len(gram)} keys of this edit batch are linearly dependent (most alike: numbers {i + 1} and "
+        f"{j + 1}; two requests with one subject?). Set emmet_lambda above 0, or a smaller data.batch_size"
+    )
 
 
 def _rank_one(residual: Tensor, u: Tensor, denominator: Tensor, what: str) -> Factors:

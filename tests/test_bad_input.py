@@ -104,7 +104,7 @@ def test_unknown_layer(refused: Refused) -> None:
 
 
 def test_unknown_method_and_data(refused: Refused) -> None:
-    assert re.fullmatch("model: there is no class 'ROMEO' .*there are ROME, RROME.*", refused("--model", "ROMEO"))
+    assert re.fullmatch("model: there is no class 'ROMEO' .*there are .*ROME, RROME.*", refused("--model", "ROMEO"))
     assert re.fullmatch("data: there is no class 'Fcts' .*there are Facts, .*", refused("--data", "Fcts"))
 
 
@@ -127,6 +127,12 @@ def test_wrong_type_in_yaml(refused: Refused, tmp_path: Path, yaml: str, message
     assert refused("--config", str(file)).startswith(message)
 
 
+def test_a_value_for_a_group_that_a_base_class_has(refused: Refused, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text("model: {class_path: EMMET, init_args: {lm: gpt2}}\n")
+    assert refused("--config", str(file)).startswith("model.lm: wants options of its own below it, not 'gpt2'")
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -142,6 +148,10 @@ def test_wrong_type_in_yaml(refused: Refused, tmp_path: Path, yaml: str, message
         ("--model.contexts.lengths [[1,2]]", "contexts.lengths wants pairs"),
         ("--model.regime batch", "model.regime: ROME knows single, sequential, not 'batch'"),
         ("--model.regime sequential --data.batch_size 2", "data.batch_size: ROME edits one request at a time"),
+        ("--model MEMIT --model.mom2_update_weight 0", "model.mom2_update_weight: 0.0 is not above 0"),
+        ("--model MEMIT --model.layers [1,9]", "model.layers: there is no layer 9; this model has layers 0 to 2"),
+        ("--model MEMIT --model.layers [1,1]", "model.layers names a layer twice"),
+        ("--model EMMET --model.emmet_lambda -1", "model.emmet_lambda: -1.0 is less than 0"),
         ("--data.known true", "data.known: "),
         ("stray", "unrecognized arguments: stray"),
     ],

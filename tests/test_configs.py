@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from kedit.cli import main
-from kedit.defaults import TABLE
+from kedit.defaults import EMMET_TABLE, MEMIT_TABLE, TABLE
 from kedit.deltafile import load_delta
 from kedit.lm import LMConfig, load_lm
 
@@ -42,6 +42,15 @@ SHAPES = {
     "mistral": ("mistral", 32, 4096),
     "qwen25": ("qwen2", 28, 3584),
 }  # of the models themselves, as kedit.defaults has them
+WIDTHS = {
+    "smollm2": 1536,
+    "gpt2_xl": 6400,
+    "gptj": 16384,
+    "llama2": 11008,
+    "llama3": 14336,
+    "mistral": 14336,
+    "qwen25": 18944,
+}  # of their keys
 FILES = {
     "CounterFact": "counterfact_official.json",
     "Records": "records.jsonl",
@@ -108,7 +117,9 @@ def kind(file: Path) -> tuple[str, str]:
 
 
 def test_the_configs_are_there() -> None:
-    assert {f"{method}_{model}" for method in ("rome", "rrome") for model in KINDS} <= {f.stem for f in CONFIGS}
+    wanted = {f"{method}_{model}" for method in ("rome", "rrome", "memit") for model in KINDS}
+    wanted |= {f"emmet_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3")}
+    assert wanted <= {f.stem for f in CONFIGS}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -174,8 +185,17 @@ def test_values_are_those_of_the_table(file: Path) -> None:
     assert given == astuple(TABLE[shape])
 
 
+@pytest.mark.parametrize("file", [f for f in CONFIGS if f.stem.startswith(("memit", "emmet"))], ids=lambda f: f.stem)
+def test_values_of_spread_methods_are_those_of_their_table(file: Path) -> None:
+    method, _, model = file.stem.partition("_")
+    args = yaml.safe_load(file.read_text())["model"]["init_args"]
+    row = {"memit": MEMIT_TABLE, "emmet": EMMET_TABLE}[method][*SHAPES[model], WIDTHS[model]]
+    v_star = (args["v_num_grad_steps"], args["v_weight_decay"], args["clamp_norm_factor"], args["v_lr"])
+    assert (tuple(args["layers"]), args["mom2_update_weight"], *v_star) == astuple(row)
+
+
 @pytest.mark.parametrize("file", CONFIGS[:1], ids=lambda file: file.stem)
-@pytest.mark.parametrize("path", ["model.init_args.layer", "data.init_args.limit", "metrics.measure", "run.root"])
+@pytest.mark.parametrize("path", ["model.init_args.seed", "data.init_args.limit", "metrics.measure", "run.root"])
 def test_a_slip_in_a_config_is_named(file: Path, path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = yaml.safe_load(file.read_text())
     *parents, key = path.split(".")

@@ -1,4 +1,4 @@
-"""Identities of baselines 1.19 in float64: items 1 (ROME), 2 (R-ROME), 12 (edit and restore)."""
+"""Identities of baselines 1.19 in float64: items 1 (ROME), 2 (R-ROME), 3 to 5 (EMMET, MEMIT), 12 (edit and restore)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from kedit.delta import Delta, Factors, Weights, edited
 from kedit.deltafile import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.lanes import LaneBank
+from kedit.stats import Covariance
 from tests.tiny import tiny_lm
 
 D_OUT, D_IN = 7, 19
@@ -76,6 +77,83 @@ def test_a_key_across_the_direction_cannot_be_solved() -> None:
     k, u = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     with pytest.raises(KeditError, match=r"k \. u"):
         solvers.rome(k, torch.zeros(2), torch.ones(2), u)
+
+
+@pytest.fixture
+def system(toy: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Five requests: keys K `[D_IN, 5]` and residuals R `[D_OUT, 5]` in columns, as the papers write them."""
+    g = torch.Generator().manual_seed(2)
+    return {"k": toy["keys"].T, "r": torch.randn(D_OUT, 5, generator=g, dtype=torch.float64), "c": toy["c"]}
+
+
+def covariance(c: Tensor) -> Covariance:
+    return Covariance(c, count=10**6, ridge=0.0)
+
+
+def memit(system: dict[str, Tensor], lam: float) -> Tensor:
+    return solvers.memit(system["k"].T, system["r"].T, covariance(system["c"]), lam).dense()
+
+
+def emmet(system: dict[str, Tensor], scale: float, ridge: float) -> Tensor:
+    return solvers.emmet(system["k"].T, system["r"].T, covariance(system["c"]), scale, ridge).dense()
+
+
+def test_emmet_meets_its_constraint_with_the_smallest_change(system: dict[str, Tensor]) -> None:
+    delta = emmet(system, 1.0, 0.0)
+    torch.testing.assert_close(delta @ system["k"], system["r"], atol=1e-11, rtol=0)
+    null = torch.linalg.svd(system["k"].T).Vh[5:].T  # K^T null = 0
+    assert (delta @ system["c"] @ null).abs().max() < 1e-11
+    c_inv = torch.linalg.inv(system["c"])
+    dense = system["r"] @ torch.linalg.inv(system["k"].T @ c_inv @ system["k"]) @ system["k"].T @ c_inv
+    torch.testing.assert_close(delta, dense, atol=1e-11, rtol=1e-9)
+    for scale in (1e-4, 1e4):
+        torch.testing.assert_close(emmet(system, scale, 0.0), delta, atol=1e-10, rtol=1e-9)
+    scaled = system | {"c": 30.0 * system["c"]}
+    torch.testing.assert_close(emmet(scaled, 1.0, 0.0), delta, atol=1e-10, rtol=1e-9)
+
+
+@pytest.mark.parametrize("lam", [1e-3, 1.0, 50.0])
+def test_memit_solves_its_normal_equations(system: dict[str, Tensor], lam: float) -> None:
+    k, r, c = system["k"], system["r"], system["c"]
+    delta = memit(system, lam)
+    assert (lam * delta @ c + (delta @ k - r) @ k.T).abs().max() < 1e-10
+    torch.testing.assert_close(delta, r @ k.T @ torch.linalg.inv(lam * c + k @ k.T), atol=1e-10, rtol=1e-8)
+    gram = k.T @ torch.linalg.inv(c) @ k
+    left_over = lam * r @ torch.linalg.inv(lam * torch.eye(5, dtype=k.dtype) + gram)
+    torch.testing.assert_close(r - delta @ k, left_over, atol=1e-10, rtol=1e-8)
+
+
+def test_memit_between_emmet_and_nothing(system: dict[str, Tensor]) -> None:
+    limit = emmet(system, 1.0, 0.0)
+    gaps = [float((memit(system, lam) - limit).norm() / limit.norm()) for lam in (1e-9, 1e-6, 1e-3)]
+    assert gaps[0] < 1e-7
+    assert gaps[0] < gaps[1] < gaps[2]
+    assert memit(system, 1e9).norm() < 1e-6 * limit.norm()
+    one = system | {"k": system["k"][:, :1], "r": system["r"][:, :1]}
+    q = (
+        float(one["k"].T @ torch.linalg.inv(system["c"]) @ one["k"]) / 5.0
+    )  # one key alone gets q / (1 + q) of its residual
+    torch.testing.assert_close(memit(one, 5.0) @ one["k"], one["r"] * q / (1 + q), atol=1e-11, rtol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize(("scale", "ridge"), [(1000.0, 0.1), (0.3, 2.0)])
+def test_emmet_with_a_ridge_is_memit(system: dict[str, Tensor], n: int, scale: float, ridge: float) -> None:
+    part = system | {"k": system["k"][:, :n], "r": system["r"][:, :n]}
+    torch.testing.assert_close(emmet(part, scale, ridge), memit(part, scale * ridge), atol=1e-12, rtol=1e-9)
+    assert (emmet(part, scale, ridge) - memit(part, scale)).abs().max() > 1e-6
+
+
+def test_dependent_keys_have_no_equality_constraint(system: dict[str, Tensor]) -> None:
+    twice = system["k"].clone()
+    twice[:, 3] = -2.0 * twice[:, 1] + 1e-7 * twice[:, 0]  # alike to the float32 rounding of the model's forward
+    with pytest.raises(KeditError, match=r"numbers 2 and 4;.*emmet_lambda above 0"):
+        emmet(system | {"k": twice}, 1.0, 0.0)
+    assert emmet(system | {"k": twice}, 1.0, 0.1).isfinite().all()
+    assert solvers.emmet(twice.T[:1], system["r"].T[:1], covariance(system["c"]), 1.0, 0.0).rank == 1
+    many = torch.randn(D_IN + 1, D_IN, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    with pytest.raises(KeditError, match="linearly dependent"):
+        solvers.emmet(many, torch.ones(D_IN + 1, D_OUT).double(), covariance(system["c"]), 1.0, 0.0)
 
 
 def random_delta(model: nn.Module, paths: list[str], seed: int = 0, rank: int = 1) -> Delta:

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from kedit.callbacks import EditCheckpoint, EditMetrics, EditProgress, ResultsWriter, ResultTable
+from kedit.callbacks import EditCheckpoint, EditMetrics, EditProgress, ResultsWriter, ResultTable, Robustness
 from kedit.cli.messages import Interrupted
 from kedit.cli.quiet import quiet_lightning
 from kedit.data import EditData
@@ -58,6 +58,7 @@ class KeditCLI(LightningCLI):
         parser.add_lightning_class_args(ResultsWriter, "results")
         parser.add_lightning_class_args(EditProgress, "progress")
         parser.add_lightning_class_args(EditCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Robustness, "robustness")  # reads what ResultsWriter wrote
         parser.add_lightning_class_args(ResultTable, "table")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -161,11 +162,15 @@ def fit(words: list[str]) -> None:
 
 def _check_groups(config: Namespace) -> None:
     """A plain value where a group of options belongs (`lm: gpt2`), which the parser lets pass."""
-    groups = {name: config[name] for name in ("run", "metrics", "results", "progress", "checkpoint")}
-    for part in ("model", "data"):
-        module, _, cls = str(config[part].class_path).rpartition(".")
-        hints = get_type_hints(getattr(importlib.import_module(module), cls).__init__)
-        args = config[part].init_args
+    groups = {name: config[name] for name in ("run", "metrics", "results", "progress", "checkpoint", "robustness")}
+    parts = {"model": config.model, "data": config.data}
+    if config.model.init_args.get("editor") is not None:
+        parts["model.init_args.editor"] = config.model.init_args.editor
+    for part, chosen in parts.items():
+        module, _, cls = str(chosen.class_path).rpartition(".")
+        bases = [c for c in getattr(importlib.import_module(module), cls).__mro__ if c.__module__.startswith("kedit.")]
+        hints = {name: hint for base in bases for name, hint in get_type_hints(base.__init__).items()}
+        args = chosen.init_args
         names = [name for name, hint in hints.items() if is_dataclass(hint) and name in args]
         groups |= {f"{part}.{name}": args[name] for name in names}
     for option, value in groups.items():
@@ -195,6 +200,10 @@ def _name(config: Any) -> str:
     """method-model-data-regime-seed, from what the user wrote."""
     model, data = config.model, config.data
     method = str(model.class_path).rpartition(".")[2].lower()
+    editor = model.init_args.get("editor")  # of a method that adds to another
+    if editor is not None:
+        method = f"{str(editor.class_path).rpartition('.')[2].lower()}-{method}"
+        model = editor
     lm = Path(str(model.init_args.lm.name)).name.lower()
     what = str(data.class_path).rpartition(".")[2].lower()
     args = data.init_args

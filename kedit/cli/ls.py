@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kedit.data import datasets_index
-from kedit.defaults import TABLE
+from kedit.defaults import MEMIT_TABLE, TABLE
 from kedit.errors import KeditError
 from kedit.zoo import ALIASES
 
@@ -52,7 +52,8 @@ def ls(words: Sequence[str]) -> None:
     console.print(_table("methods", ("model.class_path", "what it is"), _methods()))
     data = [(name, "yes" if path else "", what) for name, what, path in datasets_index()]
     console.print(_table("data sets", ("data.class_path", "path needed", "what it holds"), data))
-    console.print(_table("models with values of their own", ("model", "layers", "width", "edited layer"), _models()))
+    columns = ("model", "layers", "width", "ROME's layer", "MEMIT's layers")
+    console.print(_table("models with values of their own", columns, _models()))
     console.print(
         f"lm.name: an alias ({', '.join(ALIASES)}: fetched with pip), a local folder, any decoder's hub id",
         soft_wrap=True,
@@ -75,7 +76,9 @@ def _methods() -> Iterator[tuple[str, ...]]:
 def _models() -> Iterator[tuple[str, ...]]:
     for shape, values in TABLE.items():
         kind, layers, width = shape
-        yield NAMES.get(shape, f"a {kind} model"), str(layers), str(width), str(values.layer)
+        several = {f"{d.layers[0]}-{d.layers[-1]}" for known, d in MEMIT_TABLE.items() if known[:3] == shape}
+        spread = ", ".join(sorted(several)) or "by depth"
+        yield NAMES.get(shape, f"a {kind} model"), str(layers), str(width), str(values.layer), spread
 
 
 def _configs(folder: Path) -> Iterator[tuple[str, ...]]:

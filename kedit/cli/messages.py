@@ -22,6 +22,7 @@ NO_CLASS = (
     re.compile(r"Import path (\S+) does not correspond to a subclass"),
     re.compile(r"No module named '(\S+)'"),
 )
+OPTIONS = re.compile(r"Subtypes: \[<class 'kedit\.[\w.]+Config'>")  # a group of options, or null
 NO_GROUP = re.compile(r"Unable to load config '(.+)'")
 REQUIRED = re.compile(r"the following arguments are required: (.+)")
 EXPECTED = re.compile(r"Expected (?:a |an )?(<class '[\w.]+'>|typing\.Literal\[.+?\]|[\w.]+\[.+?\])(?:$|\.)")
@@ -65,6 +66,8 @@ def explain(message: str) -> str:
         name = ".".join(x for x in (option, *found.groups()) if x)
         return f"{name}: there is no such option{_meant(found.groups()[-1], classes)}"
     if found := next((hit for pattern in NO_CLASS if (hit := _first(pattern, lines))), None):
+        if _first(OPTIONS, lines):
+            return f"{option}: wants options of its own below it, not {found.group(1)!r}"
         return f"{option}: there is no class {found.group(1)!r} for it{_choices(option)}"
     if lines[0].startswith("Problems parsing config"):
         where = re.findall(r"line (\d+), column (\d+)", message)

@@ -12,14 +12,18 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 
 from kedit.data.batching import Batches, EpochSteps, form_batches
 from kedit.errors import KeditError
+from kedit.queries import REPLACED, QueryConfig, with_variants
 from kedit.requests import EditRecord, Probe
+
+if TYPE_CHECKING:
+    from kedit.lm import LM
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,8 @@ class EditData(LightningDataModule):
             mark is SmolLM2-135M's), `false` all.
         sort_by_length: Put records whose suffix (what follows the subject, with the target) is of like length
             into the same edit batch. Cheaper with many lanes; it moves a record by at most 16 batches.
+        queries: Other names, scrambled names and long contexts of every request, drawn before anything is
+            edited: probes of their own, and what REP trains on. None when null.
 
     Attributes:
         name: What results call the data set, e.g. `"facts/test"`.
@@ -55,6 +61,7 @@ class EditData(LightningDataModule):
         batch_size: int = 1,
         known: bool | Literal["recorded"] = False,
         sort_by_length: bool = False,
+        queries: QueryConfig | None = None,
     ) -> None:
         super().__init__()
         _at_least("limit", limit, 1)
@@ -65,7 +72,7 @@ class EditData(LightningDataModule):
         self.limit, self.skip, self.shuffle_seed = limit, skip, shuffle_seed
         self.probe_kinds, self.max_probes = probe_kinds, max_probes
         self.batch_size, self.sort_by_length = batch_size, sort_by_length
-        self.known = known
+        self.known, self.queries = known, queries
         self.filter_known = known is True
         self._records: list[EditRecord] | None = None
         self._batches: Batches | None = None
@@ -81,7 +88,7 @@ class EditData(LightningDataModule):
         """The records to edit, in file or shuffled order, read once.
 
         Before `prepare` (which Lightning's `setup` calls) no model has been asked: with `known=True` these
-        are then the records before that filter.
+        are then the records before that filter, with `queries` those without variants.
         """
         if self._records is None:
             self._records = self._cut(self._pool())
@@ -107,13 +114,16 @@ class EditData(LightningDataModule):
         self._batches = form_batches(self.records, self._size, sort)
         return self._batches
 
-    def prepare(self, prepare_records: Callable[[list[EditRecord]], list[EditRecord]]) -> None:
-        """Lets the loaded model check and choose records, once; a second call does nothing.
+    def prepare(
+        self, prepare_records: Callable[[list[EditRecord]], list[EditRecord]], lm: Callable[[], LM] | None = None
+    ) -> None:
+        """Lets the loaded model check and choose records, and draws their variants; a second call does nothing.
 
         Args:
             prepare_records: Takes records, returns those to edit in the same order (it may drop those the
                 model does not know, or raise at a prompt longer than the context). Each record is judged
                 by itself: with a limit it is called on portions until enough are kept.
+            lm: Gives the unedited model; only asked for with `queries`.
 
         Raises:
             KeditError: No record is left.
@@ -134,6 +144,11 @@ class EditData(LightningDataModule):
             self._records = prepare_records(self.records)
             if not self._records:
                 raise KeditError(f"{self.name}: the model's checks leave no record to edit")
+        if self.queries is not None:
+            if lm is None:
+                raise ValueError("queries need a model: give prepare() its lm")
+            records = with_variants(lm(), self._records, self.queries)
+            self._records = [dataclasses.replace(record, probes=self._keep(record.probes)) for record in records]
         self._batches, self._prepared = None, True
         log.info("%s: %d records to edit", self.name, len(self._records))
 
@@ -142,7 +157,7 @@ class EditData(LightningDataModule):
         module = None if self.trainer is None else self.trainer.lightning_module
         prepare_records = getattr(module, "prepare_records", None)
         if prepare_records is not None:
-            self.prepare(prepare_records)
+            self.prepare(prepare_records, lambda: module.lm)  # type: ignore[union-attr]
         log.debug("%s: %d edit batches", self.name, len(self.batches))  # and so a bad file stops here
 
     def train_dataloader(self) -> EpochSteps:
@@ -171,6 +186,7 @@ class EditData(LightningDataModule):
     def fingerprint(self) -> str:
         """16 hex digits that stand for the records to edit, with their probes, in order."""
         rows = [dataclasses.asdict(record) for record in self.records]
+        rows = [{key: value for key, value in row.items() if key != "variants" or value} for row in rows]
         text = json.dumps(rows, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -183,14 +199,11 @@ class EditData(LightningDataModule):
             "records": len(self.records),
             "edit_batches": len(self.batches),
             "probes": dict(sorted(probes.items())),
-            "limit": self.limit,
-            "skip": self.skip,
-            "shuffle_seed": self.shuffle_seed,
-            "probe_kinds": self.probe_kinds,
-            "max_probes": self.max_probes,
+            **{name: getattr(self, name) for name in ("limit", "skip", "shuffle_seed", "probe_kinds", "max_probes")},
             "batch_size": self._size,
             "known": self.known,
             "sort_by_length": self.sort_by_length,
+            "queries": None if self.queries is None else dataclasses.asdict(self.queries),
         }
 
     def _pool(self) -> list[EditRecord]:
@@ -202,6 +215,8 @@ class EditData(LightningDataModule):
             records = [record for record in records if record.meta["known"]]
         if self.probe_kinds is not None or self.max_probes is not None:
             present = {probe.kind for record in records for probe in record.probes}
+            if self.queries is not None:
+                present = (present - {REPLACED}) | set(self.queries.kinds)
             if missing := sorted(set(self.probe_kinds or []) - present):
                 raise KeditError(
                     f"data.probe_kinds: {self.name} has no {', '.join(missing)} probes; "

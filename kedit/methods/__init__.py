@@ -1,7 +1,10 @@
 """The editing methods, each a LightningModule."""
 
 from kedit.methods.base import EditingModule
+from kedit.methods.emmet import EMMET
+from kedit.methods.memit import MEMIT
+from kedit.methods.rep import REP
 from kedit.methods.rome import ROME
 from kedit.methods.rrome import RROME
 
-__all__ = ["ROME", "RROME", "EditingModule"]
+__all__ = ["EMMET", "MEMIT", "REP", "ROME", "RROME", "EditingModule"]

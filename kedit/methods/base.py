@@ -20,6 +20,7 @@ from kedit.errors import KeditError
 from kedit.evaluate import known
 from kedit.lm import LM, LMConfig, load_lm
 from kedit.methods.phases import Edit, Phase
+from kedit.pathway import Pathway
 from kedit.requests import EditRecord
 from kedit.tokens import encode_subject
 
@@ -274,9 +275,13 @@ def _batch_seed(seed: int, index: int) -> int:
     return (seed * 1_000_003 + index * 7_919 + 17) % 2**32
 
 
-def _pack(delta: Delta) -> dict[str, tuple[Tensor, Tensor]]:
-    return {path: (f.left.cpu(), f.right.cpu()) for path, f in delta.changes.items()}
+def _pack(delta: Delta) -> dict[str, Any]:
+    delta = delta.to("cpu")
+    changes = {path: (f.left, f.right) for path, f in delta.changes.items()}
+    pathways = {path: [p.tensors() for p in ps] for path, ps in delta.pathways.items()}
+    return {"changes": changes, "pathways": pathways}
 
 
-def _unpack(changes: dict[str, tuple[Tensor, Tensor]]) -> Delta:
-    return Delta({path: Factors(left, right) for path, (left, right) in changes.items()})
+def _unpack(packed: dict[str, Any]) -> Delta:
+    changes = {path: Factors(left, right) for path, (left, right) in packed["changes"].items()}
+    return Delta(changes, {path: tuple(Pathway(**t) for t in ps) for path, ps in packed["pathways"].items()})

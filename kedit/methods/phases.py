@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kedit.delta import Delta
+from kedit.rep import AdapterLanes
 from kedit.values import ValueLanes
 
 
@@ -77,3 +78,35 @@ class ValuePhase:
         """Mean loss and terms over the lanes, and how many still run."""
         logs = {"loss": float(self.lanes.total.nanmean()), "lanes": float(self.lanes.running.sum())}
         return logs | {name: float(value.nanmean()) for name, value in self.lanes.terms.items()}
+
+
+class AdapterPhase:
+    """The training of REP's adapters: Adam, one step on every lane at once.
+
+    Args:
+        lanes: The adapters and their losses.
+    """
+
+    def __init__(self, lanes: AdapterLanes) -> None:
+        self.lanes, self.steps = lanes, lanes.config.steps
+
+    @property
+    def done(self) -> bool:
+        """There is nothing to train, or every step was taken."""
+        return self.lanes.step >= self.steps or not self.lanes.parameters()
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.Adam(self.lanes.parameters(), lr=self.lanes.config.lr)
+
+    def loss(self) -> Tensor:
+        """Sum over the adapters."""
+        return self.lanes.loss()
+
+    def after_step(self) -> None:
+        """Nothing is clamped."""
+
+    def logs(self) -> dict[str, float]:
+        """Mean loss and terms over the adapters."""
+        means = {name: float(value.mean()) for name, value in self.lanes.terms.items()}
+        return {"loss": float(self.lanes.total.mean())} | means

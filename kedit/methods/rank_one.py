@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
@@ -10,18 +9,19 @@ from torch import Tensor
 from kedit.arch import check_layers, weight
 from kedit.bars import stages
 from kedit.batch import EditBatch, Outcome
-from kedit.contexts import ContextConfig, context_templates
+from kedit.contexts import ContextConfig
 from kedit.defaults import value_defaults
 from kedit.delta import Delta, Factors
 from kedit.errors import KeditError
 from kedit.lm import LMConfig
-from kedit.methods.base import EditingModule, Regime
+from kedit.methods.base import Regime
+from kedit.methods.locate import LocateThenEdit, known, lane_error, lane_info
 from kedit.methods.phases import Edit, ValuePhase
 from kedit.stats import Covariance, StatsConfig, covariances
-from kedit.values import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay
+from kedit.values import ValueLanes, ValueObjective
 
 
-class RankOne(EditingModule):
+class RankOne(LocateThenEdit):
     """Base of ROME and R-ROME; they differ in `solve` alone.
 
     Args:
@@ -61,22 +61,22 @@ class RankOne(EditingModule):
         lanes: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(lm=lm, regime=regime, lanes=lanes, seed=seed)
-        for option, value, least in (
-            ("v_lr", v_lr, 0.0),
-            ("v_num_grad_steps", v_num_grad_steps, 2),
-            ("v_weight_decay", v_weight_decay, 0.0),
-            ("clamp_norm_factor", clamp_norm_factor, 0.0),
-            ("kl_factor", kl_factor, 0.0),
-        ):
-            if value is not None and value < least:
-                raise KeditError(f"model.{option}: {value} is less than {least}")
-        self.layer, self.v_lr, self.steps = layer, v_lr, v_num_grad_steps
-        self.weight_decay, self.clamp = v_weight_decay, clamp_norm_factor
-        self.kl_factor, self.stop_loss = kl_factor, stop_loss
+        super().__init__(
+            lm=lm,
+            regime=regime,
+            v_lr=v_lr,
+            v_num_grad_steps=v_num_grad_steps,
+            v_weight_decay=v_weight_decay,
+            clamp_norm_factor=clamp_norm_factor,
+            kl_factor=kl_factor,
+            stop_loss=stop_loss,
+            contexts=contexts,
+            stats=stats,
+            lanes=lanes,
+            seed=seed,
+        )
+        self.layer = layer
         self.mom2_adjustment = mom2_adjustment
-        self.context_config, self.stats_config = contexts, stats
-        self.contexts: list[str] = []
         self.covariance: Covariance | None = None
 
     def setup(self, stage: str) -> None:
@@ -84,11 +84,8 @@ class RankOne(EditingModule):
         d = value_defaults(self.lm)
         self.layer = d.layer if self.layer is None else self.layer
         check_layers(self.lm.arch, [self.layer], "model.layer")
-        self.v_lr = d.lr if self.v_lr is None else self.v_lr
-        self.steps = d.steps if self.steps is None else self.steps
-        self.weight_decay = d.weight_decay if self.weight_decay is None else self.weight_decay
-        self.clamp = d.clamp if self.clamp is None else self.clamp
-        self.steps_per_batch = self.steps - 1
+        self.fill_in(d.lr, d.steps, d.weight_decay, d.clamp)
+        self.steps_per_batch = int(known(self.steps)) - 1
         super().setup(stage)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.regime == "sequential" and data.batch_size != 1:
@@ -98,8 +95,7 @@ class RankOne(EditingModule):
 
     def start(self) -> None:
         """Contexts and covariance, both of the unedited model."""
-        if not self.contexts:  # a resumed run has them
-            self.contexts = context_templates(self.lm, self.context_config)
+        super().start()
         if self.mom2_adjustment:
             with stages() as report:
                 found = covariances(self.lm, [self._layer], self.stats_config, progress=report)
@@ -113,21 +109,18 @@ class RankOne(EditingModule):
             self.contexts,
             self._layer,
             site="mlp",
-            terms=[NLL(), KLDivergence(self.kl_factor), WeightDecay(_known(self.weight_decay))],
+            terms=self.terms(),
         )
-        lanes = ValueLanes(objective, self.stop_loss, _known(self.clamp))
-        yield ValuePhase(lanes, _known(self.v_lr), int(_known(self.steps)))
+        lanes = ValueLanes(objective, self.stop_loss, known(self.clamp))
+        yield ValuePhase(lanes, known(self.v_lr), int(known(self.steps)))
         lanes.close()
         keys, values = (t.double() for t in objective.keys_and_values())
         v_star = lanes.v_star.double()
         deltas: list[Delta | None] = []
         for i, outcome in enumerate(batch.outcomes):
             outcome.info = lane_info(lanes, i)
-            if bool(lanes.failed[i]):
-                outcome.error = f"v* or its loss is not finite after {int(lanes.steps[i])} steps"
-                deltas.append(None)
-            else:
-                deltas.append(self._delta(keys[i], values[i], v_star[i], outcome))
+            outcome.error = lane_error(lanes, i)
+            deltas.append(None if outcome.error else self._delta(keys[i], values[i], v_star[i], outcome))
         return deltas
 
     def solve(self, keys: Tensor, values: Tensor, v_star: Tensor, direction: Tensor) -> Factors:
@@ -141,31 +134,18 @@ class RankOne(EditingModule):
         """
         raise NotImplementedError
 
-    def method_state(self) -> dict[str, Any]:
-        """The contexts, so that a resumed run edits with the same."""
-        return {"contexts": self.contexts}
-
-    def load_method_state(self, state: dict[str, Any]) -> None:
-        """Takes the contexts back."""
-        self.contexts = list(state["contexts"])
-
     def describe(self) -> dict[str, Any]:
         """Provenance: every hyperparameter that was used, defaults filled in."""
-        return super().describe() | {
-            "layer": self.layer,
-            "v_lr": self.v_lr,
-            "v_num_grad_steps": self.steps,
-            "v_weight_decay": self.weight_decay,
-            "clamp_norm_factor": self.clamp,
-            "kl_factor": self.kl_factor,
-            "stop_loss": self.stop_loss,
-            "mom2_adjustment": self.mom2_adjustment,
-            "contexts": self.contexts,
-        }
+        return super().describe() | {"layer": self.layer, "mom2_adjustment": self.mom2_adjustment}
+
+    @property
+    def edited_layers(self) -> list[int]:
+        """The one layer."""
+        return [self._layer]
 
     @property
     def _layer(self) -> int:
-        return int(_known(self.layer))
+        return int(known(self.layer))
 
     def _delta(self, keys: Tensor, values: Tensor, v_star: Tensor, outcome: Outcome) -> Delta | None:
         """One request's update; None, with the reason in `outcome`, where it cannot be solved."""
@@ -182,21 +162,3 @@ class RankOne(EditingModule):
         outcome.info["delta_over_weight"] = delta.norm() / float(w.float().norm())
         outcome.info["k_dot_u"] = float(keys[0] @ direction / direction.norm())
         return delta
-
-
-def lane_info(lanes: ValueLanes, i: int) -> dict[str, Any]:
-    """Figures of one lane of a v* optimisation, JSON-able: what is not finite is None."""
-    figures = {
-        "loss": float(lanes.total[i]),
-        **{name: float(value[i]) for name, value in lanes.terms.items()},
-        "v_delta_over_init": float(lanes.delta[i].detach().norm() / lanes.objective.v_init[i].norm()),
-    }
-    steps = {"steps": int(lanes.steps[i])}
-    return {name: value if math.isfinite(value) else None for name, value in figures.items()} | steps
-
-
-def _known(value: float | None) -> float:
-    """A hyperparameter that `setup` has filled in."""
-    if value is None:
-        raise RuntimeError("hyperparameters are filled in by setup()")
-    return value

@@ -1,6 +1,6 @@
 """Covariance of the keys, the second moment C that ROME, MEMIT and their kin need (docs/statistics.md)."""
 
-from kedit.stats.api import covariances
+from kedit.stats.api import corpus_lines, covariances
 from kedit.stats.collect import collect
 from kedit.stats.config import StatsConfig
 from kedit.stats.covariance import RIDGE, Covariance, woodbury
@@ -11,6 +11,7 @@ __all__ = [
     "Covariance",
     "StatsConfig",
     "collect",
+    "corpus_lines",
     "covariances",
     "load_covariance",
     "save_covariance",

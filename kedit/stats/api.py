@@ -73,6 +73,23 @@ def covariances(
     return {layer: found[layer] for layer in layers}
 
 
+def corpus_lines(
+    lm: LM, config: StatsConfig, limit: int, cache: Path | None = None, progress: Progress | None = None
+) -> list[str]:
+    """The text that statistics are taken over, as lines (see `kedit.stats.corpus.load_lines`).
+
+    Text that the model has to write itself is written once and kept, for this and for the statistics.
+
+    Raises:
+        KeditError: The corpus cannot be read, or the cache cannot be written.
+    """
+    base = store.folder(cache or cache_dir(), lm)
+    if config.corpus != "self":
+        return corpus.load_lines(lm, config, base, limit)
+    with _locked(base):
+        return corpus.load_lines(lm, config, base, limit, progress)
+
+
 def _run_key(lm: LM, config: StatsConfig) -> dict[str, Any]:
     return {
         "model": lm.name,

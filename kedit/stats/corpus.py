@@ -75,7 +75,7 @@ def load_ids(lm: LM, config: StatsConfig, folder: Path, progress: Progress | Non
     """
     if config.corpus == "self":
         return _self_ids(lm, config, folder, progress)
-    pieces = _hf_pieces(config) if config.corpus.startswith("hf:") else _file_pieces(config.corpus)
+    pieces = _pieces(config)
     front = [lm.tokenizer.bos_token_id] if lm.adds_bos else []
     ids: list[int] = []
     for text, begins in pieces:
@@ -87,6 +87,51 @@ def load_ids(lm: LM, config: StatsConfig, folder: Path, progress: Progress | Non
     if not ids:
         raise KeditError(f"stats.corpus: {config.corpus} holds no text")
     return torch.tensor(ids[: config.tokens])
+
+
+def load_lines(lm: LM, config: StatsConfig, folder: Path, limit: int, progress: Progress | None = None) -> list[str]:
+    """The corpus as text: its lines in order, white space normalised, without blank ones.
+
+    Args:
+        lm: Model and tokenizer.
+        config: Names the corpus; of "self" the text that the statistics of these options are taken over.
+        folder: Where sampled text is kept.
+        limit: Characters after which reading stops.
+        progress: Told of the sampling.
+
+    Raises:
+        KeditError: The corpus cannot be read.
+    """
+    if config.corpus == "self":
+        pieces = ((text, True) for text in _self_texts(lm, load_ids(lm, config, folder, progress)))
+    else:
+        pieces = _pieces(config)
+    lines: list[str] = []
+    size = 0
+    for text, _ in pieces:
+        lines += [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+        size += len(text)
+        if size >= limit:
+            break
+    return lines
+
+
+def _self_texts(lm: LM, ids: Tensor) -> Iterator[str]:
+    """Sampled text, document by document: EOS stands between them, and BOS may stand before."""
+    special = set(lm.tokenizer.all_special_ids)
+    document: list[int] = []
+    for token in ids.tolist():
+        if token not in special:
+            document.append(token)
+        elif document:
+            yield lm.decode(document)
+            document = []
+    if document:
+        yield lm.decode(document)
+
+
+def _pieces(config: StatsConfig) -> Iterator[Piece]:
+    return _hf_pieces(config) if config.corpus.startswith("hf:") else _file_pieces(config.corpus)
 
 
 def _between(lm: LM, needed: bool) -> list[int]:

@@ -1,0 +1,143 @@
+"""`LocateThenEdit`: what all methods share that optimise v* and then solve for the weights: options, contexts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from kedit.contexts import ContextConfig, context_templates
+from kedit.errors import KeditError
+from kedit.lm import LMConfig
+from kedit.methods.base import EditingModule, Regime
+from kedit.stats import StatsConfig
+from kedit.values import NLL, KLDivergence, Term, ValueLanes, WeightDecay
+
+
+class LocateThenEdit(EditingModule):
+    """Base of the methods with a v*: its options, the context templates, and both in results and checkpoints.
+
+    Args:
+        lm: The model to edit.
+        regime: `single`, `batch` or `sequential`.
+        v_lr: Adam's learning rate for v*; null takes the model's published value.
+        v_num_grad_steps: Evaluations of the v* loss (one more than updates); null: published value.
+        v_weight_decay: Factor of ||delta|| / ||v_init||^2; null: published value.
+        clamp_norm_factor: Bound of ||delta|| / ||v_init||; null: published value.
+        kl_factor: Factor of the KL term that keeps "{subject} is a" as it was.
+        stop_loss: v* is done when its loss falls below this; 0 always takes every step.
+        contexts: Texts put before the prompt while editing.
+        stats: Where the covariance comes from.
+        lanes: Requests optimised side by side; 0 lets the machine decide.
+        seed: Every edit batch seeds itself from this and its number.
+    """
+
+    def __init__(
+        self,
+        lm: LMConfig,
+        regime: Regime,
+        v_lr: float | None,
+        v_num_grad_steps: int | None,
+        v_weight_decay: float | None,
+        clamp_norm_factor: float | None,
+        kl_factor: float,
+        stop_loss: float,
+        contexts: ContextConfig,
+        stats: StatsConfig,
+        lanes: int,
+        seed: int,
+    ) -> None:
+        super().__init__(lm=lm, regime=regime, lanes=lanes, seed=seed)
+        for option, value, least in (
+            ("v_lr", v_lr, 0.0),
+            ("v_num_grad_steps", v_num_grad_steps, 2),
+            ("v_weight_decay", v_weight_decay, 0.0),
+            ("clamp_norm_factor", clamp_norm_factor, 0.0),
+            ("kl_factor", kl_factor, 0.0),
+        ):
+            if value is not None and value < least:
+                raise KeditError(f"model.{option}: {value} is less than {least}")
+        self.v_lr, self.steps = v_lr, v_num_grad_steps
+        self.weight_decay, self.clamp = v_weight_decay, clamp_norm_factor
+        self.kl_factor, self.stop_loss = kl_factor, stop_loss
+        self.context_config, self.stats_config = contexts, stats
+        self.contexts: list[str] = []
+
+    def fill_in(self, lr: float, steps: int, weight_decay: float, clamp: float) -> None:
+        """Gives the v* options that the user left open the model's own values."""
+        self.v_lr = lr if self.v_lr is None else self.v_lr
+        self.steps = steps if self.steps is None else self.steps
+        self.weight_decay = weight_decay if self.weight_decay is None else self.weight_decay
+        self.clamp = clamp if self.clamp is None else self.clamp
+
+    whitened = True
+    """Whether REP's released code hands its adapter C^-1 k* of this editor (false: k* itself)."""
+
+    @property
+    def edited_layers(self) -> list[int]:
+        """Layers that an edit changes, ascending; known after `setup`."""
+        raise NotImplementedError
+
+    def edit_key(self, keys: Tensor) -> Tensor:
+        """k*, the key that is edited: from the keys of all contexts `[n_contexts, d_in]` to `[d_in]`."""
+        return keys.mean(0)
+
+    def start(self) -> None:
+        """Contexts of the unedited model."""
+        if not self.contexts:  # a resumed run has them
+            self.contexts = context_templates(self.lm, self.context_config)
+
+    def terms(self) -> list[Term]:
+        """The loss of v* (baselines 1.0, step 4)."""
+        return [NLL(), KLDivergence(self.kl_factor), WeightDecay(known(self.weight_decay))]
+
+    def method_state(self) -> dict[str, Any]:
+        """The contexts, so that a resumed run edits with the same."""
+        return {"contexts": self.contexts}
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Takes the contexts back."""
+        self.contexts = list(state["contexts"])
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance: every hyperparameter of v* that was used, defaults filled in."""
+        return super().describe() | {
+            "v_lr": self.v_lr,
+            "v_num_grad_steps": self.steps,
+            "v_weight_decay": self.weight_decay,
+            "clamp_norm_factor": self.clamp,
+            "kl_factor": self.kl_factor,
+            "stop_loss": self.stop_loss,
+            "contexts": self.contexts,
+        }
+
+
+def lane_info(lanes: ValueLanes, i: int) -> dict[str, Any]:
+    """Figures of one lane of a v* optimisation, JSON-able: what is not finite is None."""
+    figures = {
+        "loss": float(lanes.total[i]),
+        **{name: float(value[i]) for name, value in lanes.terms.items()},
+        "v_delta_over_init": float(lanes.delta[i].detach().norm() / lanes.objective.v_init[i].norm()),
+    }
+    steps = {"steps": int(lanes.steps[i])}
+    return {name: finite(value) for name, value in figures.items()} | steps
+
+
+def lane_error(lanes: ValueLanes, i: int) -> str | None:
+    """Why a lane has no v*, or None where it has one."""
+    if not bool(lanes.failed[i]):
+        return None
+    return f"v* or its loss is not finite after {int(lanes.steps[i])} steps"
+
+
+def finite(value: float) -> float | None:
+    """`value` for JSON, which knows no NaN and no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def known(value: float | None) -> float:
+    """A hyperparameter that `setup` has filled in."""
+    if value is None:
+        raise RuntimeError("hyperparameters are filled in by setup()")
+    return value

@@ -1,0 +1,25 @@
+"""MEMIT: Mass-Editing Memory in a Transformer (Meng et al., ICLR 2023; baselines 1.5)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kedit import solvers
+from kedit.defaults import SpreadDefaults, memit_defaults
+from kedit.delta import Factors
+from kedit.lm import LM
+from kedit.methods.locate import known
+from kedit.methods.spread import Spread
+from kedit.stats import Covariance
+
+
+class MEMIT(Spread):
+    """Mass-Editing Memory in a Transformer: many requests in one regularised system per layer, over several layers."""
+
+    def model_defaults(self, lm: LM) -> SpreadDefaults:
+        """Published values, or layers by depth."""
+        return memit_defaults(lm)
+
+    def solve(self, keys: Tensor, residuals: Tensor, cov: Covariance) -> Factors:
+        """Delta = R K^T (lambda C + K K^T)^-1, lambda = `mom2_update_weight`."""
+        return solvers.memit(keys, residuals, cov, known(self.mom2_update_weight))

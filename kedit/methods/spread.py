@@ -1,0 +1,209 @@
+"""What MEMIT and EMMET share: one z per request at the last edited layer, spread over the layers below it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kedit.arch import check_layers, weight
+from kedit.bars import stages
+from kedit.batch import EditBatch, Outcome
+from kedit.contexts import ContextConfig, context_groups
+from kedit.data.batching import suffix_length
+from kedit.defaults import SpreadDefaults
+from kedit.delta import Delta, Factors
+from kedit.errors import KeditError
+from kedit.keys import context_weights
+from kedit.lm import LM, LMConfig
+from kedit.methods.base import Regime
+from kedit.methods.locate import LocateThenEdit, finite, known, lane_error, lane_info
+from kedit.methods.phases import Edit, Phase, ValuePhase
+from kedit.spreading import System, spread
+from kedit.stats import Covariance, StatsConfig, covariances
+from kedit.values import ValueLanes, ValueObjective
+
+
+class Spread(LocateThenEdit):
+    """Base of the methods that spread an edit over layers; they differ in `solve` and `model_defaults`.
+
+    Args:
+        lm: The model to edit.
+        regime: `single`: each request on the unedited model. `batch`: the requests of an edit batch in one
+            system, on the unedited model. `sequential`: the same, and edit batches accumulate.
+        layers: Edited layers; null takes the published ones of the model, or layers by its depth.
+        v_lr: Adam's learning rate for v*; null takes the model's published value.
+        v_num_grad_steps: Evaluations of the v* loss (one more than updates); null: published value.
+        v_weight_decay: Factor of ||delta|| / ||v_init||^2; null: published value.
+        clamp_norm_factor: Bound of ||delta|| / ||v_init||; null: published value.
+        kl_factor: Factor of the KL term that keeps "{subject} is a" as it was.
+        stop_loss: v* is done when its loss falls below this; 0 always takes every step.
+        mom2_update_weight: Weight of the covariance: MEMIT's lambda, EMMET's s; null: published value.
+        contexts: Texts put before the prompt while editing. In the mean key every pair of `lengths` weighs as
+            much as the bare prompt.
+        stats: Where the covariance comes from.
+        lanes: Requests optimised side by side; 0 lets the machine decide.
+        seed: Every edit batch seeds itself from this and its number.
+    """
+
+    def __init__(
+        self,
+        lm: LMConfig = LMConfig(),
+        regime: Regime = "single",
+        layers: list[int] | None = None,
+        v_lr: float | None = None,
+        v_num_grad_steps: int | None = None,
+        v_weight_decay: float | None = None,
+        clamp_norm_factor: float | None = None,
+        kl_factor: float = 0.0625,
+        stop_loss: float = 5e-2,
+        mom2_update_weight: float | None = None,
+        contexts: ContextConfig = ContextConfig(lengths=[[10, 5]]),
+        stats: StatsConfig = StatsConfig(),
+        lanes: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            lm=lm,
+            regime=regime,
+            v_lr=v_lr,
+            v_num_grad_steps=v_num_grad_steps,
+            v_weight_decay=v_weight_decay,
+            clamp_norm_factor=clamp_norm_factor,
+            kl_factor=kl_factor,
+            stop_loss=stop_loss,
+            contexts=contexts,
+            stats=stats,
+            lanes=lanes,
+            seed=seed,
+        )
+        if mom2_update_weight is not None and mom2_update_weight <= 0:
+            raise KeditError(f"model.mom2_update_weight: {mom2_update_weight} is not above 0")
+        self.layers, self.mom2_update_weight = layers, mom2_update_weight
+        self.covariances: dict[int, Covariance] = {}
+
+    whitened = False
+
+    @property
+    def edited_layers(self) -> list[int]:
+        """The edited layers, ascending."""
+        return self._layers
+
+    def edit_key(self, keys: Tensor) -> Tensor:
+        """The mean within each group of contexts, then over the groups."""
+        weights = context_weights(context_groups(self.context_config, self.contexts))
+        return keys.new_tensor(weights) @ keys
+
+    # -- what a method defines --------------------------------------------------------------------------
+
+    def model_defaults(self, lm: LM) -> SpreadDefaults:
+        """Published values for the model."""
+        raise NotImplementedError
+
+    def solve(self, keys: Tensor, residuals: Tensor, cov: Covariance) -> Factors:
+        """The closed form of one layer.
+
+        Args:
+            keys: One mean key per request, `[n, d_in]`, float64.
+            residuals: What the layer's output should gain for each, `[n, d_model]`, float64.
+            cov: Covariance of the layer's keys.
+        """
+        raise NotImplementedError
+
+    # -- Lightning --------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Fills in the model's own defaults and checks the layers before anything is computed."""
+        d = self.model_defaults(self.lm)
+        self.layers = list(d.layers) if self.layers is None else sorted(self.layers)
+        check_layers(self.lm.arch, self.layers, "model.layers")
+        self.fill_in(d.lr, d.steps, d.weight_decay, d.clamp)
+        if self.mom2_update_weight is None:
+            self.mom2_update_weight = d.mom2_update_weight
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        chunks = 1 if self.regime == "single" else -(-data.batch_size // self.lane_count())
+        self.steps_per_batch = chunks * (int(known(self.steps)) - 1)
+        super().setup(stage)
+
+    def start(self) -> None:
+        """Contexts and covariances, all of the unedited model."""
+        super().start()
+        with stages() as report:
+            found = covariances(self.lm, self._layers, self.stats_config, progress=report)
+        self.covariances = {layer: cov.to(self.device) for layer, cov in found.items()}
+        for cov in self.covariances.values():
+            _ = cov.factor  # one that cannot be inverted stops the run here
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance: every hyperparameter that was used, defaults filled in."""
+        return super().describe() | {"layers": self.layers, "mom2_update_weight": self.mom2_update_weight}
+
+    # -- the algorithm ----------------------------------------------------------------------------------
+
+    def edit(self, batch: EditBatch) -> Edit:
+        """z of every request by gradient, then the layers one after the other (MEMIT's algorithm 1; baselines 1.0)."""
+        z = yield from self._targets(batch)
+        found = [i for i, outcome in enumerate(batch.outcomes) if outcome.error is None]
+        alone = self.regime == "single"
+        systems = [System([i]) for i in range(len(found))] if alone else [System(list(range(len(found))))]
+        if found:
+            norms = spread(
+                self.lm,
+                [batch.records[i].request for i in found],
+                z[found],
+                systems,
+                self._layers,
+                self.contexts,
+                context_weights(context_groups(self.context_config, self.contexts)),
+                lambda keys, residuals, layer: self.solve(keys, residuals, self.covariances[layer]),
+                together=not alone,
+            )
+            for system in systems:
+                self._report(system, [batch.outcomes[i] for i in found], *norms)
+        deltas = [Delta(system.changes) if system.changes else None for system in systems]
+        if not alone:
+            return deltas
+        by_record = dict(zip(found, deltas, strict=True))
+        return [by_record.get(i) for i in range(len(batch.records))]
+
+    def _targets(self, batch: EditBatch) -> Generator[Phase, None, Tensor]:
+        """z = h + delta of every request, `[n, d_model]` float64, with the weights as they are: chunks of lanes."""
+        n, size = len(batch.records), self.lane_count()
+        order = sorted(range(n), key=lambda i: suffix_length(batch.records[i]))
+        z = torch.zeros(n, self.lm.d_model, dtype=torch.float64, device=self.lm.device)
+        for chunk in (order[start : start + size] for start in range(0, n, size)):
+            requests = [batch.records[i].request for i in chunk]
+            last = self._layers[-1]
+            objective = ValueObjective(self.lm, requests, self.contexts, last, site="input", terms=self.terms())
+            lanes = ValueLanes(objective, self.stop_loss, known(self.clamp))
+            yield ValuePhase(lanes, known(self.v_lr), int(known(self.steps)))
+            lanes.close()
+            z[chunk] = lanes.v_star.double()
+            for lane, i in enumerate(chunk):
+                batch.outcomes[i].info = lane_info(lanes, lane)
+                batch.outcomes[i].error = lane_error(lanes, lane)
+        return z
+
+    def _report(self, system: System, outcomes: list[Outcome], before: Tensor, after: Tensor) -> None:
+        """Figures of a system, or the reason of its failure, to its members' outcomes."""
+        delta = Delta(system.changes)
+        modules = delta.modules(self.lm.model).values()
+        size = sum(float(weight(module).float().norm()) ** 2 for module in modules) ** 0.5
+        for place, i in enumerate(system.members):
+            outcomes[i].error = system.error
+            outcomes[i].info["residual"] = finite(float(before[i]))  # ||z - h||
+            if system.error is None:
+                outcomes[i].info |= {
+                    "residual_left": finite(float(after[i] / before[i])),
+                    "strength": [float(shares[place]) for shares in system.shares],
+                    "delta_norm": delta.norm(),
+                    "delta_over_weight": delta.norm() / size,
+                }
+
+    @property
+    def _layers(self) -> list[int]:
+        if self.layers is None:
+            raise RuntimeError("layers are filled in by setup()")
+        return self.layers

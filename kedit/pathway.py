@@ -1,0 +1,135 @@
+"""REP's pathway: an adapter on the keys of one linear map, k_hat = k + 1[g(k) > tau] f(k) (REP section 4.3).
+
+A `Pathway` is one edit's adapter at one layer, frozen. A `Bank` holds those of many edits and routes every token
+to the one whose gate is open widest, or to none; a token that no gate wants keeps its key bit for bit.
+How the tensors are trained is in `kedit.adapters`, where they are put into a model in `kedit.delta`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CHUNK = 2**25  # numbers in the gates' hidden activations at once
+
+
+@dataclass(frozen=True)
+class Pathway:
+    """One edit's adapter on keys of width D. All tensors are float32.
+
+    f(k) = up (down k) + offset; the gate's logit is read . GELU(hidden x + hidden_bias) + bias with x = k, or
+    read . x + bias with x = k / ||k|| where there is no hidden layer, or open for every token where there is no `read`.
+
+    Attributes:
+        down: `[r, D]`.
+        up: `[D, r]`.
+        offset: `[D]`, or None for a linear f.
+        hidden: `[h, D]`, or None for a linear gate.
+        hidden_bias: `[h]`, with `hidden`.
+        read: `[h]`, or `[D]` for a linear gate; None: no gate.
+        bias: `[]`, with `read`.
+        threshold: `[]`, logit above which the gate is open: log(tau / (1 - tau)).
+    """
+
+    down: Tensor
+    up: Tensor
+    offset: Tensor | None = None
+    hidden: Tensor | None = None
+    hidden_bias: Tensor | None = None
+    read: Tensor | None = None
+    bias: Tensor | None = None
+    threshold: Tensor | None = None
+
+    @property
+    def d_in(self) -> int:
+        """Width of the keys."""
+        return self.down.shape[1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that there are, by name: what a file holds."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def to(self, device: torch.device | str) -> Pathway:
+        """The same adapter on `device`."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+    def margin(self, keys: Tensor) -> Tensor:
+        """How far the gate is open, logit minus threshold: `[n, D]` -> `[n]`; infinite without a gate."""
+        if self.read is None or self.bias is None or self.threshold is None:
+            return keys.new_full((len(keys),), float("inf"))
+        if self.hidden is None:
+            logit = F.normalize(keys, dim=-1) @ self.read
+        else:
+            logit = F.gelu(F.linear(keys, self.hidden, self.hidden_bias)) @ self.read
+        return logit + self.bias - self.threshold
+
+    def move(self, keys: Tensor) -> Tensor:
+        """f(k) for every key: `[n, D]` -> `[n, D]`."""
+        moved = (keys @ self.down.T) @ self.up.T
+        return moved if self.offset is None else moved + self.offset
+
+
+class Bank:
+    """Pathways of many edits at one module; at most one acts on a token, the one that is open widest.
+
+    Args:
+        pathways: In order of their edits; all of one width.
+    """
+
+    def __init__(self, pathways: Sequence[Pathway]) -> None:
+        self.pathways = tuple(pathways)
+
+    def margins(self, keys: Tensor) -> Tensor:
+        """Margin of every gate at every key: `[n, D]` float32 -> `[n, J]`."""
+        alike = _stacked(self.pathways)
+        if alike is None:
+            return torch.stack([pathway.margin(keys) for pathway in self.pathways], 1)
+        hidden, hidden_bias, read, shift = alike
+        j, h = read.shape
+        parts = []
+        for some in keys.split(max(1, CHUNK // (j * h))):
+            inner = F.gelu(F.linear(some, hidden, hidden_bias)).view(-1, j, h)
+            parts.append((inner * read).sum(-1) + shift)
+        return torch.cat(parts)
+
+    def __call__(self, keys: Tensor) -> Tensor:
+        """k_hat for keys `[..., D]` of any float dtype; `keys` itself where no gate is open."""
+        flat = keys.reshape(-1, keys.shape[-1])
+        best, winner = self.margins(flat.float()).max(-1)
+        rows = (best > 0).nonzero()[:, 0]
+        if not len(rows):
+            return keys
+        result = flat.clone()
+        for j in winner[rows].unique().tolist():
+            mine = rows[winner[rows] == j]
+            native = flat[mine].float()
+            result[mine] = (native + self.pathways[j].move(native)).to(flat.dtype)
+        return result.view(keys.shape)
+
+    def install(self, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        """Puts the bank before `module`; the handle takes it away again."""
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (self(args[0]), *args[1:])
+
+        return module.register_forward_pre_hook(hook)
+
+
+def _stacked(pathways: Sequence[Pathway]) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Hidden layers side by side, for gates that all have one of the same width; None for others."""
+    hidden, hidden_bias, read, shift = [], [], [], []
+    for p in pathways:
+        if p.hidden is None or p.hidden_bias is None or p.read is None or p.bias is None or p.threshold is None:
+            return None
+        hidden.append(p.hidden)
+        hidden_bias.append(p.hidden_bias)
+        read.append(p.read)
+        shift.append(p.bias - p.threshold)
+    if len({tensor.shape for tensor in hidden}) != 1:
+        return None
+    return torch.cat(hidden), torch.cat(hidden_bias), torch.stack(read), torch.stack(shift)

@@ -1,0 +1,59 @@
+"""When a gate opens: its threshold, from keys that did not train it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kedit.pathway import Bank, Pathway
+from kedit.rep.config import AdapterConfig
+
+if TYPE_CHECKING:
+    from kedit.rep.keys import Task
+
+
+def threshold_of(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathway:
+    """`pathway` with its threshold set.
+
+    A given tau is taken as it is. Otherwise the threshold is the lowest that lets at most `false_alarms` of the
+    held-back negatives pass; where the held-back positives lie above that, half way to the lowest tenth of them,
+    in logits: negatives that nobody thought of are kept out as far as that costs nothing.
+    """
+    if pathway.read is None or pathway.bias is None:
+        return pathway
+    zero = torch.zeros_like(pathway.bias)
+    if config.threshold is not None:
+        tau = min(max(config.threshold, 1e-6), 1 - 1e-6)
+        return replace(pathway, threshold=zero + math.log(tau / (1 - tau)))
+    plain = replace(pathway, threshold=zero)
+    threshold = zero
+    if len(task.held_negatives):
+        threshold = plain.margin(task.held_negatives).quantile(1 - config.false_alarms)
+    if len(task.held_positives):
+        low = plain.margin(task.held_positives).quantile(0.1)
+        threshold = torch.maximum(threshold, threshold + (low - threshold) / 2)
+    return replace(pathway, threshold=threshold)
+
+
+def figures(pathway: Pathway, task: Task) -> dict[str, float | None]:
+    """What the adapter does to the keys that did not train it, and to those that did, JSON-able.
+
+    `open`, `held_open`: share of the positives (training, held back) whose gate is open; `false`: of the
+    held-back negatives; `reach`: mean r(k_hat) over all positives, the share of the edit that reaches them.
+    """
+    keys = torch.cat([task.positives, task.held_positives])
+    hat = Bank([pathway])(keys)
+    shares = {"open": task.positives, "held_open": task.held_positives, "false": task.held_negatives}
+    found = {name: _mean((pathway.margin(k) > 0).float()) for name, k in shares.items()}
+    found["reach"] = _mean(hat @ task.direction / (task.anchor @ task.direction))
+    found["reach_before"] = _mean(keys @ task.direction / (task.anchor @ task.direction))
+    found["threshold"] = None if pathway.threshold is None else round(float(pathway.threshold), 4)
+    return found
+
+
+def _mean(values: Tensor) -> float | None:
+    return round(float(values.mean()), 4) if len(values) else None

@@ -1,0 +1,88 @@
+"""The options of REP's adapter, as YAML writes them under `adapter:`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kedit.errors import KeditError
+
+
+@dataclass
+class AdapterConfig:
+    """How REP's adapter is built and trained.
+
+    Args:
+        rank: Rank of the projection.
+        gate: mlp is the paper's (D -> gate_width * D -> 1); linear reads the unit key alone; none is always open.
+        gate_width: Hidden width of the mlp gate, as a share of D.
+        projection: false leaves the projection out, so that an open gate doubles the key (an ablation).
+        dropout: On the projection's input while training.
+        steps: Optimiser steps.
+        lr: Adam's learning rate.
+        positives: Keys of the subject and its variants in a step (the bare prompt's key comes on top).
+        negatives: Keys in a step at which the gate should stay shut.
+        aggregation: Weight of -cos(k_hat, C^-1 k*), the paper's aggregation loss.
+        normalise: false takes the aggregation loss without normalising k_hat (an ablation).
+        strength: Weight of (r(k_hat) - 1)^2, where r is the share of the edit that reaches a key.
+        alpha: Weight of the consistency loss ||k_hat_o - k_o||^2 / ||k_o||^2 at the bare prompt's key. With
+            `absolute` it is the paper's: the mean square over D, which depends on the model's width and scale.
+        absolute: Losses on the keys as they are, without the scale that makes them alike in every model.
+        gate_loss: Weight of the gate's cross entropy, positives against negatives.
+        anneal: The gate's logit is multiplied by up to this during training, so that the soft gate ends hard.
+        threshold: tau, the opening above which the gate acts; null calibrates it for every edit.
+        false_alarms: With a calibrated tau: share of the held-back negatives that may pass.
+        held_back: Share of the variants and negatives that only calibrate.
+        contexts: Contexts for each variant besides the bare prompt; -1: all.
+        long_contexts: Long texts before the prompt to train on, out of those the record has.
+        others: Other subjects in the record's own prompt, all of whose tokens are negatives.
+        corpus_tokens: Tokens of the statistics' text that are negatives, shared by all edits.
+    """
+
+    rank: int = 32
+    gate: Literal["mlp", "linear", "none"] = "mlp"
+    gate_width: float = 0.1
+    projection: bool = True
+    dropout: float = 0.0
+    steps: int = 60
+    lr: float = 5e-3
+    positives: int = 48
+    negatives: int = 128
+    aggregation: float = 0.1
+    normalise: bool = True
+    strength: float = 1.0
+    alpha: float = 1.0
+    absolute: bool = False
+    gate_loss: float = 1.0
+    anneal: float = 4.0
+    threshold: float | None = None
+    false_alarms: float = 0.005
+    held_back: float = 0.25
+    contexts: int = 3
+    long_contexts: int = 1
+    others: int = 16
+    corpus_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("gate_width", 0.0, 1.0),
+            ("dropout", 0.0, 0.99),
+            ("threshold", 0.0, 1.0),
+            ("false_alarms", 0.0, 1.0),
+            ("held_back", 0.0, 0.9),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise KeditError(f"adapter.{name}: {value} is not between {low:g} and {high:g}")
+        for name, least in (("rank", 1), ("steps", 0), ("positives", 1), ("negatives", 0), ("contexts", -1)):
+            if getattr(self, name) < least:
+                raise KeditError(f"adapter.{name}: {getattr(self, name)} is less than {least}")
+
+
+def parity_config() -> AdapterConfig:
+    """The recipe of the paper's released code (specs of REP, 4.2 and 4.3)."""
+    return AdapterConfig(
+        dropout=0.1, steps=10, lr=5e-4, positives=15, negatives=0, aggregation=1.0, strength=0.0, alpha=50_000.0,
+        absolute=True, gate_loss=0.0, anneal=1.0, threshold=0.9, held_back=0.0, contexts=-1, long_contexts=0,
+        others=0, corpus_tokens=0,
+    )  # fmt: skip

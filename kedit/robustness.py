@@ -1,0 +1,120 @@
+"""How an edit stands reworded, scrambled and long-context prompts: the figures of REP's tables, from result rows.
+
+Like a summary, a function of the rows of `results.jsonl` and of nothing else. What they mean: docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from kedit.intervals import bootstrap, paired
+from kedit.report import MOMENTS
+from kedit.summary import summarise
+
+FIGURES = (
+    ("rewrite", "exact"),
+    ("paraphrase_id", "exact"),
+    ("paraphrase_ood", "exact"),
+    ("shuffle_id", "exact"),
+    ("shuffle_ood", "exact"),
+    ("long_context", "exact"),
+    ("long_context_id", "exact"),
+    ("neighborhood", "unchanged_tokens"),
+)
+"""Kinds of probe with the metric that is reported of them."""
+
+COLUMNS: tuple[str, ...] = (
+    "when", "kind", "metric", "micro_before", "micro_after", "before", "after", "ci_low", "ci_high",
+    "change", "change_ci_low", "change_ci_high", "n_records", "n_probes",
+)  # fmt: skip
+
+
+def figures(rows: Iterable[Mapping[str, Any]], resamples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
+    """One line per moment of measurement and kind of probe, and one for the fluency, where they were measured.
+
+    A line has `COLUMNS`: `micro_before` and `micro_after` are means over all probes (what REP reports), `before`,
+    `after` and `change` means over records, each the mean over its probes, with 95 % bootstrap intervals over
+    records. Percent, but for `fluency`, which is in bits.
+    """
+    rows = list(rows)
+    lines = []
+    for when in dict.fromkeys(str(row["when"]) for row in rows):
+        own = [row for row in rows if row["when"] == when]
+        summary = summarise(own, when, resamples, seed)
+        for kind, metric in FIGURES:
+            cell = summary.get(kind, {}).get(metric)
+            if cell is not None:
+                lines.append(_line(when, kind, metric, cell, cell["micro"]))
+        if (cell := fluency_cell(own, resamples, seed)) is not None:
+            lines.append(_line(when, "fluency", "entropy", cell, {"before": cell["before"], "after": cell["after"]}))
+    return lines
+
+
+def fluency_cell(rows: Sequence[Mapping[str, Any]], resamples: int = 2000, seed: int = 0) -> dict[str, Any] | None:
+    """Mean n-gram entropy before and after, over the records that have both; None where none has."""
+    found = {str(row["case_id"]): row["fluency"] for row in rows if row.get("fluency") is not None}
+    pairs = [(f["before"], f["after"]) for f in found.values() if None not in (f["before"], f["after"])]
+    if not pairs:
+        return None
+    before, after = ([pair[i] for pair in pairs] for i in (0, 1))
+    n = len(pairs)
+    return {
+        "before": round(sum(before) / n, 4),
+        "after": round(sum(after) / n, 4),
+        "change": round((sum(after) - sum(before)) / n, 4),
+        "ci": [round(end, 4) for end in bootstrap(after, resamples, seed, scale="other")],
+        "change_ci": [round(end, 4) for end in paired(before, after, resamples, seed, scale="other")],
+        "n_records": n,
+        "n_probes": n,
+    }
+
+
+def as_csv(lines: Iterable[Mapping[str, Any]]) -> str:
+    """The lines of `figures` as CSV, with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def robustness_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """The lines of `figures` as a table."""
+    caption = (
+        "percent, mean over records with its 95 % interval; micro: mean over probes\n"
+        "exact match with the new target, teacher forced; neighborhood: tokens as before\n"
+        "id: variants that may train, ood: that never do; fluency: entropy in bits"
+    )
+    table = Table(title="robustness", caption=caption, title_justify="left", caption_justify="left")
+    table.add_column("probe", no_wrap=True)
+    for name in ("micro\nbefore", "micro\nafter", "before", "after", "95 % interval", "probes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    moments = list(dict.fromkeys(line["when"] for line in lines))
+    for when in moments:
+        if len(moments) > 1 or when != "edit":
+            table.add_section()
+            table.add_row(f"[bold]{MOMENTS.get(when, when)}[/bold]")
+        for line in (line for line in lines if line["when"] == when):
+            digits = 2 if line["kind"] == "fluency" else 1
+            numbers = [_number(line[name], digits) for name in ("micro_before", "micro_after", "before", "after")]
+            ends = [_number(line[name], digits) for name in ("ci_low", "ci_high")]
+            interval = f"[{ends[0]}, {ends[1]}]" if all(ends) else ""
+            table.add_row(line["kind"].replace("_", " "), *numbers, interval, str(line["n_probes"]))
+    return table
+
+
+def _line(when: str, kind: str, metric: str, cell: Mapping[str, Any], micro: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = cell["ci"] or (None, None)
+    change_low, change_high = cell["change_ci"] or (None, None)
+    values = (when, kind, metric, micro["before"], micro["after"], cell["before"], cell["after"], low, high,
+              cell["change"], change_low, change_high, cell["n_records"], cell["n_probes"])  # fmt: skip
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,114 @@
+"""The spreading loop of MEMIT and its kin: layer by layer, every solve sees the changes made below it.
+
+Which closed form is solved, and where the targets come from, is the caller's (`kedit.methods.spread`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kedit.delta import Delta, Factors, edited
+from kedit.errors import KeditError
+from kedit.keys import hidden_states, mean_keys
+from kedit.lanes import LaneBank
+from kedit.lm import LM
+from kedit.requests import EditRequest
+
+Solve = Callable[[Tensor, Tensor, int], Factors]
+"""keys `[n, d_in]`, residuals `[n, d_model]` (both float64) and the layer -> the layer's change."""
+
+
+@dataclass
+class System:
+    """Requests that are solved together, and what came of it.
+
+    Attributes:
+        members: Their numbers among all requests.
+        changes: Module path -> float32 factors, filled in layer by layer; empty where it failed.
+        shares: For each layer, the share of its residual that the update realises on every member's own key.
+        error: Why it failed.
+    """
+
+    members: list[int]
+    changes: dict[str, Factors] = field(default_factory=dict)
+    shares: list[Tensor] = field(default_factory=list)
+    error: str | None = None
+
+
+def spread(
+    lm: LM,
+    requests: Sequence[EditRequest],
+    targets: Tensor,
+    systems: Sequence[System],
+    layers: Sequence[int],
+    contexts: Sequence[str],
+    weights: Sequence[float],
+    solve: Solve,
+    together: bool,
+) -> tuple[Tensor, Tensor]:
+    """Solve every system over `layers`, ascending (MEMIT, algorithm 1; baselines 1.0, "Multi-layer spreading loop").
+
+    At the i-th of L layers the residual is (z - h) / (L - i), with keys and h of the model as changed so far. The
+    model's weights are those of before when this returns, bit for bit.
+
+    Args:
+        lm: The model, with the weights that the edit starts from.
+        requests: All requests.
+        targets: z, the residual stream wanted at the subject's last token after `layers[-1]`, `[n, d_model]`.
+        systems: A partition of the requests; each gets its `changes` here.
+        layers: Edited layers, ascending.
+        contexts: Context templates over which keys are averaged.
+        weights: Their weights.
+        solve: The closed form; a `KeditError` from it fails its system.
+        together: There is one system, written into the weights while the layers above it are solved. Otherwise
+            every system has the model to itself: they run side by side as lanes, and no weight is touched.
+
+    Returns:
+        The norms of z - h before the edit and after it, `[n]` each; NaN after a failure of everything.
+    """
+    missing = []
+    private: dict[str, Any] = {}
+    with ExitStack() as written:
+        for i, layer in enumerate(layers):
+            residuals = targets - hidden_states(lm, requests, layers[-1], **private)
+            missing.append(residuals.norm(dim=-1))
+            keys = mean_keys(lm, requests, contexts, weights, layer, **private)
+            path = lm.arch.path("mlp_out", layer)
+            for system in systems:
+                _solve(system, path, keys, residuals / (len(layers) - i), layer, solve)
+            if all(system.error for system in systems):
+                return missing[0], torch.full_like(missing[0], float("nan"))
+            if together:
+                written.enter_context(edited(lm.model, Delta({path: systems[0].changes[path]})))
+            else:
+                lane_of = {member: lane for lane, system in enumerate(systems) for member in system.members}
+                bank = LaneBank(lm.model, [Delta(system.changes) for system in systems])
+                private = {"bank": bank, "lanes": [lane_of[member] for member in range(len(requests))]}
+        after = (targets - hidden_states(lm, requests, layers[-1], **private)).norm(dim=-1)
+    return missing[0], after
+
+
+def _solve(system: System, path: str, keys: Tensor, residuals: Tensor, layer: int, solve: Solve) -> None:
+    """One layer of one system; a failure empties the system and is remembered in it."""
+    if system.error is not None:
+        return
+    keys, residuals = keys[system.members], residuals[system.members]
+    try:
+        if not bool(keys.isfinite().all() and residuals.isfinite().all()):
+            raise KeditError(f"keys or hidden states are not finite at layer {layer}")
+        exact = solve(keys, residuals, layer)
+        factors = Factors(exact.left.float(), exact.right.float())
+        if not bool(factors.left.isfinite().all() and factors.right.isfinite().all()):
+            raise KeditError(f"the update of layer {layer} is not finite")
+    except KeditError as error:
+        system.error = str(error)
+        system.changes.clear()
+        return
+    system.changes[path] = factors
+    system.shares.append((exact.right * keys.to(exact.right)).sum(-1))
