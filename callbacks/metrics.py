@@ -23,9 +23,14 @@ if TYPE_CHECKING:
     from kedit.methods.base import EditingModule
 
 
-Moment = Literal["edit", "end"]
+Moment = Literal["edit", "end", "editor"]
 MEASURED: Mapping[str, str] = MappingProxyType(
-    {"edit": "after its own edit", "end": "after the last edit", "both": "after its own edit and after the last"}
+    {
+        "edit": "after its own edit",
+        "end": "after the last edit",
+        "both": "after its own edit and after the last",
+        "editor": "after its own edit, without what the method adds to its editor",
+    }
 )
 
 
@@ -35,6 +40,9 @@ class EditMetrics(EditCallback):
     Single regime: the probes of all lanes, before and after, are scored together, every row of the batch seeing
     its own edit. Sequential regime: the unedited model is measured once at the start, every record right after
     its own edit, and all of them again after the last.
+
+    Where a method adds to an editor (REP), the single and batch regimes measure what the editor alone does too:
+    rows of the moment `editor`.
 
     Args:
         scoring: How probes are scored.
@@ -78,22 +86,37 @@ class EditMetrics(EditCallback):
                 return
             after = self._score(module.lm, batch.records)
             before = [self._base[record.request.case_id] for record in batch.records]
-        elif module.regime == "batch":
-            before = self._score(module.lm, batch.records)
-            with edited(module.lm.model, *(d for d in batch.deltas if d is not None)):
-                after = self._score(module.lm, batch.records)
         else:
-            deltas = [delta or Delta() for delta in batch.deltas]
-            n = len(batch.records)
-            both = self._score(
-                module.lm,
-                batch.records * 2,
-                lanes=[-1] * n + list(range(n)),
-                bank=LaneBank(module.lm.model, deltas),
-            )
-            before, after = both[:n], both[n:]
+            arms: dict[Moment, list[Delta]] = {"edit": [delta or Delta() for delta in batch.deltas]}
+            if batch.plain is not None:
+                arms["editor"] = [delta or Delta() for delta in batch.plain]
+            before, *scores = self._arms(module, batch.records, list(arms.values()))
+            for when, measured in reversed(list(zip(arms, scores, strict=True))):
+                for outcome, b, a in zip(batch.outcomes, before, measured, strict=True):
+                    outcome.rows.append(edit_row(outcome, batch.index, module.regime, when, b, a))
+            return
         for outcome, b, a in zip(batch.outcomes, before, after, strict=True):
             outcome.rows.append(edit_row(outcome, batch.index, module.regime, "edit", b, a))
+
+    def _arms(
+        self, module: EditingModule, records: Sequence[EditRecord], arms: list[list[Delta]]
+    ) -> list[list[list[ProbeScore]]]:
+        """Scores on the unedited model, then under each list of deltas: one per record, or one in all."""
+        n = len(records)
+        if module.regime == "batch":
+            found = [self._score(module.lm, records)]
+            for deltas in arms:
+                with edited(module.lm.model, *deltas):
+                    found.append(self._score(module.lm, records))
+            return found
+        deltas = [delta for arm in arms for delta in arm]
+        every = self._score(
+            module.lm,
+            list(records) * (1 + len(arms)),
+            lanes=[-1] * n + list(range(len(deltas))),
+            bank=LaneBank(module.lm.model, deltas),
+        )
+        return [every[start : start + n] for start in range(0, len(every), n)]
 
     def end_rows(self, module: EditingModule) -> list[dict[str, Any]]:
         """Rows of every record edited so far, measured on the model as it is now (sequential regime)."""

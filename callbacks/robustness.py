@@ -62,12 +62,17 @@ class Robustness(EditCallback):
             after = _fluency(module, requests)
         elif module.regime == "batch":
             before = _fluency(module, requests)
-            with edited(module.lm.model, *(delta for delta in batch.deltas if delta is not None)):
-                after = _fluency(module, requests)
+            after: list[float | None] = [None] * len(rows)
+            for when, deltas in (("edit", batch.deltas), ("editor", batch.plain or [])):
+                mine = [i for i, row in enumerate(rows) if row["when"] == when]
+                with edited(module.lm.model, *(delta for delta in deltas if delta is not None)):
+                    for i, value in zip(mine, _fluency(module, [requests[i] for i in mine]), strict=True):
+                        after[i] = value
         else:
-            lane = {record.request.case_id: i for i, record in enumerate(batch.records)}
-            bank = LaneBank(module.lm.model, [delta or Delta() for delta in batch.deltas])
-            lanes = [-1] * len(requests) + [lane[request.case_id] for request in requests]
+            lane = {("edit", record.request.case_id): i for i, record in enumerate(batch.records)}
+            lane |= {("editor", case): len(batch.records) + i for (_, case), i in lane.items()}
+            bank = LaneBank(module.lm.model, [d or Delta() for d in [*batch.deltas, *(batch.plain or [])]])
+            lanes = [-1] * len(requests) + [lane[row["when"], row["case_id"]] for row in rows]
             both = _fluency(module, requests * 2, lanes, bank)
             before, after = both[: len(requests)], both[len(requests) :]
         for row, b, a in zip(rows, before, after, strict=True):

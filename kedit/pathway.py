@@ -21,8 +21,8 @@ CHUNK = 2**25  # numbers in the gates' hidden activations at once
 class Pathway:
     """One edit's adapter on keys of width D. All tensors are float32.
 
-    f(k) = up (down k) + offset; the gate's logit is read . GELU(hidden x + hidden_bias) + bias with x = k, or
-    read . x + bias with x = k / ||k|| where there is no hidden layer, or open for every token where there is no `read`.
+    f(k) = up (down k) + offset. The gate's logit is read . GELU(hidden k + hidden_bias) + bias, or
+    read . k / ||k|| + bias where there is no hidden layer; without `read` it is open for every token.
 
     Attributes:
         down: `[r, D]`.

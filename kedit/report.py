@@ -10,7 +10,11 @@ from rich.table import Table
 from kedit.summary import INVARIANT, TITLES
 
 SHOWN = ("success", "exact", "generated")
-MOMENTS = {"edit": "measured after each edit", "end": "measured after the last edit"}
+MOMENTS = {
+    "edit": "measured after each edit",
+    "end": "measured after the last edit",
+    "editor": "the editor alone, measured after each edit",
+}
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
@@ -22,7 +26,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     method, data = summary["method"], summary["data"]
     edits = data["records"]
     failed = len(summary["failed"])
-    title = f"{method['method']} on {method['model']}, {data['name']}, regime {method['regime']}"
+    alone = summary["results"].get("editor")  # of a method that adds to an editor
+    name = f"{method['editor']} + {method['method']}" if "editor" in method else method["method"]
+    title = f"{name} on {method['model']}, {data['name']}, regime {method['regime']}"
     caption = (
         f"{edits} records" + (f", {failed} failed" if failed else "") + f", seed {method['seed']}; "
         "percent, mean over records; [95 % bootstrap interval]\n"
@@ -33,11 +39,14 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("probe")
     table.add_column("metric")
     table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
+    if alone:
+        table.add_column(method["editor"], justify="right")
+    table.add_column(f"with {method['method']}" if alone else "after", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("probes", justify="right")
-    for when, kinds in summary["results"].items():
-        if len(summary["results"]) > 1 or when != "edit":
+    results = {when: kinds for when, kinds in summary["results"].items() if when != "editor"}
+    for when, kinds in results.items():
+        if len(results) > 1 or when != "edit":
             table.add_section()
             table.add_row(f"[bold]{MOMENTS.get(when, when)}[/bold]")
         for kind, metrics in kinds.items():
@@ -47,8 +56,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
             for metric in shown:
                 if metric in metrics and not (kind in INVARIANT and metric == "exact"):
                     cell = metrics[metric]
+                    editor = [_number(alone[kind][metric]["after"])] if alone else []
                     table.add_row(
-                        name, metric, _number(cell["before"]), _number(cell["after"]), _interval(cell["ci"]),
+                        name, metric, _number(cell["before"]), *editor, _number(cell["after"]), _interval(cell["ci"]),
                         str(cell.get("n_probes", "")),
                     )  # fmt: skip
                     name = ""

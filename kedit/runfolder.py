@@ -70,7 +70,7 @@ def keep_rows(path: Path, batches: int) -> None:
     """Cut a results file back to the first `batches` edit batches, which a checkpoint vouches for."""
     if not path.exists():
         return
-    kept = [row for row in read_rows(path) if row["batch"] < batches and row["when"] == "edit"]
+    kept = [row for row in read_rows(path) if row["batch"] < batches and row["when"] != "end"]
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     append_rows(partial, kept)

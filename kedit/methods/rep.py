@@ -51,7 +51,7 @@ class REP(EditingModule):
         if parity and mode == "closed_form":
             raise KeditError("model.parity: the paper's recipe trains its adapter; use mode: trained")
         if mode == "closed_form" and adapter.gate == "mlp":
-            adapter = replace(adapter, gate="linear")
+            raise KeditError("model.adapter.gate: the closed form fits a logistic gate; mlp is for mode: trained")
         self.editor, self.mode, self.parity = editor, mode, parity
         self.adapter = parity_config() if parity else adapter
         self.source: KeySource | None = None

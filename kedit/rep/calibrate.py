@@ -19,24 +19,27 @@ if TYPE_CHECKING:
 def threshold_of(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathway:
     """`pathway` with its threshold set.
 
-    A given tau is taken as it is. Otherwise the threshold is the lowest that lets at most `false_alarms` of the
-    held-back negatives pass; where the held-back positives lie above that, half way to the lowest tenth of them,
-    in logits: negatives that nobody thought of are kept out as far as that costs nothing.
+    A given tau is taken as it is. Otherwise tau is the opening that half of the held-back positives reach, raised
+    until at most `false_alarms` of the held-back negatives pass, and kept within `threshold_range`.
     """
     if pathway.read is None or pathway.bias is None:
         return pathway
     zero = torch.zeros_like(pathway.bias)
     if config.threshold is not None:
-        tau = min(max(config.threshold, 1e-6), 1 - 1e-6)
-        return replace(pathway, threshold=zero + math.log(tau / (1 - tau)))
+        return replace(pathway, threshold=zero + _logit(config.threshold))
+    low, high = (_logit(tau) for tau in config.threshold_range)
     plain = replace(pathway, threshold=zero)
-    threshold = zero
-    if len(task.held_negatives):
-        threshold = plain.margin(task.held_negatives).quantile(1 - config.false_alarms)
+    threshold = zero + low
     if len(task.held_positives):
-        low = plain.margin(task.held_positives).quantile(0.1)
-        threshold = torch.maximum(threshold, threshold + (low - threshold) / 2)
-    return replace(pathway, threshold=threshold)
+        threshold = plain.margin(task.held_positives).median()
+    if len(task.held_negatives):
+        threshold = threshold.maximum(plain.margin(task.held_negatives).quantile(1 - config.false_alarms))
+    return replace(pathway, threshold=threshold.clamp(low, high))
+
+
+def _logit(tau: float) -> float:
+    tau = min(max(tau, 1e-6), 1 - 1e-6)
+    return math.log(tau / (1 - tau))
 
 
 def figures(pathway: Pathway, task: Task) -> dict[str, float | None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,36 +15,50 @@ from kedit.rep.calibrate import threshold_of
 from kedit.rep.config import AdapterConfig
 from kedit.rep.keys import Task
 
-RIDGE = 1e-3  # of the logistic gate, on the weights of whitened keys
+RIDGE = 1e-3  # of the logistic gate, on the weights of keys whose dimensions have unit mean square
 
 
 def closed_form(tasks: Sequence[Task], config: AdapterConfig) -> list[Pathway]:
     """k_hat = k + (1 - r(k)) k* where the gate is open (specs/rep.md 11): r(k_hat) = 1 exactly.
 
     Among all moves with that property it is the smallest in the norm of C^-1 (for a direction C^-1 k*). The
-    gate is a logistic regression on unit keys, its weights penalised in the metric of the covariance.
+    gate is a logistic regression on unit keys.
 
     Args:
         tasks: One per edit.
-        config: `gate` (none or linear; an mlp is not fitted here), `threshold`, `false_alarms`.
+        config: `gate` (logistic or none) and how its threshold is found.
     """
     found = []
     for task in tasks:
         down = -task.direction / (task.anchor @ task.direction)
-        gate = {} if config.gate == "none" else _logistic(task)
-        pathway = Pathway(down[None], task.anchor[:, None].clone(), offset=task.anchor.clone(), **gate)
-        found.append(threshold_of(pathway, task, config))
+        pathway = Pathway(down[None], task.anchor[:, None].clone(), offset=task.anchor.clone())
+        found.append(logistic_gate(pathway, task, config) if config.gate != "none" else pathway)
     return found
 
 
-def _logistic(task: Task) -> dict[str, Tensor]:
-    """Weights of the gate: balanced logistic regression by L-BFGS, in float64."""
-    keys = torch.cat([task.positives, task.negatives])
-    label = torch.cat([torch.ones(len(task.positives)), torch.zeros(len(task.negatives))]).to(keys)
+def logistic_gate(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathway:
+    """`pathway` behind a logistic regression on unit keys, calibrated.
+
+    What is held back calibrates a first fit; a second fit then learns from it too and keeps the threshold.
+    """
+    first = replace(pathway, **_fit(task.positives, task.negatives, task.near))
+    threshold = threshold_of(first, task, config).threshold
+    positives = torch.cat([task.positives, task.held_positives])
+    negatives = torch.cat([task.negatives, task.held_negatives])
+    return replace(pathway, **_fit(positives, negatives, task.near) | {"threshold": threshold})
+
+
+def _fit(positives: Tensor, negatives: Tensor, near: Tensor) -> dict[str, Any]:
+    """Weights of the gate by L-BFGS: positives weigh as much as both kinds of negatives, which weigh alike."""
+    groups = [(positives, 0.5), (negatives, 0.25), (near, 0.25)]
+    groups = [(keys, share) for keys, share in groups if len(keys)]
+    keys = torch.cat([keys for keys, _ in groups])
+    label = torch.zeros(len(keys)).to(keys)
+    label[: len(positives)] = 1.0
+    balance = torch.cat([torch.full((len(keys),), share / len(keys)) for keys, share in groups]).to(keys)
     unit = F.normalize(keys, dim=-1)
-    spread = unit[len(task.positives) :].square().mean(0).clamp(min=1e-12).rsqrt()  # a diagonal whitening
+    spread = unit[len(positives) :].square().mean(0).clamp(min=1e-12).rsqrt()
     x = unit * spread
-    balance = torch.where(label > 0, 0.5 / len(task.positives), 0.5 / max(1, len(task.negatives)))
     weights = torch.zeros(x.shape[1] + 1, dtype=x.dtype, device=x.device, requires_grad=True)
     solver = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from kedit.errors import KeditError
@@ -14,7 +14,8 @@ class AdapterConfig:
 
     Args:
         rank: Rank of the projection.
-        gate: mlp is the paper's (D -> gate_width * D -> 1); linear reads the unit key alone; none is always open.
+        gate: logistic is a logistic regression on unit keys, fitted at once and convex; mlp is the paper's
+            (D -> gate_width * D -> 1), trained beside the projection; none is always open.
         gate_width: Hidden width of the mlp gate, as a share of D.
         projection: false leaves the projection out, so that an open gate doubles the key (an ablation).
         dropout: On the projection's input while training.
@@ -28,10 +29,11 @@ class AdapterConfig:
         alpha: Weight of the consistency loss ||k_hat_o - k_o||^2 / ||k_o||^2 at the bare prompt's key. With
             `absolute` it is the paper's: the mean square over D, which depends on the model's width and scale.
         absolute: Losses on the keys as they are, without the scale that makes them alike in every model.
-        gate_loss: Weight of the gate's cross entropy, positives against negatives.
-        anneal: The gate's logit is multiplied by up to this during training, so that the soft gate ends hard.
+        gate_loss: Weight of the mlp gate's cross entropy, positives against negatives.
+        anneal: The mlp gate's logit is multiplied by up to this during training, so that the soft gate ends hard.
         threshold: tau, the opening above which the gate acts; null calibrates it for every edit.
-        false_alarms: With a calibrated tau: share of the held-back negatives that may pass.
+        threshold_range: A calibrated tau stays in here.
+        false_alarms: A calibrated tau lets at most this share of the held-back negatives pass, within the range.
         held_back: Share of the variants and negatives that only calibrate.
         contexts: Contexts for each variant besides the bare prompt; -1: all.
         long_contexts: Long texts before the prompt to train on, out of those the record has.
@@ -40,7 +42,7 @@ class AdapterConfig:
     """
 
     rank: int = 32
-    gate: Literal["mlp", "linear", "none"] = "mlp"
+    gate: Literal["logistic", "mlp", "none"] = "logistic"
     gate_width: float = 0.1
     projection: bool = True
     dropout: float = 0.0
@@ -56,7 +58,8 @@ class AdapterConfig:
     gate_loss: float = 1.0
     anneal: float = 4.0
     threshold: float | None = None
-    false_alarms: float = 0.005
+    threshold_range: list[float] = field(default_factory=lambda: [0.8, 0.93])
+    false_alarms: float = 0.0005
     held_back: float = 0.25
     contexts: int = 3
     long_contexts: int = 1
@@ -74,6 +77,9 @@ class AdapterConfig:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise KeditError(f"adapter.{name}: {value} is not between {low:g} and {high:g}")
+        low, high = (self.threshold_range * 2)[:2]
+        if len(self.threshold_range) != 2 or not 0 < low <= high < 1:
+            raise KeditError(f"adapter.threshold_range: wants 0 < low <= high < 1, not {self.threshold_range}")
         for name, least in (("rank", 1), ("steps", 0), ("positives", 1), ("negatives", 0), ("contexts", -1)):
             if getattr(self, name) < least:
                 raise KeditError(f"adapter.{name}: {getattr(self, name)} is less than {least}")
@@ -82,7 +88,22 @@ class AdapterConfig:
 def parity_config() -> AdapterConfig:
     """The recipe of the paper's released code (specs of REP, 4.2 and 4.3)."""
     return AdapterConfig(
-        dropout=0.1, steps=10, lr=5e-4, positives=15, negatives=0, aggregation=1.0, strength=0.0, alpha=50_000.0,
-        absolute=True, gate_loss=0.0, anneal=1.0, threshold=0.9, held_back=0.0, contexts=-1, long_contexts=0,
-        others=0, corpus_tokens=0,
-    )  # fmt: skip
+        gate="mlp",
+        dropout=0.1,
+        steps=10,
+        lr=5e-4,
+        positives=15,
+        negatives=0,
+        aggregation=1.0,
+        strength=0.0,
+        alpha=50_000.0,
+        absolute=True,
+        gate_loss=0.0,
+        anneal=1.0,
+        threshold=0.9,
+        held_back=0.0,
+        contexts=-1,
+        long_contexts=0,
+        others=0,
+        corpus_tokens=0,
+    )

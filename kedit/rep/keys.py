@@ -28,6 +28,8 @@ class Task:
         bare: k_o, the key of the bare prompt's last subject token, `[D]`.
         positives: Keys of the subject in contexts and of its variants that train, `[P, D]`.
         negatives: Keys at which the gate should stay shut, `[M, D]`.
+        near: The most tempting of them: pieces of the subject before its last one, which every other name that
+            begins alike shares to the bit, and names that begin as the subject does; `[K, D]`.
         held_positives: Keys of variants that only calibrate, `[Q, D]`.
         held_negatives: The same of negatives, `[R, D]`.
     """
@@ -37,6 +39,7 @@ class Task:
     bare: Tensor
     positives: Tensor
     negatives: Tensor
+    near: Tensor
     held_positives: Tensor
     held_negatives: Tensor
 
@@ -48,6 +51,7 @@ class _Row:
     ids: tuple[int, ...]
     subject_last: int
     outside: tuple[int, ...]  # tokens that are negatives
+    near: tuple[int, ...]  # tokens that are near negatives
     role: str  # original | variant | held | long | other
 
 
@@ -120,9 +124,10 @@ class KeySource:
         def row(subject: str, context: str, role: str) -> _Row:
             t = encode_subject(self.lm, request.prompt, subject, None, context, f"record {request.case_id}")
             if context == "{}":
-                return _Row(t.ids, t.subject_last, _outside(t, role), role)
+                near = tuple(range(t.subject_first, t.subject_last)) if role == "original" else ()
+                return _Row(t.ids, t.subject_last, _outside(t, role), near, role)
             outside = sorted(rng.sample(range(t.subject_first), min(64, t.subject_first))) if role == "long" else ()
-            return _Row(t.ids[: t.subject_last + 1], t.subject_last, tuple(outside), role)
+            return _Row(t.ids[: t.subject_last + 1], t.subject_last, tuple(outside), (), role)
 
         rows = [row(request.subject, context, "original") for context in self.contexts]
         variants = record.variants
@@ -164,6 +169,7 @@ class KeySource:
             bare=original[0],
             positives=torch.stack(train),
             negatives=negatives[order[cut:]],
+            near=torch.cat([k[list(row.near)] for row, k in zip(plan, keys, strict=True)]),
             held_positives=torch.stack(held) if held else original[:0],
             held_negatives=negatives[order[:cut]],
         )

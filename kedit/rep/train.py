@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from kedit.pathway import Pathway
 from kedit.rep.calibrate import threshold_of
+from kedit.rep.closed import logistic_gate
 from kedit.rep.config import AdapterConfig
 from kedit.rep.keys import Task
 
@@ -43,29 +46,15 @@ class AdapterLanes:
         self.terms: dict[str, Tensor] = {}
         self.step = 0
         self._queues: list[list[int]] = [[] for _ in tasks]
-        h = max(1, int(config.gate_width * d)) if config.gate == "mlp" else 0
+        h = max(1, int(config.gate_width * d))
         self.down = _uniform((n, config.rank, d), d, anchors.device)
         self.up = nn.Parameter(torch.zeros(n, d, config.rank, device=anchors.device))
-        self.hidden = _uniform((n, h, d), d, anchors.device) if h else None
-        self.hidden_bias = _uniform((n, h), d, anchors.device) if h else None
-        self.read = _uniform((n, h or d), h or d, anchors.device) if config.gate != "none" else None
-        self.bias = _uniform((n,), h or d, anchors.device) if config.gate != "none" else None
+        self.gate = _Gate(n, d, h, anchors.device) if config.gate == "mlp" else None
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimiser trains."""
         projection = [self.down, self.up] if self.config.projection else []
-        every = [*projection, self.hidden, self.hidden_bias, self.read, self.bias]
-        return [p for p in every if p is not None]
-
-    def logits(self, keys: Tensor) -> Tensor | None:
-        """The gates' logits for scaled keys `[n, P, D]`: `[n, P]`; None without a gate."""
-        if self.read is None or self.bias is None:
-            return None
-        if self.hidden is None or self.hidden_bias is None:
-            inner = F.normalize(keys, dim=-1)
-        else:
-            inner = F.gelu(torch.baddbmm(self.hidden_bias[:, None], keys, self.hidden.transpose(1, 2)))
-        return torch.bmm(inner, self.read[:, :, None])[..., 0] + self.bias[:, None]
+        return [*projection, *(self.gate.parameters() if self.gate is not None else ())]
 
     def move(self, keys: Tensor) -> Tensor:
         """f of keys `[n, P, D]` in training (with dropout)."""
@@ -82,7 +71,7 @@ class AdapterLanes:
             [task.positives[rows] for task, rows in zip(self.tasks, picked, strict=True)]
         )
         keys = torch.cat([self.bare[:, None], positives], 1)  # [n, 1 + P, D]
-        logits = self.logits(keys)
+        logits = None if self.gate is None else self.gate(keys)
         gate = torch.ones_like(keys[..., 0]) if logits is None else (self._sharpness() * logits).sigmoid()
         moved = keys + gate[..., None] * self.move(keys)
         terms = {
@@ -92,8 +81,8 @@ class AdapterLanes:
         if c.strength:
             reached = torch.bmm(moved, self.direction[:, :, None])[..., 0] / self.norm[:, None]
             terms["strength"] = c.strength * (reached - 1).square().mean(1)
-        if c.gate_loss and logits is not None and c.negatives:
-            terms["gate"] = c.gate_loss * self._gate_loss(logits[:, 1:])
+        if self.gate is not None and logits is not None and c.gate_loss and c.negatives:
+            terms["gate"] = c.gate_loss * self._gate_loss(self.gate, logits[:, 1:])
         total = torch.stack(list(terms.values())).sum(0)
         self.total = total.detach()
         self.terms = {name: term.detach() for name, term in terms.items()}
@@ -105,18 +94,13 @@ class AdapterLanes:
         """The adapters as they are now, their gates calibrated, one per task."""
         found = []
         for i, task in enumerate(self.tasks):
-            gate: dict[str, Tensor] = {}
-            if self.read is not None and self.bias is not None:
-                gate = {"read": self.read[i].clone(), "bias": self.bias[i].clone()}
-                gate["threshold"] = torch.zeros_like(self.bias[i])
-            if self.hidden is not None and self.hidden_bias is not None:
-                gate |= {"hidden": self.hidden[i] * self.scale[i], "hidden_bias": self.hidden_bias[i].clone()}
-            if self.config.projection:
-                pathway = Pathway(self.down[i].clone(), self.up[i].clone(), **gate)
-            else:
-                eye = torch.eye(task.anchor.shape[0], device=task.anchor.device)
-                pathway = Pathway(eye, eye, **gate)
-            found.append(threshold_of(pathway, task, self.config))
+            down, up = (self.down[i].clone(), self.up[i].clone()) if self.config.projection else _double(task)
+            pathway = Pathway(down, up)
+            if self.gate is not None:
+                pathway = threshold_of(replace(pathway, **self.gate.tensors(i, self.scale[i])), task, self.config)
+            elif self.config.gate == "logistic":
+                pathway = logistic_gate(pathway, task, self.config)
+            found.append(pathway)
         return found
 
     def _pick(self, lane: int) -> Tensor:
@@ -145,15 +129,44 @@ class AdapterLanes:
             return square.mean(1)
         return square.sum(1) / self.bare.square().sum(1)
 
-    def _gate_loss(self, positives: Tensor) -> Tensor:
-        """Cross entropy of the gate, positives and negatives in balance: `[n]`."""
-        rows = [torch.randint(len(task.negatives), (self.config.negatives,)) for task in self.tasks]
-        keys = torch.stack(
-            [task.negatives[r.to(task.negatives.device)] for task, r in zip(self.tasks, rows, strict=True)]
-        )
-        negatives = self.logits(self.scale[:, None] * keys)
-        assert negatives is not None
-        return F.softplus(-positives).mean(1) + F.softplus(negatives).mean(1)
+    def _gate_loss(self, gate: _Gate, positives: Tensor) -> Tensor:
+        """Cross entropy of the gate, positives and negatives in balance, half of these the near ones: `[n]`."""
+        found = F.softplus(-positives).mean(1)
+        far = [task.negatives for task in self.tasks]
+        near = [task.near if len(task.near) else task.negatives for task in self.tasks]  # a one-token subject has none
+        for group in (near, far):
+            logits = gate(self.scale[:, None] * self._sample(group, self.config.negatives // 2))
+            found = found + F.softplus(logits).mean(1) / 2
+        return found
+
+    def _sample(self, group: list[Tensor], count: int) -> Tensor:
+        """`count` keys of every task, drawn with replacement: `[n, count, D]`."""
+        return torch.stack([keys[torch.randint(len(keys), (count,)).to(keys.device)] for keys in group])
+
+
+class _Gate(nn.Module):
+    """The paper's gates, n of them: D -> h -> 1 with a GELU between; gives logits."""
+
+    def __init__(self, n: int, d: int, h: int, device: torch.device) -> None:
+        super().__init__()
+        self.hidden, self.hidden_bias = _uniform((n, h, d), d, device), _uniform((n, h), d, device)
+        self.read, self.bias = _uniform((n, h), h, device), _uniform((n,), h, device)
+
+    def forward(self, keys: Tensor) -> Tensor:
+        """Scaled keys `[n, P, D]` to logits `[n, P]`."""
+        inner = F.gelu(torch.baddbmm(self.hidden_bias[:, None], keys, self.hidden.transpose(1, 2)))
+        return torch.bmm(inner, self.read[:, :, None])[..., 0] + self.bias[:, None]
+
+    def tensors(self, i: int, scale: Tensor) -> dict[str, Any]:
+        """One gate as a pathway holds it, for keys that are not scaled."""
+        kept = {"hidden_bias": self.hidden_bias, "read": self.read, "bias": self.bias}
+        return {"hidden": self.hidden[i] * scale} | {name: tensor[i].clone() for name, tensor in kept.items()}
+
+
+def _double(task: Task) -> tuple[Tensor, Tensor]:
+    """A projection that gives the key itself."""
+    eye = torch.eye(len(task.anchor), device=task.anchor.device)
+    return eye, eye.clone()
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int, device: torch.device) -> nn.Parameter:
