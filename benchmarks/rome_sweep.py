@@ -3,9 +3,10 @@
     python benchmarks/rome_sweep.py --data ../shared/data/counterfact_edit.json \\
         --exclude ../shared/data/rep_counterfact_valid.json ../shared/data/rep_counterfact_test.json
 
-Each setting is one `kedit fit` in the single regime, on the same records. Records whose subject occurs in an excluded
-file are left out. The flat file gives one neighbour a record; others are pooled from records of the same
-template and true object (ours: never comparable with published neighbourhood scores).
+Single regime, the same records for every setting. v* is optimised once per setting and solved for as ROME and as
+R-ROME do. Records whose subject occurs in an excluded file are left out. The flat file gives one neighbour a
+record; others are pooled from records of the same template and true object (ours: never comparable with published
+neighbourhood scores).
 """
 
 from __future__ import annotations
@@ -13,36 +14,56 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
+import tempfile
+import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, save
+import torch
+from common import save
+from torch import Tensor
 
-from kedit.cli import main as kedit
-from kedit.data import read_counterfact, read_robust
+from kedit import solvers
+from kedit.arch import weight
+from kedit.contexts import ContextConfig, context_templates
+from kedit.data import read_counterfact, read_records, read_robust
+from kedit.delta import Delta, Factors
+from kedit.evaluate import EvalConfig, score
+from kedit.lanes import LaneBank
+from kedit.lm import LM, LMConfig, load_lm
 from kedit.requests import EditRecord
+from kedit.stats import Covariance, StatsConfig, covariances
+from kedit.values import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay
+from kedit.values.lanes import optimise
 
-BASE: dict[str, Any] = {"layer": 5, "stop_loss": 0.05, "contexts": {"lengths": [[5, 5], [10, 5]]}}
-# one row each: what differs from BASE
-SETTINGS: tuple[dict[str, Any], ...] = (
-    {},
-    {"layer": 3},
-    {"layer": 4},
-    {"layer": 6},
-    {"layer": 8},
-    {"layer": 11},
-    {"v_num_grad_steps": 50},
-    {"clamp_norm_factor": 2.0},
-    {"clamp_norm_factor": 8.0},
-    {"v_lr": 0.25, "v_num_grad_steps": 50},
-    {"kl_factor": 0.02},
-    {"kl_factor": 0.25},
-    {"stop_loss": 0.1},
-    {"stats": {"ridge": 0.01}},
-    {"stats": {"ridge": 0.1}},
-    {"mom2_adjustment": False},
+KINDS = ("rewrite", "paraphrase", "neighborhood")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the sweep; the defaults are the published values of 7B Llama models."""
+
+    layer: int = 5
+    lr: float = 0.5
+    steps: int = 25
+    kl: float = 0.0625
+    stop: float = 0.05
+    clamp: float = 4.0
+    weight_decay: float = 1e-3
+
+
+SETTINGS = (
+    Setting(),
+    Setting(layer=3),
+    Setting(layer=4),
+    Setting(layer=6),
+    Setting(lr=0.1),
+    Setting(lr=0.2),
+    Setting(lr=0.25, steps=60),
+    Setting(steps=50, kl=0.01),
+    Setting(lr=0.25, steps=50, kl=0.02),
 )
 
 
@@ -77,33 +98,53 @@ def pooled(records: list[EditRecord], excluded: set[str], n: int, seed: int) -> 
     return chosen
 
 
-def run(path: Path, root: Path, method: str, model: str, setting: dict[str, Any]) -> dict[str, Any]:
-    """One `kedit fit`; its summary."""
-    words = [f"--model.init_args.{key}={json.dumps(value)}" for key, value in (BASE | setting).items()]
-    name = "-".join(f"{key}{value}" for key, value in setting.items()) or "base"
-    name = re.sub(r"[^\w.-]", "", name)
-    kedit(
-        ["fit", "--model", method, f"--model.init_args.lm.name={model}", *words, "--data", "Records",
-         f"--data.init_args.path={path}", f"--run.root={root}", f"--run.name={method}-{name}",
-         "--results.save_deltas=false"]
-    )  # fmt: skip
-    return json.loads((root / f"{method}-{name}" / "summary.json").read_text(encoding="utf-8"))
+def values(
+    lm: LM, records: list[EditRecord], contexts: list[str], s: Setting, lanes: int
+) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Keys, values and v* of every record: `[n_contexts, d_in]`, `[n_contexts, d_model]`, `[d_model]`, float64."""
+    found = {}
+    order = sorted(records, key=lambda r: len(r.request.text))
+    for start in range(0, len(order), lanes):
+        part = order[start : start + lanes]
+        terms = [NLL(), KLDivergence(s.kl), WeightDecay(s.weight_decay)]
+        objective = ValueObjective(lm, [r.request for r in part], contexts, s.layer, "mlp", terms)
+        v_star = optimise(ValueLanes(objective, s.stop, s.clamp), s.lr, s.steps).double()
+        keys, outputs = (t.double() for t in objective.keys_and_values())
+        found |= {r.request.case_id: (keys[i], outputs[i], v_star[i]) for i, r in enumerate(part)}
+    return found
 
 
-def figures_of(summary: dict[str, Any]) -> dict[str, float]:
-    """The row of one run, in percent (and seconds)."""
-    r = summary["results"]["edit"]
-    return {
-        "efficacy_success": r["rewrite"]["success"]["after"],
-        "efficacy_exact": r["rewrite"]["exact"]["after"],
-        "generated": r["rewrite"]["generated"]["after"],
-        "paraphrase_success": r["paraphrase"]["success"]["after"],
-        "paraphrase_exact": r["paraphrase"]["exact"]["after"],
-        "neighborhood_unchanged": r["neighborhood"]["unchanged"]["after"],
-        "neighborhood_success": r["neighborhood"]["success"]["after"],
-        "score": r["score"]["success"]["after"],
-        "seconds_editing": summary["timing"]["seconds_editing"],
-    }
+def measure(
+    lm: LM, records: list[EditRecord], found: dict[str, Any], cov: Covariance, layer: int, method: str
+) -> dict[str, float]:
+    """The row of one method, in percent."""
+    path = lm.arch.path("mlp_out", layer)
+    norm = float(weight(lm.arch.module(lm.model, "mlp_out", layer)).float().norm())
+    deltas = []
+    for record in records:
+        keys, outputs, v_star = found[record.request.case_id]
+        u = cov.solve(keys.mean(0))
+        if method == "ROME":
+            f = solvers.rome(keys[0], outputs[0], v_star, u)
+        else:
+            f = solvers.r_rome(keys.mean(0), outputs.mean(0), v_star, u)
+        deltas.append(Delta({path: Factors(f.left.float(), f.right.float())}))
+    probes = [[p for p in r.probes if p.kind in KINDS] for r in records]
+    flat = [p for own in probes for p in own]
+    lanes = [i for i, own in enumerate(probes) for _ in own]
+    config = EvalConfig(generate=[])
+    before = score(lm, flat, config=config)
+    after = score(lm, flat, lanes, LaneBank(lm.model, deltas), config)
+    hits: dict[str, list[float]] = defaultdict(list)
+    for p, b, a in zip(flat, before, after, strict=True):
+        if p.kind == "neighborhood":
+            hits["neighborhood_unchanged"].append(b.top1 == a.top1)
+        else:
+            hits[f"{p.kind}_exact"].append(a.exact)
+            hits[f"{p.kind}_success"].append(bool(a.success))
+    ratio = sorted(delta.norm() / norm for delta in deltas)
+    row = {name: round(100 * sum(values) / len(values), 2) for name, values in hits.items()}
+    return row | {"delta_over_weight_median": round(ratio[len(ratio) // 2], 4)}
 
 
 def main() -> None:
@@ -112,40 +153,33 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--exclude", type=Path, nargs="*", default=[])
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--method", default="ROME")
     parser.add_argument("--records", type=int, default=32)
-    parser.add_argument("--root", type=Path, default=Path("runs/sweep"), help="where the runs go")
-    parser.add_argument(
-        "--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th setting from the I-th"
-    )
+    parser.add_argument("--contexts", type=int, default=5, help="of each length; 10 is the published number")
+    parser.add_argument("--lanes", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", help="name of the figures under benchmarks/results")
+    parser.add_argument("--save", default="rome_sweep", help="name of the figures under benchmarks/results")
     a = parser.parse_args()
     excluded = {record.request.subject for path in a.exclude for record in read_robust(str(path))}
-    records = pooled(read_counterfact(str(a.data)), excluded, a.records, a.seed)
-    part, parts = a.part
-    a.root.mkdir(parents=True, exist_ok=True)
-    path = a.root / f"records{part}.jsonl"
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    chosen = pooled(read_counterfact(str(a.data)), excluded, a.records, a.seed)
+    with tempfile.TemporaryDirectory() as tmp:
+        path = Path(tmp) / "records.jsonl"
+        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in chosen), encoding="utf-8")
+        records = read_records(str(path))
+    lm = load_lm(LMConfig(a.model), device="cuda" if torch.cuda.is_available() else "cpu")
+    lm.model.eval().requires_grad_(False)
+    contexts = context_templates(lm, ContextConfig(lengths=[[5, a.contexts], [10, a.contexts]]))
     rows = []
-    for setting in SETTINGS[part::parts]:
-        summary = run(path, a.root, a.method, a.model, setting)
-        rows.append(setting | figures_of(summary))
-        print(json.dumps(rows[-1]), flush=True)
-        save(
-            a.save or f"{a.method.lower()}_sweep",
-            {
-                "model": a.model,
-                "method": a.method,
-                "records": len(records),
-                "seed": a.seed,
-                "data": a.data.name,
-                "base": BASE,
-                "protocol": summary["protocol"],
-                "rows": rows,
-            },
-        )
-    print("saved under", (ROOT / "benchmarks" / "results").name)
+    for setting in SETTINGS:
+        cov = covariances(lm, [setting.layer], StatsConfig())[setting.layer]
+        start = time.process_time()
+        found = values(lm, records, contexts, setting, a.lanes)
+        seconds = round((time.process_time() - start) / len(records), 2)
+        for method in ("ROME", "RROME"):
+            row = measure(lm, records, found, cov, setting.layer, method)
+            rows.append({"method": method, **vars(setting), **row, "cpu_seconds_per_v": seconds})
+            print(json.dumps(rows[-1]), flush=True)
+        about = {"model": a.model, "records": len(records), "contexts": len(contexts), "seed": a.seed}
+        save(a.save, about | {"data": a.data.name, "protocol": "single regime, after each edit", "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Lightning callbacks around edits: metrics, results, robustness, progress, tables, checkpoints."""
+"""Lightning callbacks around edits: metrics, results, robustness, similarity, progress, tables, checkpoints."""
 
 from kedit.callbacks.base import EditCallback
 from kedit.callbacks.checkpoint import EditCheckpoint
@@ -6,6 +6,7 @@ from kedit.callbacks.metrics import EditMetrics
 from kedit.callbacks.progress import EditProgress
 from kedit.callbacks.results import ResultsWriter
 from kedit.callbacks.robustness import Robustness
+from kedit.callbacks.similarity import WhitenedSimilarity
 from kedit.callbacks.table import ResultTable
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "ResultTable",
     "ResultsWriter",
     "Robustness",
+    "WhitenedSimilarity",
 ]

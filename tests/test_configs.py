@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from kedit.cli import main
 from kedit.defaults import EMMET_TABLE, MEMIT_TABLE, TABLE
 from kedit.deltafile import load_delta
 from kedit.lm import LMConfig, load_lm
+from kedit.queries import QueryConfig
+from kedit.rep import AdapterConfig, parity_config
+from tests.tiny import TEXT
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -31,6 +34,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "llama2": ("llama", "sentencepiece"),
     "llama3": ("llama", "bpe_bos"),
     "mistral": ("mistral", "sentencepiece"),
+    "qwen2": ("qwen2", "bpe"),
     "qwen25": ("qwen2", "bpe"),
 }
 SHAPES = {
@@ -40,6 +44,7 @@ SHAPES = {
     "llama2": ("llama", 32, 4096),
     "llama3": ("llama", 32, 4096),
     "mistral": ("mistral", 32, 4096),
+    "qwen2": ("qwen2", 28, 3584),
     "qwen25": ("qwen2", 28, 3584),
 }  # of the models themselves, as kedit.defaults has them
 WIDTHS = {
@@ -49,6 +54,7 @@ WIDTHS = {
     "llama2": 11008,
     "llama3": 14336,
     "mistral": 14336,
+    "qwen2": 18944,
     "qwen25": 18944,
 }  # of their keys
 FILES = {
@@ -56,7 +62,12 @@ FILES = {
     "Records": "records.jsonl",
     "RobustQueries": "robust.json",
 }
-SMALL = {"contexts": {"lengths": [[3, 2]]}, "stats": {"tokens": 400}}
+SMALL = {
+    "contexts": {"lengths": [[3, 2]]},
+    "stats": {"tokens": 400, "corpus": "self"},
+    "queries": {"long_words": [20], "paraphrases": 4, "shuffles": 2, "train_long": 1},
+    "adapter": {"corpus_tokens": 200},
+}
 OWN = ("model", "data", "metrics", "results", "run", "checkpoint", "progress")
 
 Tree = dict[str, Any]
@@ -83,14 +94,20 @@ def overrides(config: Tree, folder: str, root: Path) -> list[str]:
     """What makes a run of a configuration small: wherever in it the options stand."""
     data = config["data"]["class_path"].rpartition(".")[2]
     options = {"run.root": str(root), "trainer.accelerator": "cpu", "trainer.fast_dev_run": "true"}
-    options |= {"data.init_args.known": "false", "data.init_args.limit": "2"}
+    options |= {"data.init_args.known": "false", "data.init_args.limit": "2", "robustness.fluency": "false"}
     if data in FILES:
         options["data.init_args.path"] = str(FIXTURES / FILES[data])
-    for path, _ in groups(config["model"], ("model",)):
+    parts = {"model": config["model"], "data": config["data"]}
+    for path, _ in groups(parts):
         name = ".".join(path)
-        options |= {f"{name}.{key}": json.dumps(value) for key, value in SMALL.get(path[-1], {}).items()}
+        small = SMALL.get(path[-1], {}).items()
+        options |= {f"{name}.{key}": v if isinstance(v, str) else json.dumps(v) for key, v in small}
         if path[-1] == "lm":
             options[f"{name}.name"] = folder
+        if path[-1] == "queries":
+            corpus = Path(folder).parent / "corpus.txt"
+            corpus.write_text(TEXT)
+            options[f"{name}.corpus"] = str(corpus)
     return [f"--{name}={value}" for name, value in options.items()]
 
 
@@ -99,6 +116,13 @@ def deepest(config: Tree) -> int:
     named = [value for path, value in leaves(config["model"]) if re.search(r"(^|_)layers?$", path[-1])]
     numbers = [n for value in named for n in (value if isinstance(value, list) else [value]) if n is not None]
     return max(numbers, default=2)
+
+
+def editor_of(config: Tree) -> tuple[str, Tree]:
+    """Class and options of the method that edits: of REP's editor, or the method itself."""
+    model = config["model"]
+    model = model["init_args"].get("editor", model)
+    return model["class_path"], model["init_args"]
 
 
 def numbers(value: Any) -> Iterator[float]:
@@ -117,7 +141,9 @@ def kind(file: Path) -> tuple[str, str]:
 
 
 def test_the_configs_are_there() -> None:
-    wanted = {f"{method}_{model}" for method in ("rome", "rrome", "memit") for model in KINDS}
+    wanted = {f"{method}_{model}" for method in ("rome", "rrome", "memit") for model in KINDS if model != "qwen2"}
+    wanted |= {f"rep_{model}" for model in ("smollm2", "rrome_smollm2", "memit_smollm2", "emmet_smollm2")}
+    wanted |= {f"rep_{model}" for model in ("llama2", "mistral", "qwen2")}
     wanted |= {f"emmet_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3")}
     assert wanted <= {f.stem for f in CONFIGS}
 
@@ -134,19 +160,19 @@ def test_config_runs(
     (run,) = tmp_path.iterdir()
     rows = rows_of(run)
     assert {row["batch"] for row in rows} == {0}
-    assert [row["status"] for row in rows if row["when"] == "edit"] == ["edited"] * len(
-        {row["case_id"] for row in rows}
-    )
+    for when in {row["when"] for row in rows}:
+        done = [row["status"] for row in rows if row["when"] == when]
+        assert done == ["edited"] * len({row["case_id"] for row in rows})
     values = list(numbers(rows))
     assert values
     assert all(math.isfinite(value) for value in values)
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["protocol"]["regime"] == config["model"]["init_args"]["regime"]
+    assert summary["protocol"]["regime"] == editor_of(config)[1]["regime"]
     assert summary["protocol"]["fast_dev_run"]
     assert summary["failed"] == {}
     assert "rewrite" in summary["results"]["edit"]
 
-    lm = load_lm(LMConfig(name=model, dtype=config["model"]["init_args"]["lm"]["dtype"]))
+    lm = load_lm(LMConfig(name=model, dtype=editor_of(config)[1]["lm"]["dtype"]))
     saved = [path.parent for path in run.rglob("card.json")]
     assert saved
     for folder in saved:
@@ -154,6 +180,7 @@ def test_config_runs(
         assert card["requests"]
         assert delta.changes
         assert all(bool(torch.isfinite(f.left).all() and f.left.any()) for f in delta.changes.values())
+        assert delta.pathways.keys() == (delta.changes.keys() if config["model"]["class_path"] == "REP" else set())
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -177,21 +204,54 @@ def test_config_is_complete_and_commented(file: Path, capsys: pytest.CaptureFixt
     assert f"kedit fit --config configs/{file.name}" in text
 
 
-@pytest.mark.parametrize("file", [f for f in CONFIGS if f.stem.startswith(("rome", "rrome"))], ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_values_are_those_of_the_table(file: Path) -> None:
-    args = yaml.safe_load(file.read_text())["model"]["init_args"]
-    shape = SHAPES[re.sub(r"^r?rome_", "", file.stem)]
-    given = (args["layer"], args["v_num_grad_steps"], args["v_weight_decay"], args["clamp_norm_factor"], args["v_lr"])
-    assert given == astuple(TABLE[shape])
-
-
-@pytest.mark.parametrize("file", [f for f in CONFIGS if f.stem.startswith(("memit", "emmet"))], ids=lambda f: f.stem)
-def test_values_of_spread_methods_are_those_of_their_table(file: Path) -> None:
-    method, _, model = file.stem.partition("_")
-    args = yaml.safe_load(file.read_text())["model"]["init_args"]
-    row = {"memit": MEMIT_TABLE, "emmet": EMMET_TABLE}[method][*SHAPES[model], WIDTHS[model]]
+    method, args = editor_of(yaml.safe_load(file.read_text()))
+    model = next(model for model in KINDS if file.stem.endswith(f"_{model}"))
     v_star = (args["v_num_grad_steps"], args["v_weight_decay"], args["clamp_norm_factor"], args["v_lr"])
-    assert (tuple(args["layers"]), args["mom2_update_weight"], *v_star) == astuple(row)
+    if method in ("ROME", "RROME"):
+        assert (args["layer"], *v_star) == astuple(TABLE[SHAPES[model]])
+    else:
+        row = {"MEMIT": MEMIT_TABLE, "EMMET": EMMET_TABLE}[method][*SHAPES[model], WIDTHS[model]]
+        assert (tuple(args["layers"]), args["mom2_update_weight"], *v_star) == astuple(row)
+
+
+REP_CONFIGS = [file for file in CONFIGS if file.stem.startswith("rep_")]
+
+
+@pytest.mark.parametrize("file", REP_CONFIGS, ids=lambda file: file.stem)
+def test_an_adapter_is_shown_as_it_is_in_effect(file: Path) -> None:
+    """The options of the adapter are those of the code: the defaults, or with parity the paper's."""
+    args = yaml.safe_load(file.read_text())["model"]["init_args"]
+    assert args["parity"] == ("smollm2" not in file.stem)
+    assert args["adapter"] == asdict(parity_config() if args["parity"] else AdapterConfig())
+
+
+@pytest.mark.parametrize("file", [f for f in REP_CONFIGS if "smollm2" in f.stem], ids=lambda file: file.stem)
+def test_an_editor_beside_rep_is_that_of_its_own_config(file: Path) -> None:
+    config = yaml.safe_load(file.read_text())
+    name = file.stem.removeprefix("rep_")
+    own = yaml.safe_load((file.parent / f"{'' if '_' in name else 'rome_'}{name}.yaml").read_text())
+    assert config["model"]["init_args"]["editor"] == own["model"]
+    queries = config["data"]["init_args"].pop("queries")
+    assert queries == asdict(QueryConfig())
+    assert {key: value for key, value in config.items() if key != "model"} == {
+        key: value for key, value in own.items() if key != "model"
+    } | {"data": own["data"] | {"init_args": {k: v for k, v in own["data"]["init_args"].items() if k != "queries"}}}
+
+
+@pytest.mark.parametrize("file", [f for f in REP_CONFIGS if "smollm2" not in f.stem], ids=lambda file: file.stem)
+def test_what_the_paper_did_differently_from_our_rome(file: Path) -> None:
+    config = yaml.safe_load(file.read_text())
+    editor, data = config["model"]["init_args"]["editor"], config["data"]["init_args"]
+    own = yaml.safe_load(
+        (file.parent / f"{file.stem.replace('rep', 'rome').replace('qwen2', 'qwen25')}.yaml").read_text()
+    )
+    corpus = "hf:wikitext:wikitext-103-raw-v1:train"
+    changed = {path: value for path, value in leaves(editor) if dict(leaves(own["model"]))[path] != value}
+    name = {("init_args", "lm", "name"): "Qwen/Qwen2-7B"} if "qwen" in file.stem else {}
+    assert changed == {("init_args", "stop_loss"): 0.0, ("init_args", "stats", "corpus"): corpus, **name}
+    assert data["queries"] == asdict(QueryConfig(corpus=corpus))
 
 
 @pytest.mark.parametrize("file", CONFIGS[:1], ids=lambda file: file.stem)

@@ -17,7 +17,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from kedit.callbacks import EditCheckpoint, EditMetrics, EditProgress, ResultsWriter, ResultTable, Robustness
+from kedit.callbacks import (
+    EditCheckpoint,
+    EditMetrics,
+    EditProgress,
+    ResultsWriter,
+    ResultTable,
+    Robustness,
+    WhitenedSimilarity,
+)
 from kedit.cli.messages import Interrupted
 from kedit.cli.quiet import quiet_lightning
 from kedit.data import EditData
@@ -59,6 +67,7 @@ class KeditCLI(LightningCLI):
         parser.add_lightning_class_args(EditProgress, "progress")
         parser.add_lightning_class_args(EditCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Robustness, "robustness")  # reads what ResultsWriter wrote
+        parser.add_lightning_class_args(WhitenedSimilarity, "similarity")  # this too
         parser.add_lightning_class_args(ResultTable, "table")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -162,7 +171,8 @@ def fit(words: list[str]) -> None:
 
 def _check_groups(config: Namespace) -> None:
     """A plain value where a group of options belongs (`lm: gpt2`), which the parser lets pass."""
-    groups = {name: config[name] for name in ("run", "metrics", "results", "progress", "checkpoint", "robustness")}
+    options = ("run", "metrics", "results", "progress", "checkpoint", "robustness", "similarity")
+    groups = {name: config[name] for name in options}
     parts = {"model": config.model, "data": config.data}
     if config.model.init_args.get("editor") is not None:
         parts["model.init_args.editor"] = config.model.init_args.editor

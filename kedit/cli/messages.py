@@ -106,7 +106,7 @@ def _required(names: str, option: str) -> str:
         start = "Start from a file: kedit fit --config configs/rome_smollm2.yaml (kedit ls lists them)"
         return f"{missing} missing: which method edits which facts?\n{start}"
     name = ".".join(part for part in (option, wanted[0]) if part)
-    return f"{name}: this option is needed and has no default"
+    return f"{name}: this option is needed and has no default{_choices(name)}"
 
 
 def _wanted(lines: list[str]) -> str:
@@ -136,10 +136,14 @@ def _choices(option: str) -> str:
         from kedit.data import datasets_index
 
         return "; there are " + ", ".join(name for name, _, _ in datasets_index())
-    if option == "model":
+    if option in ("model", "model.editor"):
         from kedit import methods
+        from kedit.methods.locate import LocateThenEdit
 
-        return "; there are " + ", ".join(name for name in methods.__all__ if name != "EditingModule")
+        names = [name for name in methods.__all__ if name != "EditingModule"]
+        if option == "model.editor":
+            names = [name for name in names if issubclass(getattr(methods, name), LocateThenEdit)]
+        return "; there are " + ", ".join(names)
     return ""
 
 
@@ -148,8 +152,23 @@ def _meant(name: str, classes: list[str]) -> str:
     if not classes:
         return ""
     module, _, cls = classes[-1].rpartition(".")
-    known: set[str] = set()
-    for base in getattr(importlib.import_module(module), cls).__mro__[:-1]:
-        known |= set(inspect.signature(base.__init__).parameters) - {"self", "args", "kwargs"}
-    close = get_close_matches(name.rpartition(".")[2], sorted(known), n=1)
+    known = _options(getattr(importlib.import_module(module), cls))
+    name = name.rpartition(".")[2]
+    if "editor" in known:
+        from kedit.methods.locate import LocateThenEdit
+
+        if name in _options(LocateThenEdit):
+            return f"; it is an option of the editor: model.editor.{name}"
+    close = get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _options(cls: type) -> set[str]:
+    """Names of a class's options; its bases' too where it takes them as **kwargs."""
+    known: set[str] = set()
+    for base in cls.__mro__[:-1]:
+        names = inspect.signature(base.__init__).parameters
+        known |= set(names) - {"self", "args", "kwargs"}
+        if "kwargs" not in names:
+            break
+    return known

@@ -27,6 +27,7 @@ class LocateThenEdit(EditingModule):
         clamp_norm_factor: Bound of ||delta|| / ||v_init||; null: published value.
         kl_factor: Factor of the KL term that keeps "{subject} is a" as it was.
         stop_loss: v* is done when its loss falls below this; 0 always takes every step.
+        bare_weight: Share of the bare prompt in the mean over contexts that is v*'s loss; null: all alike.
         contexts: Texts put before the prompt while editing.
         stats: Where the covariance comes from.
         lanes: Requests optimised side by side; 0 lets the machine decide.
@@ -43,6 +44,7 @@ class LocateThenEdit(EditingModule):
         clamp_norm_factor: float | None,
         kl_factor: float,
         stop_loss: float,
+        bare_weight: float | None,
         contexts: ContextConfig,
         stats: StatsConfig,
         lanes: int,
@@ -60,7 +62,9 @@ class LocateThenEdit(EditingModule):
                 raise KeditError(f"model.{option}: {value} is less than {least}")
         self.v_lr, self.steps = v_lr, v_num_grad_steps
         self.weight_decay, self.clamp = v_weight_decay, clamp_norm_factor
-        self.kl_factor, self.stop_loss = kl_factor, stop_loss
+        if bare_weight is not None and not 0 <= bare_weight <= 1:
+            raise KeditError(f"model.bare_weight: {bare_weight} is not between 0 and 1")
+        self.kl_factor, self.stop_loss, self.bare_weight = kl_factor, stop_loss, bare_weight
         self.context_config, self.stats_config = contexts, stats
         self.contexts: list[str] = []
 
@@ -109,6 +113,7 @@ class LocateThenEdit(EditingModule):
             "clamp_norm_factor": self.clamp,
             "kl_factor": self.kl_factor,
             "stop_loss": self.stop_loss,
+            "bare_weight": self.bare_weight,
             "contexts": self.contexts,
         }
 

@@ -34,6 +34,7 @@ class RankOne(LocateThenEdit):
         clamp_norm_factor: Bound of ||delta|| / ||v_init||; null: published value.
         kl_factor: Factor of the KL term that keeps "{subject} is a" as it was.
         stop_loss: v* is done when its loss falls below this; 0 always takes every step.
+        bare_weight: Share of the bare prompt in the mean over contexts that is v*'s loss; null: all alike.
         mom2_adjustment: Use the covariance of keys, u = C^-1 k. False takes u = k (C = I), as several
             published configurations do.
         contexts: Texts put before the prompt while editing.
@@ -55,6 +56,7 @@ class RankOne(LocateThenEdit):
         clamp_norm_factor: float | None = None,
         kl_factor: float = 0.0625,
         stop_loss: float = 5e-2,
+        bare_weight: float | None = None,
         mom2_adjustment: bool = True,
         contexts: ContextConfig = ContextConfig(),
         stats: StatsConfig = StatsConfig(),
@@ -70,6 +72,7 @@ class RankOne(LocateThenEdit):
             clamp_norm_factor=clamp_norm_factor,
             kl_factor=kl_factor,
             stop_loss=stop_loss,
+            bare_weight=bare_weight,
             contexts=contexts,
             stats=stats,
             lanes=lanes,
@@ -110,6 +113,7 @@ class RankOne(LocateThenEdit):
             self._layer,
             site="mlp",
             terms=self.terms(),
+            bare_weight=self.bare_weight,
         )
         lanes = ValueLanes(objective, self.stop_loss, known(self.clamp))
         yield ValuePhase(lanes, known(self.v_lr), int(known(self.steps)))

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from kedit.batch import EditBatch
 from kedit.contexts import ContextConfig, context_templates
@@ -20,7 +21,17 @@ from kedit.methods.locate import LocateThenEdit
 from kedit.methods.phases import AdapterPhase, Edit, Phase
 from kedit.pathway import Pathway
 from kedit.queries import QueryConfig, with_variants
-from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task, closed_form, figures, parity_config
+from kedit.rep import (
+    AdapterConfig,
+    AdapterLanes,
+    KeySource,
+    Task,
+    choose_reach,
+    closed_form,
+    figures,
+    parity_config,
+    stronger,
+)
 from kedit.requests import EditRecord
 from kedit.stats import corpus_lines
 
@@ -101,12 +112,18 @@ class REP(EditingModule):
             lines = corpus_lines(self.lm, self.editor.stats_config, 8 * c.corpus_tokens)
             ids = torch.tensor(self.lm.encode(" ".join(lines))[: c.corpus_tokens])
         self.source = KeySource(self.lm, c, contexts, len(self.editor.contexts), others, ids)
+        self.source.read_shared(self.editor.edited_layers)
 
     def edit(self, batch: EditBatch) -> Edit:
         """The editor's algorithm, then an adapter for each edit and layer, from the lowest layer up."""
-        deltas = yield from self.editor.edit(batch)
-        batch.plain = list(deltas)
+        batch.plain = yield from self.editor.edit(batch)
+        return (yield from self.adapt(batch, batch.plain))
+
+    def adapt(self, batch: EditBatch, deltas: Sequence[Delta | None]) -> Edit:
+        """Adds the adapters to what the editor has changed."""
+        deltas = list(deltas)
         edits = _edits(batch, deltas, alone=self.regime == "single")
+        anchors: list[dict[str, list[Tensor]]] = [{} for _ in deltas]
         for layer in self.editor.edited_layers:
             path = self.lm.arch.path("mlp_out", layer)
             found: dict[int, list[Pathway]] = {}
@@ -116,10 +133,38 @@ class REP(EditingModule):
                 pathways = yield from self._pathways(tasks)
                 for (record, lane, _), task, pathway in zip(some, tasks, pathways, strict=True):
                     found.setdefault(lane, []).append(pathway)
+                    anchors[lane].setdefault(path, []).append(task.anchor)
                     info = batch.outcomes[record].info.setdefault("pathway", {})
                     info[str(layer)] = figures(pathway, task)
             deltas = [_with(delta, path, found.get(i, [])) for i, delta in enumerate(deltas)]
-        return deltas
+        return self._strengthen(batch, deltas, anchors, edits)
+
+    def _strengthen(
+        self,
+        batch: EditBatch,
+        deltas: list[Delta | None],
+        anchors: list[dict[str, list[Tensor]]],
+        edits: list[_Edit],
+    ) -> list[Delta | None]:
+        """Lets the adapters deliver as much of the edit as `reach` says, or as their training variants ask for."""
+        lanes = [i for i, delta in enumerate(deltas) if delta is not None and delta.pathways]
+        own = [deltas[i] or Delta() for i in lanes]
+        if self.adapter.reach is None and lanes:
+            records = [[self._with_variants(batch.records[r]) for r, lane, _ in edits if lane == i] for i in lanes]
+            choices, most = self.adapter.reaches, self.adapter.reach_variants
+            chosen = choose_reach(self.lm, own, [anchors[i] for i in lanes], records, choices, most)
+        else:
+            chosen = [self.adapter.reach or 1.0] * len(lanes)
+        result = list(deltas)
+        for i, delta, reach in zip(lanes, own, chosen, strict=True):
+            result[i] = stronger(delta, anchors[i], reach) if reach != 1.0 else delta
+            for record, lane, _ in edits:
+                if lane == i:
+                    batch.outcomes[record].info["pathway_reach"] = reach
+        return result
+
+    def _with_variants(self, record: EditRecord) -> EditRecord:
+        return record if record.variants is not None else replace(record, variants=self.drawn[record.request.case_id])
 
     def _tasks(
         self, batch: EditBatch, deltas: Sequence[Delta | None], edits: list[_Edit], layer: int, path: str
@@ -132,8 +177,7 @@ class REP(EditingModule):
             delta = deltas[lane]
             assert delta is not None
             rows.append(delta.changes[path].right[row])
-        records = [batch.records[i] for i, _, _ in edits]
-        records = [replace(r, variants=self.drawn[r.request.case_id]) if r.variants is None else r for r in records]
+        records = [self._with_variants(batch.records[i]) for i, _, _ in edits]
         lanes = [lane for _, lane, _ in edits]
         raw = self.parity and not self.editor.whitened
         return self.source.tasks(records, layer, torch.stack(rows), self.editor.edit_key, bank, lanes, raw=raw)

@@ -40,6 +40,7 @@ class Spread(LocateThenEdit):
         clamp_norm_factor: Bound of ||delta|| / ||v_init||; null: published value.
         kl_factor: Factor of the KL term that keeps "{subject} is a" as it was.
         stop_loss: v* is done when its loss falls below this; 0 always takes every step.
+        bare_weight: Share of the bare prompt in the mean over contexts that is v*'s loss; null: all alike.
         mom2_update_weight: Weight of the covariance: MEMIT's lambda, EMMET's s; null: published value.
         contexts: Texts put before the prompt while editing. In the mean key every pair of `lengths` weighs as
             much as the bare prompt.
@@ -59,6 +60,7 @@ class Spread(LocateThenEdit):
         clamp_norm_factor: float | None = None,
         kl_factor: float = 0.0625,
         stop_loss: float = 5e-2,
+        bare_weight: float | None = None,
         mom2_update_weight: float | None = None,
         contexts: ContextConfig = ContextConfig(lengths=[[10, 5]]),
         stats: StatsConfig = StatsConfig(),
@@ -74,6 +76,7 @@ class Spread(LocateThenEdit):
             clamp_norm_factor=clamp_norm_factor,
             kl_factor=kl_factor,
             stop_loss=stop_loss,
+            bare_weight=bare_weight,
             contexts=contexts,
             stats=stats,
             lanes=lanes,
@@ -176,7 +179,9 @@ class Spread(LocateThenEdit):
         for chunk in (order[start : start + size] for start in range(0, n, size)):
             requests = [batch.records[i].request for i in chunk]
             last = self._layers[-1]
-            objective = ValueObjective(self.lm, requests, self.contexts, last, site="input", terms=self.terms())
+            objective = ValueObjective(
+                self.lm, requests, self.contexts, last, "input", self.terms(), bare_weight=self.bare_weight
+            )
             lanes = ValueLanes(objective, self.stop_loss, known(self.clamp))
             yield ValuePhase(lanes, known(self.v_lr), int(known(self.steps)))
             lanes.close()

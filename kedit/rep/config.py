@@ -14,6 +14,8 @@ class AdapterConfig:
 
     Args:
         rank: Rank of the projection.
+        anchored: The projection has a part (a + b r(k)) k* too, a and b trained from zero; it carries over to
+            variants that were not trained on. The paper's has none.
         gate: logistic is a logistic regression on unit keys, fitted at once and convex; mlp is the paper's
             (D -> gate_width * D -> 1), trained beside the projection; none is always open.
         gate_width: Hidden width of the mlp gate, as a share of D.
@@ -26,6 +28,10 @@ class AdapterConfig:
         aggregation: Weight of -cos(k_hat, C^-1 k*), the paper's aggregation loss.
         normalise: false takes the aggregation loss without normalising k_hat (an ablation).
         strength: Weight of (r(k_hat) - 1)^2, where r is the share of the edit that reaches a key.
+        reach: The share that a variant gets in the end; 1 is what the edited prompt itself gets. null chooses it
+            for every edit, by asking its training variants.
+        reaches: What is chosen from, ascending.
+        reach_variants: Variants that are asked.
         alpha: Weight of the consistency loss ||k_hat_o - k_o||^2 / ||k_o||^2 at the bare prompt's key. With
             `absolute` it is the paper's: the mean square over D, which depends on the model's width and scale.
         absolute: Losses on the keys as they are, without the scale that makes them alike in every model.
@@ -42,23 +48,27 @@ class AdapterConfig:
     """
 
     rank: int = 32
+    anchored: bool = True
     gate: Literal["logistic", "mlp", "none"] = "logistic"
     gate_width: float = 0.1
     projection: bool = True
     dropout: float = 0.0
     steps: int = 60
-    lr: float = 5e-3
+    lr: float = 2e-3
     positives: int = 48
     negatives: int = 128
     aggregation: float = 0.1
     normalise: bool = True
     strength: float = 1.0
+    reach: float | None = None
+    reaches: list[float] = field(default_factory=lambda: [1.0, 1.25, 1.5, 2.0])
+    reach_variants: int = 8
     alpha: float = 1.0
     absolute: bool = False
     gate_loss: float = 1.0
     anneal: float = 4.0
     threshold: float | None = None
-    threshold_range: list[float] = field(default_factory=lambda: [0.8, 0.93])
+    threshold_range: list[float] = field(default_factory=lambda: [0.5, 0.8])
     false_alarms: float = 0.0005
     held_back: float = 0.25
     contexts: int = 3
@@ -76,18 +86,21 @@ class AdapterConfig:
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise KeditError(f"adapter.{name}: {value} is not between {low:g} and {high:g}")
+                raise KeditError(f"model.adapter.{name}: {value} is not between {low:g} and {high:g}")
+        if not self.reaches or self.reaches != sorted(self.reaches):
+            raise KeditError(f"adapter.reaches: wants ascending numbers, not {self.reaches}")
         low, high = (self.threshold_range * 2)[:2]
         if len(self.threshold_range) != 2 or not 0 < low <= high < 1:
-            raise KeditError(f"adapter.threshold_range: wants 0 < low <= high < 1, not {self.threshold_range}")
+            raise KeditError(f"model.adapter.threshold_range: wants 0 < low <= high < 1, not {self.threshold_range}")
         for name, least in (("rank", 1), ("steps", 0), ("positives", 1), ("negatives", 0), ("contexts", -1)):
             if getattr(self, name) < least:
-                raise KeditError(f"adapter.{name}: {getattr(self, name)} is less than {least}")
+                raise KeditError(f"model.adapter.{name}: {getattr(self, name)} is less than {least}")
 
 
 def parity_config() -> AdapterConfig:
     """The recipe of the paper's released code (specs of REP, 4.2 and 4.3)."""
     return AdapterConfig(
+        anchored=False,
         gate="mlp",
         dropout=0.1,
         steps=10,
@@ -100,6 +113,7 @@ def parity_config() -> AdapterConfig:
         absolute=True,
         gate_loss=0.0,
         anneal=1.0,
+        reach=1.0,
         threshold=0.9,
         held_back=0.0,
         contexts=-1,

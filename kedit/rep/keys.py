@@ -117,6 +117,11 @@ class KeySource:
             found.append(replace(task, direction=aim.to(task.anchor)))
         return found
 
+    def read_shared(self, layers: Iterable[int]) -> None:
+        """Reads the keys of ordinary text now: a resumed run must, before it takes back the edits that it had made."""
+        for layer in layers:
+            self._shared_keys(layer, self.lm.arch.module(self.lm.model, "mlp_out", layer))
+
     def _plan(self, record: EditRecord) -> list[_Row]:
         """Which texts to run for a record. Only the bare prompts are run to their end."""
         c, request, rng = self.config, record.request, random.Random(f"rep-{record.request.case_id}")

@@ -17,6 +17,8 @@ from kedit.rep.closed import logistic_gate
 from kedit.rep.config import AdapterConfig
 from kedit.rep.keys import Task
 
+PACE = 60.0  # the two coefficients along k* move so much faster than single weights under Adam's equal steps
+
 
 class AdapterLanes:
     """Adapters of several edits at one layer, trained side by side (REP section 4.3; specs/rep.md 2 and 4).
@@ -46,6 +48,8 @@ class AdapterLanes:
         self.terms: dict[str, Tensor] = {}
         self.step = 0
         self._queues: list[list[int]] = [[] for _ in tasks]
+        self.anchors = self.scale * anchors
+        self.along = nn.Parameter(torch.zeros(n, 2, device=anchors.device)) if config.anchored else None
         h = max(1, int(config.gate_width * d))
         self.down = _uniform((n, config.rank, d), d, anchors.device)
         self.up = nn.Parameter(torch.zeros(n, d, config.rank, device=anchors.device))
@@ -53,7 +57,7 @@ class AdapterLanes:
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimiser trains."""
-        projection = [self.down, self.up] if self.config.projection else []
+        projection = [p for p in (self.down, self.up, self.along) if p is not None] if self.config.projection else []
         return [*projection, *(self.gate.parameters() if self.gate is not None else ())]
 
     def move(self, keys: Tensor) -> Tensor:
@@ -61,7 +65,11 @@ class AdapterLanes:
         if not self.config.projection:
             return keys
         inner = F.dropout(keys, self.config.dropout, training=self.config.dropout > 0)
-        return torch.bmm(torch.bmm(inner, self.down.transpose(1, 2)), self.up.transpose(1, 2))
+        moved = torch.bmm(torch.bmm(inner, self.down.transpose(1, 2)), self.up.transpose(1, 2))
+        if self.along is not None:
+            a, b = (PACE * self.along[:, None]).unbind(-1)
+            moved = moved + (a + b * self._reached(inner))[..., None] * self.anchors[:, None]
+        return moved
 
     def loss(self) -> Tensor:
         """Sum over the lanes of this step's loss."""
@@ -79,8 +87,7 @@ class AdapterLanes:
             "consistency": c.alpha * self._consistency(moved[:, 0]),
         }
         if c.strength:
-            reached = torch.bmm(moved, self.direction[:, :, None])[..., 0] / self.norm[:, None]
-            terms["strength"] = c.strength * (reached - 1).square().mean(1)
+            terms["strength"] = c.strength * (self._reached(moved) - 1).square().mean(1)
         if self.gate is not None and logits is not None and c.gate_loss and c.negatives:
             terms["gate"] = c.gate_loss * self._gate_loss(self.gate, logits[:, 1:])
         total = torch.stack(list(terms.values())).sum(0)
@@ -95,13 +102,23 @@ class AdapterLanes:
         found = []
         for i, task in enumerate(self.tasks):
             down, up = (self.down[i].clone(), self.up[i].clone()) if self.config.projection else _double(task)
-            pathway = Pathway(down, up)
+            offset = None
+            if self.along is not None and self.config.projection:
+                a, b = (PACE * self.along[i]).unbind()
+                reading = task.direction / (task.anchor @ task.direction)
+                down, up = torch.cat([down, reading[None]]), torch.cat([up, b * task.anchor[:, None]], 1)
+                offset = a * task.anchor
+            pathway = Pathway(down, up, offset)
             if self.gate is not None:
                 pathway = threshold_of(replace(pathway, **self.gate.tensors(i, self.scale[i])), task, self.config)
             elif self.config.gate == "logistic":
                 pathway = logistic_gate(pathway, task, self.config)
             found.append(pathway)
         return found
+
+    def _reached(self, keys: Tensor) -> Tensor:
+        """r of scaled keys `[n, P, D]`: `[n, P]`."""
+        return torch.bmm(keys, self.direction[:, :, None])[..., 0] / self.norm[:, None]
 
     def _pick(self, lane: int) -> Tensor:
         """The next slice of the lane's shuffled positives; shuffled again when they are used up."""
@@ -135,7 +152,7 @@ class AdapterLanes:
         far = [task.negatives for task in self.tasks]
         near = [task.near if len(task.near) else task.negatives for task in self.tasks]  # a one-token subject has none
         for group in (near, far):
-            logits = gate(self.scale[:, None] * self._sample(group, self.config.negatives // 2))
+            logits = gate(self.scale[:, None] * self._sample(group, max(1, self.config.negatives // 2)))
             found = found + F.softplus(logits).mean(1) / 2
         return found
 

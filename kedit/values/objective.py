@@ -55,6 +55,8 @@ class ValueObjective:
         site: Where the vector is added at the subject's last token: "mlp" (ROME) or "attn" output of
             `layer`, or "input" for the residual stream that leaves it (MEMIT).
         terms: The terms of the loss.
+        bare_weight: Share of the bare prompt in each lane's mean over contexts; None: all contexts alike, as
+            published.
 
     Attributes:
         n_lanes: Number of requests.
@@ -72,13 +74,14 @@ class ValueObjective:
         layer: int,
         site: Site,
         terms: Sequence[Term],
+        bare_weight: float | None = None,
     ) -> None:
         self.lm = lm
         self.site: Site = site
         self.terms = tuple(terms)
         self.n_lanes = len(requests)
         self.n_contexts = len(contexts)
-        rows, labels = _rows(lm, requests, contexts)
+        rows, labels = _rows(lm, requests, contexts, bare_weight)
         self.labels = labels
         self.replay = Replay(lm, rows, layer + 1 if site == "input" else layer)
         self.row_lane = torch.arange(self.n_lanes, device=lm.device).repeat_interleave(self.n_contexts + 1)
@@ -139,15 +142,21 @@ class ValueObjective:
         return part
 
 
-def _rows(lm: LM, requests: Sequence[EditRequest], contexts: Sequence[str]) -> tuple[list[Row], _Labels]:
+def _rows(
+    lm: LM, requests: Sequence[EditRequest], contexts: Sequence[str], bare_weight: float | None
+) -> tuple[list[Row], _Labels]:
     """Rows of all lanes (each lane: its contexts, then its KL prompt) and the labels in them."""
     rows: list[Row] = []
+    n = len(contexts)
+    shares = [1.0 / n] * n
+    if bare_weight is not None and n > 1:
+        shares = [bare_weight, *[(1.0 - bare_weight) / (n - 1)] * (n - 1)]
     found: list[tuple[int, int, int, int, float]] = []
     for lane, request in enumerate(requests):
         name = f"record {request.case_id}"
-        for context in contexts:
+        for context, share in zip(contexts, shares, strict=True):
             t = encode_subject(lm, request.prompt, request.subject, request.target_new, context, name)
-            weight = 1.0 / (len(contexts) * len(t.target))
+            weight = share / len(t.target)
             for i, token in enumerate(t.target):
                 found.append((len(rows), t.n_prompt - 1 + i - t.subject_last, token, lane, weight))
             rows.append(Row(t.ids[:-1], t.subject_last))

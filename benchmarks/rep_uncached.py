@@ -1,0 +1,92 @@
+"""What `rep_speed.py` compares REP's training on cached keys with: a loop that runs the model at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kedit.lanes import LaneBank
+from kedit.pathway import Pathway
+from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task
+from kedit.rep.keys import read_keys
+from kedit.requests import EditRecord
+
+
+def train(lanes: AdapterLanes) -> list[Pathway]:
+    """(c), (e), (f): what the training steps of `kedit.methods.REP` do, without Lightning."""
+    adam = torch.optim.Adam(lanes.parameters(), lr=lanes.config.lr)
+    for _ in range(lanes.config.steps):
+        adam.zero_grad()
+        lanes.loss().backward()
+        adam.step()
+    return lanes.pathways()
+
+
+class Uncached(AdapterLanes):
+    """(f): the keys of a step's positives and of the bare prompt come from the model, at every step.
+
+    The positives of `tasks` are forgotten, so that nothing can be trained on them unread.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Task], config: AdapterConfig, source: KeySource, records: Sequence[EditRecord],
+        layer: int, bank: LaneBank,
+    ) -> None:  # fmt: skip
+        super().__init__([replace(task, positives=torch.zeros_like(task.positives)) for task in tasks], config)
+        self._lm, self._bank = source.lm, bank
+        self._module = source.lm.arch.module(source.lm.model, "mlp_out", layer)
+        plans = [[row for row in source._plan(record) if row.role not in ("other", "held")] for record in records]
+        self._texts = [[row.ids[: row.subject_last + 1] for row in plan] for plan in plans]  # the bare prompt first
+        self._kept = [task.positives for task in tasks]
+
+    def loss(self) -> Tensor:
+        """As (c)'s, on keys read now."""
+        self._picked = [super(Uncached, self)._pick(lane) for lane in range(len(self.tasks))]
+        rows, lanes = [], []
+        for lane, (texts, picked) in enumerate(zip(self._texts, self._picked, strict=True)):
+            chosen = [texts[0], *((texts[1:] or texts)[i] for i in picked.tolist())]
+            rows += chosen
+            lanes += [lane] * len(chosen)
+        keys = iter(read_keys(self._lm, rows, self._module, self._bank, lanes))
+        for lane, picked in enumerate(self._picked):
+            self.bare[lane] = self.scale[lane] * next(keys)[-1]
+            for i in picked.tolist():
+                self.tasks[lane].positives[i] = next(keys)[-1]
+        return super().loss()
+
+    def pathways(self) -> list[Pathway]:
+        """The gate is fitted on all positives, also those that no step drew."""
+        self.tasks = [replace(task, positives=kept) for task, kept in zip(self.tasks, self._kept, strict=True)]
+        return super().pathways()
+
+    def _pick(self, lane: int) -> Tensor:
+        return self._picked[lane]
+
+
+def difference(ours: Sequence[Pathway], theirs: Sequence[Pathway]) -> dict[str, float]:
+    """Largest difference of any tensor of two lists of adapters, also relative to the tensor's largest number."""
+    found = {"absolute": 0.0, "relative": 0.0}
+    for one, other in zip(ours, theirs, strict=True):
+        for name, tensor in one.tensors().items():
+            gap, size = float((tensor - other.tensors()[name]).abs().max()), float(tensor.abs().max())
+            found = {
+                "absolute": max(found["absolute"], gap),
+                "relative": max(found["relative"], gap / max(size, 1e-12)),
+            }
+    return found
+
+
+def rounding(tasks: Sequence[Task], config: AdapterConfig) -> dict[str, float]:
+    """How far the same training ends from itself when every positive is off by one part in ten million.
+
+    Two ways of reading keys differ by that much; more than this difference between their adapters means a fault.
+    """
+    shaken = [replace(t, positives=t.positives * (1 + 1e-7 * torch.randn_like(t.positives))) for t in tasks]
+    found = []
+    for given in (tasks, shaken):
+        torch.manual_seed(0)
+        found.append(train(AdapterLanes(given, config)))
+    return difference(*found)
