@@ -52,6 +52,7 @@ class Setting:
     stop: float = 0.05
     clamp: float = 4.0
     weight_decay: float = 1e-3
+    bare_weight: float | None = None
 
 
 SETTINGS = (
@@ -64,6 +65,8 @@ SETTINGS = (
     Setting(lr=0.25, steps=60),
     Setting(steps=50, kl=0.01),
     Setting(lr=0.25, steps=50, kl=0.02),
+    Setting(lr=0.25, steps=50, kl=0.02, bare_weight=0.3),
+    Setting(lr=0.25, steps=50, kl=0.02, bare_weight=0.5),
 )
 
 
@@ -107,7 +110,7 @@ def values(
     for start in range(0, len(order), lanes):
         part = order[start : start + lanes]
         terms = [NLL(), KLDivergence(s.kl), WeightDecay(s.weight_decay)]
-        objective = ValueObjective(lm, [r.request for r in part], contexts, s.layer, "mlp", terms)
+        objective = ValueObjective(lm, [r.request for r in part], contexts, s.layer, "mlp", terms, s.bare_weight)
         v_star = optimise(ValueLanes(objective, s.stop, s.clamp), s.lr, s.steps).double()
         keys, outputs = (t.double() for t in objective.keys_and_values())
         found |= {r.request.case_id: (keys[i], outputs[i], v_star[i]) for i, r in enumerate(part)}

@@ -151,6 +151,7 @@ def edit_row(
 ) -> dict[str, Any]:
     """One line of `results.jsonl`: a record, what was done to it, and every probe before and after."""
     request = asdict(outcome.record.request)
+    info = {key: value for key, value in outcome.info.items() if when != "editor" or not key.startswith("pathway")}
     return result_row(
         outcome.record,
         before,
@@ -161,5 +162,5 @@ def edit_row(
         status="failed" if outcome.error else "edited",
         error=outcome.error,
         request={key: value for key, value in request.items() if key != "case_id"},
-        edit=outcome.info,
+        edit=info,
     )

@@ -19,7 +19,7 @@ from kedit.lanes import LaneBank
 from kedit.lm import LM
 from kedit.methods import ROME, RROME
 from kedit.pathway import Pathway
-from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task, closed_form, figures, parity_config
+from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task, closed_form, figures, parity_config, stronger
 from kedit.rep.calibrate import threshold_of
 from kedit.rep.keys import read_keys
 from kedit.rep.train import PACE
@@ -95,8 +95,8 @@ def test_whitened_keys_have_the_width_as_their_mean_square() -> None:
 def test_closed_form_is_the_least_move_that_delivers_all() -> None:
     cov = covariance(5)
     t = replace(task(5), direction=cov.solve(task(5).anchor).float())
-    (half,) = closed_form([t], AdapterConfig(gate="none", reach=0.5))
     (pathway,) = closed_form([t], AdapterConfig(gate="none"))
+    (half,) = stronger(Delta({}, {"m": (pathway,)}), {"m": [t.anchor]}, 0.5).pathways["m"]
     keys = draw(6, 50, D).float()
     moves = pathway.move(keys)
     torch.testing.assert_close(share(keys + moves, t), torch.ones(50), atol=1e-4, rtol=0)
@@ -163,7 +163,7 @@ def test_calibration_without_anything_held_back() -> None:
     bare = replace(t, held_positives=t.positives[:0], held_negatives=t.negatives[:0])
     pathway = threshold_of(GATE, bare, AdapterConfig())
     assert pathway.threshold is not None
-    assert float(pathway.threshold.sigmoid()) == pytest.approx(0.8, abs=1e-5)
+    assert float(pathway.threshold.sigmoid()) == pytest.approx(AdapterConfig().threshold_range[0], abs=1e-5)
     gateless = Pathway(GATE.down, GATE.up)
     assert threshold_of(gateless, t, AdapterConfig()) is gateless
 
@@ -307,10 +307,10 @@ def tasks_of(
     return source(lm, config).tasks(records, 1, directions, lambda keys: keys.mean(0), bank, lanes)
 
 
-def key(lm: LM, template: str, subject: str, context: str = "{}") -> tuple[Tensor, Any]:
+def key(lm: LM, template: str, subject: str, context: str = "{}", answer: str | None = None) -> tuple[Tensor, Any]:
     """All keys of one text by itself, `[T, D]`, and its tokens."""
     seen: list[Tensor] = []
-    t = encode_subject(lm, template, subject, None, context)
+    t = encode_subject(lm, template, subject, answer, context)
     handle = lm.arch.module(lm.model, "mlp_out", 1).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
         lm.model(torch.tensor([t.ids]))
@@ -347,7 +347,12 @@ def test_keys_are_those_of_the_texts_by_themselves(lm: LM) -> None:
     assert rows_in(t.positives, want)
     assert rows_in(want, t.positives)
     bare, tokens = key(lm, prompt, "France")
-    torch.testing.assert_close(t.near, bare[tokens.subject_first : tokens.subject_last], atol=1e-4, rtol=1e-4)
+    near = [bare[tokens.subject_first : tokens.subject_last]]
+    request = RECORDS[0].request
+    for answer in filter(None, (request.target_new, request.target_true)):
+        whole, t_answer = key(lm, prompt, "France", answer=answer)
+        near.append(whole[t_answer.n_prompt :])
+    torch.testing.assert_close(t.near, torch.cat(near), atol=1e-4, rtol=1e-4)
     subject = range(tokens.subject_first, tokens.subject_last + 1)
     outside = bare[[i for i in range(len(bare)) if i not in subject]]
     assert rows_in(outside, t.negatives)

@@ -33,7 +33,9 @@ def threshold_of(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathway
     if len(task.held_positives):
         threshold = plain.margin(task.held_positives).median()
     if len(task.held_negatives):
-        threshold = threshold.maximum(plain.margin(task.held_negatives).quantile(1 - config.false_alarms))
+        threshold = threshold.maximum(
+            plain.margin(task.held_negatives).quantile(1 - config.false_alarms, interpolation="higher")
+        )
     return replace(pathway, threshold=threshold.clamp(low, high))
 
 

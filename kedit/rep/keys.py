@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,9 +30,10 @@ class Task:
         positives: Keys of the subject in contexts and of its variants that train, `[P, D]`.
         negatives: Keys at which the gate should stay shut, `[M, D]`.
         near: The most tempting of them: pieces of the subject before its last one, which every other name that
-            begins alike shares to the bit, and names that begin as the subject does; `[K, D]`.
+            begins alike shares to the bit, and the tokens of the answers, which are given after the prompt; `[K, D]`.
         held_positives: Keys of variants that only calibrate, `[Q, D]`.
         held_negatives: The same of negatives, `[R, D]`.
+        seed: Of the adapter's initial values and of what its steps draw.
     """
 
     anchor: Tensor
@@ -42,6 +44,7 @@ class Task:
     near: Tensor
     held_positives: Tensor
     held_negatives: Tensor
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class _Row:
     subject_last: int
     outside: tuple[int, ...]  # tokens that are negatives
     near: tuple[int, ...]  # tokens that are near negatives
-    role: str  # original | variant | held | long | other
+    role: str  # original | answer | variant | held | long | other
 
 
 class KeySource:
@@ -111,10 +114,11 @@ class KeySource:
         keys = iter(read_keys(self.lm, [row.ids for row in rows], module, bank, of_row))
         shared = self._shared_keys(layer, module)
         found = []
-        for plan, direction in zip(plans, directions, strict=True):
+        for record, plan, direction in zip(records, plans, directions, strict=True):
             task = self._task(plan, [next(keys) for _ in plan], edit_key, shared)
             aim = task.anchor if raw else direction / direction.norm()
-            found.append(replace(task, direction=aim.to(task.anchor)))
+            seed = zlib.crc32(f"{record.request.case_id}/{layer}".encode())
+            found.append(replace(task, direction=aim.to(task.anchor), seed=seed))
         return found
 
     def read_shared(self, layers: Iterable[int]) -> None:
@@ -126,15 +130,18 @@ class KeySource:
         """Which texts to run for a record. Only the bare prompts are run to their end."""
         c, request, rng = self.config, record.request, random.Random(f"rep-{record.request.case_id}")
 
-        def row(subject: str, context: str, role: str) -> _Row:
-            t = encode_subject(self.lm, request.prompt, subject, None, context, f"record {request.case_id}")
+        def row(subject: str, context: str, role: str, answer: str | None = None) -> _Row:
+            t = encode_subject(self.lm, request.prompt, subject, answer, context, f"record {request.case_id}")
             if context == "{}":
-                near = tuple(range(t.subject_first, t.subject_last)) if role == "original" else ()
-                return _Row(t.ids, t.subject_last, _outside(t, role), near, role)
+                near = range(t.subject_first, t.subject_last) if role == "original" else range(0)
+                return _Row(t.ids, t.subject_last, _outside(t, role), (*near, *range(t.n_prompt, len(t.ids))), role)
             outside = sorted(rng.sample(range(t.subject_first), min(64, t.subject_first))) if role == "long" else ()
             return _Row(t.ids[: t.subject_last + 1], t.subject_last, tuple(outside), (), role)
 
         rows = [row(request.subject, context, "original") for context in self.contexts]
+        if c.negatives:
+            answers = [answer for answer in (request.target_new, request.target_true) if answer is not None]
+            rows += [row(request.subject, "{}", "answer", answer) for answer in answers]
         variants = record.variants
         if variants is None:
             return rows
@@ -159,7 +166,11 @@ class KeySource:
         edit_key: Callable[[Tensor], Tensor],
         shared: Tensor,
     ) -> Task:
-        last = [(row.role, k[row.subject_last]) for row, k in zip(plan, keys, strict=True) if row.role != "other"]
+        last = [
+            (row.role, k[row.subject_last])
+            for row, k in zip(plan, keys, strict=True)
+            if row.role not in ("other", "answer")
+        ]
         original = torch.stack([k for role, k in last if role == "original"])
         train = [k for role, k in last if role != "held"][1:] or [original[0]]  # the bare prompt has its own loss
         held = [k for role, k in last if role == "held"]
@@ -239,7 +250,7 @@ def _forward(lm: LM, part: list[tuple[int, tuple[int, ...]]], module: nn.Module,
 
 def _outside(t: Tokens, role: str) -> tuple[int, ...]:
     """Tokens of a bare prompt that are not the subject's; all of them where the subject is another."""
-    return tuple(i for i in range(len(t.ids)) if role == "other" or not t.subject_first <= i <= t.subject_last)
+    return tuple(i for i in range(t.n_prompt) if role == "other" or not t.subject_first <= i <= t.subject_last)
 
 
 def _width(lm: LM, layer: int) -> int:

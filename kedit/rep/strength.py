@@ -39,8 +39,9 @@ def choose_reach(
 ) -> list[float]:
     """The least of `choices` under which most of an edit's training variants are answered with the new target.
 
-    Teacher-forced exact match of the request itself and of at most `most` of its training variants, half of them
-    other names and half scrambled ones. Variants that test are never looked at.
+    Asked are the request itself, which is never given up for its variants, and at most `most` training variants,
+    half of them other names and half scrambled ones; what counts is teacher-forced exact match. Variants that test
+    are never looked at.
 
     Args:
         lm: The model.
@@ -54,17 +55,19 @@ def choose_reach(
         One choice per delta.
     """
     lanes = [stronger(delta, own, reach) for delta, own in zip(deltas, anchors, strict=True) for reach in choices]
-    asked = [[probe for record in own for probe in _probes(record, most)] for own in records]
-    probes, where = [], []
-    for i, own in enumerate(asked):
+    probes, where, worth = [], [], []
+    for i, own in enumerate(records):
+        asked = [_probes(record, most) for record in own]
+        many = sum(len(of_record) for of_record in asked)
         for c in range(len(choices)):
-            probes += own
-            where += [i * len(choices) + c] * len(own)
+            for of_record in asked:
+                probes += of_record
+                where += [i * len(choices) + c] * len(of_record)
+                worth += [many, *[1] * (len(of_record) - 1)]  # the request outweighs every variant
     hits = [0] * len(lanes)
-    for lane, found in zip(
-        where, score(lm, probes, where, LaneBank(lm.model, lanes), EvalConfig(generate=[])), strict=True
-    ):
-        hits[lane] += found.exact
+    bank = LaneBank(lm.model, lanes)
+    for lane, weight, found in zip(where, worth, score(lm, probes, where, bank, EvalConfig(generate=[])), strict=True):
+        hits[lane] += weight * found.exact
     best = []
     for i in range(len(deltas)):
         own = hits[i * len(choices) : (i + 1) * len(choices)]

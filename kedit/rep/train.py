@@ -47,13 +47,14 @@ class AdapterLanes:
         self.total = torch.full((n,), float("nan"))
         self.terms: dict[str, Tensor] = {}
         self.step = 0
+        self._random = [torch.Generator().manual_seed(task.seed) for task in tasks]  # lanes do not see each other
         self._queues: list[list[int]] = [[] for _ in tasks]
         self.anchors = self.scale * anchors
         self.along = nn.Parameter(torch.zeros(n, 2, device=anchors.device)) if config.anchored else None
         h = max(1, int(config.gate_width * d))
-        self.down = _uniform((n, config.rank, d), d, anchors.device)
+        self.down = _uniform(self._random, (config.rank, d), d, anchors.device)
         self.up = nn.Parameter(torch.zeros(n, d, config.rank, device=anchors.device))
-        self.gate = _Gate(n, d, h, anchors.device) if config.gate == "mlp" else None
+        self.gate = _Gate(self._random, d, h, anchors.device) if config.gate == "mlp" else None
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimiser trains."""
@@ -64,7 +65,7 @@ class AdapterLanes:
         """f of keys `[n, P, D]` in training (with dropout)."""
         if not self.config.projection:
             return keys
-        inner = F.dropout(keys, self.config.dropout, training=self.config.dropout > 0)
+        inner = self._dropout(keys)
         moved = torch.bmm(torch.bmm(inner, self.down.transpose(1, 2)), self.up.transpose(1, 2))
         if self.along is not None:
             a, b = (PACE * self.along[:, None]).unbind(-1)
@@ -126,7 +127,7 @@ class AdapterLanes:
         rows: list[int] = []
         while len(rows) < self.config.positives:
             if not self._queues[lane]:
-                self._queues[lane] = torch.randperm(n).tolist()
+                self._queues[lane] = torch.randperm(n, generator=self._random[lane]).tolist()
             rows.append(self._queues[lane].pop())
         return torch.tensor(rows, device=self.bare.device)
 
@@ -158,16 +159,25 @@ class AdapterLanes:
 
     def _sample(self, group: list[Tensor], count: int) -> Tensor:
         """`count` keys of every task, drawn with replacement: `[n, count, D]`."""
-        return torch.stack([keys[torch.randint(len(keys), (count,)).to(keys.device)] for keys in group])
+        drawn = [torch.randint(len(k), (count,), generator=r) for k, r in zip(group, self._random, strict=True)]
+        return torch.stack([keys[rows.to(keys.device)] for keys, rows in zip(group, drawn, strict=True)])
+
+    def _dropout(self, keys: Tensor) -> Tensor:
+        """`keys` with each number left out with the probability `dropout`, the others scaled up for it."""
+        kept = 1.0 - self.config.dropout
+        if kept == 1.0:
+            return keys
+        draws = [torch.rand(keys.shape[1:], generator=r) for r in self._random]
+        return keys * (torch.stack(draws).to(keys.device) < kept) / kept
 
 
 class _Gate(nn.Module):
-    """The paper's gates, n of them: D -> h -> 1 with a GELU between; gives logits."""
+    """The paper's gates, one for each lane: D -> h -> 1 with a GELU between; gives logits."""
 
-    def __init__(self, n: int, d: int, h: int, device: torch.device) -> None:
+    def __init__(self, lanes: list[torch.Generator], d: int, h: int, device: torch.device) -> None:
         super().__init__()
-        self.hidden, self.hidden_bias = _uniform((n, h, d), d, device), _uniform((n, h), d, device)
-        self.read, self.bias = _uniform((n, h), h, device), _uniform((n,), h, device)
+        self.hidden, self.hidden_bias = _uniform(lanes, (h, d), d, device), _uniform(lanes, (h,), d, device)
+        self.read, self.bias = _uniform(lanes, (h,), h, device), _uniform(lanes, (), h, device)
 
     def forward(self, keys: Tensor) -> Tensor:
         """Scaled keys `[n, P, D]` to logits `[n, P]`."""
@@ -186,7 +196,11 @@ def _double(task: Task) -> tuple[Tensor, Tensor]:
     return eye, eye.clone()
 
 
-def _uniform(shape: tuple[int, ...], fan_in: int, device: torch.device) -> nn.Parameter:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for a Linear, which is Kaiming's with a = sqrt(5)."""
+def _uniform(lanes: list[torch.Generator], shape: tuple[int, ...], fan_in: int, device: torch.device) -> nn.Parameter:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), drawn for every lane by itself: `[n, *shape]`.
+
+    This is torch's default for a Linear, which is Kaiming's with a = sqrt(5).
+    """
     bound = 1 / math.sqrt(fan_in)
-    return nn.Parameter((torch.rand(shape) * 2 - 1).mul_(bound).to(device))
+    drawn = torch.stack([torch.rand(shape, generator=random) for random in lanes])
+    return nn.Parameter((drawn * 2 - 1).mul_(bound).to(device))
