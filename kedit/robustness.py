@@ -91,20 +91,30 @@ def robustness_table(lines: Sequence[Mapping[str, Any]]) -> Table:
         "id: variants that may train, ood: that never do; fluency: entropy in bits"
     )
     table = Table(title="robustness", caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("probe", no_wrap=True)
-    for name in ("micro\nbefore", "micro\nafter", "before", "after", "95 % interval", "probes"):
-        table.add_column(name, justify="right", no_wrap=True)
-    moments = list(dict.fromkeys(line["when"] for line in lines))
+    alone = {line["kind"]: line for line in lines if line["when"] == "editor"}  # of a method that adds to an editor
+    table.add_column("probe")
+    for name, wanted in (
+        ("micro\nbefore", not alone), ("micro\neditor", bool(alone)), ("micro\nafter", True),
+        ("before", True), ("editor", bool(alone)), ("after", True), ("95 % interval", True), ("probes", not alone),
+    ):  # fmt: skip
+        if wanted:
+            table.add_column(name, justify="right", no_wrap=True)
+    moments = [when for when in dict.fromkeys(line["when"] for line in lines) if when != "editor"]
     for when in moments:
         if len(moments) > 1 or when != "edit":
             table.add_section()
             table.add_row(f"[bold]{MOMENTS.get(when, when)}[/bold]")
         for line in (line for line in lines if line["when"] == when):
             digits = 2 if line["kind"] == "fluency" else 1
-            numbers = [_number(line[name], digits) for name in ("micro_before", "micro_after", "before", "after")]
+            cells = []
+            for name in ("micro_before", "micro_after", "before", "after"):
+                if alone and name.endswith("after"):
+                    cells.append(_number(alone[line["kind"]][name], digits))
+                if not (alone and name == "micro_before"):
+                    cells.append(_number(line[name], digits))
             ends = [_number(line[name], digits) for name in ("ci_low", "ci_high")]
-            interval = f"[{ends[0]}, {ends[1]}]" if all(ends) else ""
-            table.add_row(line["kind"].replace("_", " "), *numbers, interval, str(line["n_probes"]))
+            cells.append(f"[{ends[0]}, {ends[1]}]" if all(ends) else "")
+            table.add_row(line["kind"].replace("_", " "), *cells, *([] if alone else [str(line["n_probes"])]))
     return table
 
 

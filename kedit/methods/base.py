@@ -7,6 +7,7 @@ returns what came of them. Everything else (loading, seeding, fresh optimisers, 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -27,7 +28,7 @@ from kedit.tokens import encode_subject
 Regime = Literal["single", "batch", "sequential"]
 
 
-class EditingModule(LightningModule):
+class EditingModule(LightningModule, ABC):
     """Base of all methods.
 
     Args:
@@ -72,6 +73,7 @@ class EditingModule(LightningModule):
     def start(self) -> None:
         """Called once, with the unedited model on its device: contexts, statistics, whatever the run needs."""
 
+    @abstractmethod
     def edit(self, batch: EditBatch) -> Edit:
         """The algorithm: yield phases, fill `batch.outcomes`' info and errors, return the deltas.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor
@@ -79,6 +80,7 @@ class LocateThenEdit(EditingModule):
     """Whether REP's released code hands its adapter C^-1 k* of this editor (false: k* itself)."""
 
     @property
+    @abstractmethod
     def edited_layers(self) -> list[int]:
         """Layers that an edit changes, ascending; known after `setup`."""
         raise NotImplementedError

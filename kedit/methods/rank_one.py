@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor
@@ -127,6 +128,7 @@ class RankOne(LocateThenEdit):
             deltas.append(None if outcome.error else self._delta(keys[i], values[i], v_star[i], outcome))
         return deltas
 
+    @abstractmethod
     def solve(self, keys: Tensor, values: Tensor, v_star: Tensor, direction: Tensor) -> Factors:
         """The closed form.
 

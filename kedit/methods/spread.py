@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Generator
 from typing import Any
 
@@ -101,10 +102,12 @@ class Spread(LocateThenEdit):
 
     # -- what a method defines --------------------------------------------------------------------------
 
+    @abstractmethod
     def model_defaults(self, lm: LM) -> SpreadDefaults:
         """Published values for the model."""
         raise NotImplementedError
 
+    @abstractmethod
     def solve(self, keys: Tensor, residuals: Tensor, cov: Covariance) -> Factors:
         """The closed form of one layer.
 
