@@ -128,6 +128,10 @@ class RankOne(LocateThenEdit):
             deltas.append(None if outcome.error else self._delta(keys[i], values[i], v_star[i], outcome))
         return deltas
 
+    def direction_key(self, keys: Tensor) -> Tensor:
+        """The key k in u = C^-1 k, from those of the contexts `[n_contexts, d_in]`: their mean."""
+        return keys.mean(0)
+
     @abstractmethod
     def solve(self, keys: Tensor, values: Tensor, v_star: Tensor, direction: Tensor) -> Factors:
         """The closed form.
@@ -136,7 +140,7 @@ class RankOne(LocateThenEdit):
             keys: Keys of the contexts, the bare prompt first, `[n_contexts, d_in]`.
             values: Outputs of the layer for them, `[n_contexts, d_model]`.
             v_star: The value wanted, `[d_model]`.
-            direction: C^-1 times the mean key, `[d_in]`.
+            direction: C^-1 times `direction_key`, `[d_in]`.
         """
         raise NotImplementedError
 
@@ -155,8 +159,8 @@ class RankOne(LocateThenEdit):
 
     def _delta(self, keys: Tensor, values: Tensor, v_star: Tensor, outcome: Outcome) -> Delta | None:
         """One request's update; None, with the reason in `outcome`, where it cannot be solved."""
-        k_mean = keys.mean(0)
-        direction = k_mean if self.covariance is None else self.covariance.solve(k_mean)
+        key = self.direction_key(keys)
+        direction = key if self.covariance is None else self.covariance.solve(key)
         try:
             factors = self.solve(keys, values, v_star, direction)
         except KeditError as error:
