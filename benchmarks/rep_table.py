@@ -129,7 +129,7 @@ def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             own = _per_record(rows, arm, kind, metric)
             if arm != "editor" and base:
                 a, b = [base[c] for c in base], [own[c] for c in base]
-                low, high = paired(a, b, 2000, 0, scale="rate")
+                low, high = paired(a, b)
                 point = 100 * (sum(b) - sum(a)) / len(a)
                 found.append({"arm": arm, "kind": kind, "points": round(point, 2),
                               "ci": [round(100 * low, 2), round(100 * high, 2)]})  # fmt: skip
