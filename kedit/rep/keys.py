@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from kedit.arch import weight
-from kedit.forward import default_batch_tokens, frozen, lane_rows
 from kedit.lanes import LaneBank
 from kedit.lm import LM
+from kedit.reading import Row, read
 from kedit.rep.config import AdapterConfig
 from kedit.requests import EditRecord
-from kedit.tokens import Tokens, encode_subject, pad_right
+from kedit.tokens import Tokens, encode_subject
 
 
 @dataclass(frozen=True)
@@ -204,48 +204,16 @@ class KeySource:
 def read_keys(
     lm: LM, rows: Sequence[tuple[int, ...]], module: nn.Module, bank: LaneBank | None, lanes: Sequence[int]
 ) -> list[Tensor]:
-    """Native inputs of `module` at every token of every row: `[T_i, D]` float32 each, in the rows' order.
-
-    Rows are sorted by length, equal ones run once, and the model stops at `module`.
-    """
-    users: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+    """Native inputs of `module` at every token of every row: `[T_i, D]` float32 each, in the rows' order."""
+    users: dict[Row, list[int]] = {}
     for i, (row, lane) in enumerate(zip(rows, lanes, strict=True)):
         users.setdefault((lane, row), []).append(i)
-    order = sorted(users, key=lambda item: len(item[1]), reverse=True)
     found: list[Tensor] = [torch.empty(0)] * len(rows)
-    budget, start = default_batch_tokens(lm.device), 0
-    with frozen(lm.model):
-        while start < len(order):
-            part = order[start : start + max(1, budget // len(order[start][1]))]
-            keys = _forward(lm, part, module, bank)
-            for item, k in zip(part, keys, strict=True):
-                for i in users[item]:
-                    found[i] = k[: len(item[1])]
-            start += len(part)
+    for part, keys in read(lm, users, module, bank=bank, native=True):
+        for row, k in zip(part, keys.float(), strict=True):
+            for i in users[row]:
+                found[i] = k[: len(row[1])]
     return found
-
-
-class _Reached(Exception):
-    """The module has been reached."""
-
-
-def _forward(lm: LM, part: list[tuple[int, tuple[int, ...]]], module: nn.Module, bank: LaneBank | None) -> Tensor:
-    ids, _ = pad_right([row for _, row in part], lm.pad_id, lm.device)
-    seen: list[Tensor] = []
-
-    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0].reshape(*ids.shape, -1).float())
-        raise _Reached
-
-    handle = module.register_forward_pre_hook(hook, prepend=True)
-    try:
-        with lane_rows(bank, [lane for lane, _ in part]):
-            lm.model.base_model(input_ids=ids, use_cache=False)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return seen[0]
 
 
 def _outside(t: Tokens, role: str) -> tuple[int, ...]:

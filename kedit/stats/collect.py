@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,13 @@ from torch import Tensor, nn
 from kedit.errors import KeditError
 from kedit.forward import frozen
 from kedit.lm import LM
+from kedit.reading import reading
 from kedit.stats import store
 from kedit.stats.corpus import Progress
 from kedit.stats.covariance import RIDGE, Covariance
 from kedit.stats.moments import SecondMoment
 
 log = logging.getLogger(__name__)
-
-
-class _Reached(Exception):
-    """The deepest layer has given its keys; nothing above it is needed."""
 
 
 class Pass:
@@ -53,10 +50,18 @@ class Pass:
 
     def advance(self, ids: Tensor) -> None:
         """Take one chunk `[n, T]`."""
-        taps = _taps(self.lm, self.moments)
-        with frozen(self.lm.model), _full_precision(), taps, suppress(_Reached):
+        with frozen(self.lm.model), _full_precision(), reading(self._taps()):
             self.lm.model(input_ids=ids.to(self.lm.device), use_cache=False)
         self.chunks += 1
+
+    def _taps(self) -> dict[nn.Module, Callable[[Tensor], None]]:
+        """What adds the keys of each layer to its sum as they pass."""
+
+        def tap(layer: int) -> Callable[[Tensor], None]:
+            moment = self.moments[layer]
+            return lambda keys: moment.add(keys.reshape(-1, keys.shape[-1]))  # OPT's keys are flat already
+
+        return {self.lm.arch.module(self.lm.model, "mlp_out", layer): tap(layer) for layer in sorted(self.layers)}
 
     def mark(self, last: bool) -> None:
         """Measure what changed since the last mark, and make this one the last."""
@@ -172,26 +177,6 @@ def _marks(sizes: Sequence[int]) -> set[int]:
     ends = list(accumulate(sizes))
     near = {min(range(len(ends)), key=lambda i: abs(ends[i] * part - ends[-1])) + 1 for part in (2, 4, 8)}
     return near | {len(ends)}
-
-
-@contextmanager
-def _taps(lm: LM, moments: dict[int, SecondMoment]) -> Iterator[None]:
-    """Add the keys of each layer to its sum as they pass, and stop the model at the deepest."""
-    deepest = max(moments)
-
-    def tap(layer: int):
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            moments[layer].add(args[0].reshape(-1, args[0].shape[-1]))  # OPT's keys are flat already
-            if layer == deepest:
-                raise _Reached
-
-        return hook
-
-    with ExitStack() as stack:
-        for layer in moments:
-            handle = lm.arch.module(lm.model, "mlp_out", layer).register_forward_pre_hook(tap(layer))
-            stack.callback(handle.remove)
-        yield
 
 
 @contextmanager
