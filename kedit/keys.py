@@ -79,13 +79,7 @@ def hidden_states(
 ) -> Tensor:
     """Residual stream that leaves `layer`, at the subject's last token of the bare prompt: MEMIT's h.
 
-    Args:
-        lm: The model, with the weights that it should have.
-        requests: One state each.
-        layer: The layer.
-        bank: Private deltas of the requests.
-        lanes: Lane of each request in `bank`, -1 for the shared weights; None: no lanes.
-        batch_tokens: Padded tokens of one forward pass; None: by device.
+    The arguments are those of `mean_keys`.
 
     Returns:
         `[n, d_model]`, float64.
