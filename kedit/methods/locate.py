@@ -21,7 +21,8 @@ class LocateThenEdit(EditingModule):
 
     Args:
         lm: The model to edit.
-        regime: `single`, `batch` or `sequential`.
+        regime: `single`: each request on the unedited model. `batch` (MEMIT and EMMET): the requests of an edit batch
+            in one system, on the unedited model. `sequential`: edits accumulate.
         v_lr: Adam's learning rate for v*; null takes the model's published value.
         v_num_grad_steps: Evaluations of the v* loss (one more than updates); null: published value.
         v_weight_decay: Factor of ||delta|| / ||v_init||^2; null: published value.
@@ -37,19 +38,19 @@ class LocateThenEdit(EditingModule):
 
     def __init__(
         self,
-        lm: LMConfig,
-        regime: Regime,
-        v_lr: float | None,
-        v_num_grad_steps: int | None,
-        v_weight_decay: float | None,
-        clamp_norm_factor: float | None,
-        kl_factor: float,
-        stop_loss: float,
-        bare_weight: float | None,
-        contexts: ContextConfig,
-        stats: StatsConfig,
-        lanes: int,
-        seed: int,
+        lm: LMConfig = LMConfig(),
+        regime: Regime = "single",
+        v_lr: float | None = None,
+        v_num_grad_steps: int | None = None,
+        v_weight_decay: float | None = None,
+        clamp_norm_factor: float | None = None,
+        kl_factor: float = 0.0625,
+        stop_loss: float = 5e-2,
+        bare_weight: float | None = None,
+        contexts: ContextConfig = ContextConfig(),
+        stats: StatsConfig = StatsConfig(),
+        lanes: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__(lm=lm, regime=regime, lanes=lanes, seed=seed)
         for option, value, least in (

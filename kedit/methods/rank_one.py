@@ -10,15 +10,12 @@ from torch import Tensor
 from kedit.arch import check_layers, weight
 from kedit.bars import stages
 from kedit.batch import EditBatch, Outcome
-from kedit.contexts import ContextConfig
 from kedit.defaults import value_defaults
 from kedit.delta import Delta, Factors
 from kedit.errors import KeditError
-from kedit.lm import LMConfig
-from kedit.methods.base import Regime
 from kedit.methods.locate import LocateThenEdit, known, lane_error, lane_info
 from kedit.methods.phases import Edit, ValuePhase
-from kedit.stats import Covariance, StatsConfig, covariances
+from kedit.stats import Covariance, covariances
 from kedit.values import ValueLanes, ValueObjective
 
 
@@ -26,59 +23,16 @@ class RankOne(LocateThenEdit):
     """Base of ROME and R-ROME; they differ in `solve` alone.
 
     Args:
-        lm: The model to edit.
-        regime: `single`: each request on the unedited model. `sequential`: edits accumulate.
         layer: Edited layer; null takes the published layer of the model, or 17 % of its depth.
-        v_lr: Adam's learning rate for v*; null takes the model's published value.
-        v_num_grad_steps: Evaluations of the v* loss (one more than updates); null: published value.
-        v_weight_decay: Factor of ||delta|| / ||v_init||^2; null: published value.
-        clamp_norm_factor: Bound of ||delta|| / ||v_init||; null: published value.
-        kl_factor: Factor of the KL term that keeps "{subject} is a" as it was.
-        stop_loss: v* is done when its loss falls below this; 0 always takes every step.
-        bare_weight: Share of the bare prompt in the mean over contexts that is v*'s loss; null: all alike.
         mom2_adjustment: Use the covariance of keys, u = C^-1 k. False takes u = k (C = I), as several
             published configurations do.
-        contexts: Texts put before the prompt while editing.
-        stats: Where the covariance comes from.
-        lanes: Requests optimised side by side in the single regime; 0 lets the machine decide.
-        seed: Every edit batch seeds itself from this and its number.
+        **kwargs: The options of `LocateThenEdit`.
     """
 
     regimes = ("single", "sequential")
 
-    def __init__(
-        self,
-        lm: LMConfig = LMConfig(),
-        regime: Regime = "single",
-        layer: int | None = None,
-        v_lr: float | None = None,
-        v_num_grad_steps: int | None = None,
-        v_weight_decay: float | None = None,
-        clamp_norm_factor: float | None = None,
-        kl_factor: float = 0.0625,
-        stop_loss: float = 5e-2,
-        bare_weight: float | None = None,
-        mom2_adjustment: bool = True,
-        contexts: ContextConfig = ContextConfig(),
-        stats: StatsConfig = StatsConfig(),
-        lanes: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            lm=lm,
-            regime=regime,
-            v_lr=v_lr,
-            v_num_grad_steps=v_num_grad_steps,
-            v_weight_decay=v_weight_decay,
-            clamp_norm_factor=clamp_norm_factor,
-            kl_factor=kl_factor,
-            stop_loss=stop_loss,
-            bare_weight=bare_weight,
-            contexts=contexts,
-            stats=stats,
-            lanes=lanes,
-            seed=seed,
-        )
+    def __init__(self, *, layer: int | None = None, mom2_adjustment: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.layer = layer
         self.mom2_adjustment = mom2_adjustment
         self.covariance: Covariance | None = None

@@ -18,7 +18,7 @@ class ROME(RankOne):
         prompt_keys: Take the direction from the bare prompt's key too, u = C^-1 k0, so that the denominator
             k0^T C^-1 k0 / ||C^-1 k0|| cannot be small ("p-ROME" of the R-ROME paper). False is ROME as published:
             the direction is that of the mean key over the contexts.
-        kwargs: As in every rank-one method.
+        **kwargs: The options of `RankOne`.
     """
 
     def __init__(self, prompt_keys: bool = False, **kwargs: Any) -> None:

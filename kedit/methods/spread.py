@@ -18,12 +18,11 @@ from kedit.defaults import SpreadDefaults
 from kedit.delta import Delta, Factors
 from kedit.errors import KeditError
 from kedit.keys import context_weights
-from kedit.lm import LM, LMConfig
-from kedit.methods.base import Regime
+from kedit.lm import LM
 from kedit.methods.locate import LocateThenEdit, finite, known, lane_error, lane_info
 from kedit.methods.phases import Edit, Phase, ValuePhase
 from kedit.spreading import System, spread
-from kedit.stats import Covariance, StatsConfig, covariances
+from kedit.stats import Covariance, covariances
 from kedit.values import ValueLanes, ValueObjective
 
 
@@ -31,58 +30,22 @@ class Spread(LocateThenEdit):
     """Base of the methods that spread an edit over layers; they differ in `solve` and `model_defaults`.
 
     Args:
-        lm: The model to edit.
-        regime: `single`: each request on the unedited model. `batch`: the requests of an edit batch in one
-            system, on the unedited model. `sequential`: the same, and edit batches accumulate.
         layers: Edited layers; null takes the published ones of the model, or layers by its depth.
-        v_lr: Adam's learning rate for v*; null takes the model's published value.
-        v_num_grad_steps: Evaluations of the v* loss (one more than updates); null: published value.
-        v_weight_decay: Factor of ||delta|| / ||v_init||^2; null: published value.
-        clamp_norm_factor: Bound of ||delta|| / ||v_init||; null: published value.
-        kl_factor: Factor of the KL term that keeps "{subject} is a" as it was.
-        stop_loss: v* is done when its loss falls below this; 0 always takes every step.
-        bare_weight: Share of the bare prompt in the mean over contexts that is v*'s loss; null: all alike.
         mom2_update_weight: Weight of the covariance: MEMIT's lambda, EMMET's s; null: published value.
         contexts: Texts put before the prompt while editing. In the mean key every pair of `lengths` weighs as
             much as the bare prompt.
-        stats: Where the covariance comes from.
-        lanes: Requests optimised side by side; 0 lets the machine decide.
-        seed: Every edit batch seeds itself from this and its number.
+        **kwargs: The options of `LocateThenEdit`.
     """
 
     def __init__(
         self,
-        lm: LMConfig = LMConfig(),
-        regime: Regime = "single",
+        *,
         layers: list[int] | None = None,
-        v_lr: float | None = None,
-        v_num_grad_steps: int | None = None,
-        v_weight_decay: float | None = None,
-        clamp_norm_factor: float | None = None,
-        kl_factor: float = 0.0625,
-        stop_loss: float = 5e-2,
-        bare_weight: float | None = None,
         mom2_update_weight: float | None = None,
         contexts: ContextConfig = ContextConfig(lengths=[[10, 5]]),
-        stats: StatsConfig = StatsConfig(),
-        lanes: int = 0,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            lm=lm,
-            regime=regime,
-            v_lr=v_lr,
-            v_num_grad_steps=v_num_grad_steps,
-            v_weight_decay=v_weight_decay,
-            clamp_norm_factor=clamp_norm_factor,
-            kl_factor=kl_factor,
-            stop_loss=stop_loss,
-            bare_weight=bare_weight,
-            contexts=contexts,
-            stats=stats,
-            lanes=lanes,
-            seed=seed,
-        )
+        super().__init__(contexts=contexts, **kwargs)
         if mom2_update_weight is not None and mom2_update_weight <= 0:
             raise KeditError(f"model.mom2_update_weight: {mom2_update_weight} is not above 0")
         self.layers, self.mom2_update_weight = layers, mom2_update_weight
