@@ -52,3 +52,35 @@ Rows = list[dict[str, Any]]
 def rows_of() -> Callable[[Path], Rows]:
     """Parsed lines of a run's `results.jsonl`."""
     return lambda folder: [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def whole_and_broken(tmp_path: Path, rows_of: Callable[[Path], Rows]) -> Callable[[list[str], str], tuple[Path, Path]]:
+    """A function that runs the command `words` undisturbed, and again with an error after two edits and then resumed.
+
+    It returns the two folders, in which the rows are the same. Before it was resumed, the broken run had no `report`.
+    """
+    from kedit.callbacks import EditProgress  # here, so that tests without runs do not wait for Lightning
+    from kedit.cli import main
+
+    def run(words: list[str], report: str) -> tuple[Path, Path]:
+        whole, broken = tmp_path / "runs" / "whole", tmp_path / "runs" / "broken"
+        main([*words, "--run.name", whole.name])
+        count = EditProgress.on_edit_end
+
+        def breaks(self: EditProgress, trainer: Any, module: Any, batch: Any) -> None:
+            count(self, trainer, module, batch)
+            if batch.index == 1:
+                raise ZeroDivisionError
+
+        resume = [*words, "--run.name", broken.name, "--run.resume", "true"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(EditProgress, "on_edit_end", breaks)
+            with pytest.raises(ZeroDivisionError):
+                main(resume)
+        assert not (broken / report).exists()
+        main(resume)
+        assert rows_of(broken) == rows_of(whole)
+        return whole, broken
+
+    return run

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from kedit.callbacks import EditProgress
 from kedit.cli import main
 from kedit.delta import Delta, Factors, edited
 from kedit.fluency import entropy, fluency, ngram_entropy, words_of
@@ -181,30 +180,9 @@ def test_lanes_do_not_matter(words: list[str], tmp_path: Path, rows_of: Callable
 
 @pytest.mark.parametrize("regime", ["single", "sequential"])
 def test_resumed_run_reports_the_same(
-    regime: str,
-    words: list[str],
-    tmp_path: Path,
-    rows_of: Callable[[Path], Rows],
-    monkeypatch: pytest.MonkeyPatch,
+    regime: str, words: list[str], whole_and_broken: Callable[[list[str], str], tuple[Path, Path]]
 ) -> None:
-    words += ["--model.regime", regime]
-    main([*words, "--run.name", "whole"])
-    count = EditProgress.on_edit_end
-
-    def breaks(self: EditProgress, trainer: Any, module: Any, batch: Any) -> None:
-        count(self, trainer, module, batch)
-        if batch.index == 1:
-            raise ZeroDivisionError
-
-    resume = [*words, "--run.name", "broken", "--run.resume", "true"]
-    monkeypatch.setattr(EditProgress, "on_edit_end", breaks)
-    with pytest.raises(ZeroDivisionError):
-        main(resume)
-    monkeypatch.undo()
-    broken, whole = tmp_path / "runs" / "broken", tmp_path / "runs" / "whole"
-    assert not (broken / "robustness.json").exists()
-    main(resume)
-    assert rows_of(broken) == rows_of(whole)
+    whole, broken = whole_and_broken([*words, "--model.regime", regime], "robustness.json")
     assert (broken / "robustness.json").read_text() == (whole / "robustness.json").read_text()
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from kedit.callbacks import EditProgress
 from kedit.callbacks import similarity as callback
 from kedit.cli import main
 from kedit.similarity import KINDS
@@ -163,23 +162,7 @@ def test_what_cannot_be_measured_is_said(
 
 
 def test_resumed_run_reports_the_same(
-    words: list[str], tmp_path: Path, rows_of: Callable[[Path], Rows], monkeypatch: pytest.MonkeyPatch
+    words: list[str], whole_and_broken: Callable[[list[str], str], tuple[Path, Path]]
 ) -> None:
-    main([*words, "--run.name", "whole"])
-    count = EditProgress.on_edit_end
-
-    def breaks(self: EditProgress, trainer: Any, module: Any, batch: Any) -> None:
-        count(self, trainer, module, batch)
-        if batch.index == 1:
-            raise ZeroDivisionError
-
-    resume = [*words, "--run.name", "broken", "--run.resume", "true"]
-    monkeypatch.setattr(EditProgress, "on_edit_end", breaks)
-    with pytest.raises(ZeroDivisionError):
-        main(resume)
-    monkeypatch.undo()
-    broken, whole = tmp_path / "runs" / "broken", tmp_path / "runs" / "whole"
-    assert not (broken / "similarity.csv").exists()
-    main(resume)
-    assert rows_of(broken) == rows_of(whole)
+    whole, broken = whole_and_broken(words, "similarity.csv")
     assert (broken / "similarity.csv").read_text() == (whole / "similarity.csv").read_text()
