@@ -5,6 +5,7 @@ Needs torch and transformers alone, so that it runs on a bare GPU machine.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import resource
@@ -81,6 +82,23 @@ def read_requests(path: Path | None, n: int) -> list[EditRequest]:
     from kedit.data import read_robust
 
     return [record.request for record in read_robust(str(path))][:n]
+
+
+def speed_parser(about: str | None, no_data: str) -> argparse.ArgumentParser:
+    """A parser with the options that the benchmarks of edits' speed share.
+
+    Args:
+        about: The benchmark's docstring.
+        no_data: What it takes where no `--data` is given.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m", help="alias, folder, hub id or random:llama-7b")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--data", type=Path, help=f"a robust-query file; {no_data} without it")
+    parser.add_argument("--layer", type=int, default=5, help="the edited layer")
+    parser.add_argument("--save", help="name of the figures under benchmarks/results")
+    return parser
 
 
 class Clock:

@@ -10,13 +10,12 @@ rule; set-up (captures, contexts' tokenising) is counted in each. Needs torch an
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import get_lm, peak_rss_gib, read_requests, save, timed
+from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
 from torch import Tensor
 
 from kedit.lm import LM
@@ -111,19 +110,13 @@ def replay_way(
 
 def main() -> None:
     """Run the three ways and print and save the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m", help="alias, folder, hub id or random:llama-7b")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--data", type=Path, help="a robust-query file; made-up requests without it")
+    parser = speed_parser(__doc__, "made-up requests")
     parser.add_argument("--requests", type=int, default=20)
-    parser.add_argument("--layer", type=int, default=5)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--stop", type=float, default=5e-2, help="stop rule of v*; 0 takes every step")
     parser.add_argument("--contexts", type=int, nargs=2, default=[10, 10], help="short and long ones, and the bare one")
     parser.add_argument("--lanes", type=int, nargs="+", default=[4])
     parser.add_argument("--slow", type=int, help="requests of (a), where all would take too long")
-    parser.add_argument("--save", help="name of the figures under benchmarks/results")
     a = parser.parse_args()
     lm = get_lm(a.model, a.dtype, a.device)
     requests, templates = read_requests(a.data, a.requests), contexts(*a.contexts)

@@ -11,13 +11,11 @@ On a shared CPU compare CPU seconds with one thread: threads that wait for a bus
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import get_lm, save, timed
+from common import get_lm, save, speed_parser, timed
 
 from kedit.data import read_facts, read_robust
 from kedit.delta import Delta, Factors, edited
@@ -91,16 +89,11 @@ def random_deltas(lm: LM, n: int, layer: int) -> list[Delta]:
 
 def main() -> None:
     """Run both ways and print and save the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m", help="alias, folder, hub id or random:llama-7b")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--data", type=Path, help="a robust-query file; kedit's own facts without it")
+    parser = speed_parser(__doc__, "kedit's own facts")
+    parser.set_defaults(save="eval_speed_cpu")
     parser.add_argument("--records", type=int, default=10)
-    parser.add_argument("--layer", type=int, default=5, help="layer of the made-up edits")
     parser.add_argument("--new", type=int, default=16, help="tokens generated per rewrite and paraphrase probe")
     parser.add_argument("--batch-tokens", type=int, nargs="*", default=[], help="other batch sizes to time")
-    parser.add_argument("--save", default="eval_speed_cpu", help="name of the figures under benchmarks/results")
     a = parser.parse_args()
     lm = get_lm(a.model, a.dtype, a.device)
     records = (read_robust(a.data) if a.data else read_facts("test"))[: a.records]

@@ -13,7 +13,6 @@ Then the forward pass of a text with banks of pathways. u is the mean key, not w
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import get_lm, peak_rss_gib, read_requests, save, timed
+from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
 from edit_speed import CLAMP, LR, TERMS, contexts
 from rep_uncached import Uncached, difference, rounding, train
 from torch import Tensor
@@ -105,14 +104,9 @@ def bank_costs(
 
 def main() -> None:
     """Time everything, print it and save it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m", help="alias, folder, hub id or random:llama-7b")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--data", type=Path, help="a robust-query file; made-up requests without it")
+    parser = speed_parser(__doc__, "made-up requests")
     parser.add_argument("--requests", type=int, default=20)
     parser.add_argument("--text", type=Path, help="ordinary text; kedit's facts and the data's prompts without it")
-    parser.add_argument("--layer", type=int, default=5)
     parser.add_argument("--evaluations", type=int, default=25, help="most evaluations of v*'s loss")
     parser.add_argument("--steps", type=int, help="steps of the adapter; its default without it")
     parser.add_argument("--lanes", type=int, default=4, help="edits side by side")
@@ -120,7 +114,6 @@ def main() -> None:
     parser.add_argument("--banks", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--batch", type=int, nargs=2, default=[4, 128], help="rows and tokens of the text")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--save", help="name of the figures under benchmarks/results")
     a = parser.parse_args()
     lm, unit = get_lm(a.model, a.dtype, a.device), "cpu_s" if a.device == "cpu" else "wall_s"
     if a.data:

@@ -188,7 +188,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """What result rows keep under `similarity`: `layers` (layer -> `Values`, to 4 decimals) and the bounds.
 
-    The arguments are those of `similarities`.
+    The arguments are those of `similarities`; `bounds` asks for the bounds, which take many runs of the model.
     """
     results = []
     every = similarities(lm, records, plain, adapted, others, layers, contexts, edit_key)

@@ -56,7 +56,7 @@ def rows_of() -> Callable[[Path], Rows]:
 
 @pytest.fixture
 def whole_and_broken(tmp_path: Path, rows_of: Callable[[Path], Rows]) -> Callable[[list[str], str], tuple[Path, Path]]:
-    """A function that runs the command `words` undisturbed, and again with an error after two edits and then resumed.
+    """A function that runs the command `words` undisturbed, and again with an error after two batches, then resumed.
 
     It returns the two folders, in which the rows are the same. Before it was resumed, the broken run had no `report`.
     """
