@@ -98,10 +98,11 @@ def overrides(config: Tree, folder: str, root: Path) -> list[str]:
     if data in FILES:
         options["data.init_args.path"] = str(FIXTURES / FILES[data])
     parts = {"model": config["model"], "data": config["data"]}
+    fixed = {"adapter"} if config["model"]["init_args"].get("parity") else set()  # by the paper's recipe
     for path, _ in groups(parts):
         name = ".".join(path)
-        small = SMALL.get(path[-1], {}).items()
-        options |= {f"{name}.{key}": v if isinstance(v, str) else json.dumps(v) for key, v in small}
+        small = {} if path[-1] in fixed else SMALL.get(path[-1], {})
+        options |= {f"{name}.{key}": v if isinstance(v, str) else json.dumps(v) for key, v in small.items()}
         if path[-1] == "lm":
             options[f"{name}.name"] = folder
         if path[-1] == "queries":

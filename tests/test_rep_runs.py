@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,7 @@ def test_an_adapter_beside_every_edit(editor: str, regime: str, words: Any, tmp_
 
 
 D_FF = 80
+PARITY = f"--model.parity true --model.adapter {json.dumps(asdict(parity_config()), separators=(',', ':'))}"
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ D_FF = 80
     [
         ("--model.mode closed_form", "logistic", 1, True),
         ("--model.mode closed_form --model.adapter.gate none", "none", 1, True),
-        ("--model.parity true", "mlp", 32, False),
+        (PARITY, "mlp", 32, False),
         ("--model.adapter.gate mlp", "mlp", 5, True),
         ("--model.adapter.gate none --model.adapter.anchored false", "none", 4, False),
         ("--model.adapter.projection false", "logistic", D_FF, False),
@@ -173,6 +174,7 @@ def test_sequential(editor: str, words: Any, tmp_path: Path, rows_of: RowsOf) ->
     ("more", "message"),
     [
         (["--model.parity", "true", "--model.mode", "closed_form"], "model.parity: the paper's recipe trains"),
+        (["--model.parity", "true"], "model.parity: the paper's recipe replaces model.adapter; give one of the two"),
         (["--model.adapter.gate", "mlp", "--model.mode", "closed_form"], "model.adapter.gate: the closed form fits"),
         (["--model.editor", "ROMEO"], "model.editor: there is no class 'ROMEO' for it; there are EMMET, MEMIT, ROME, "),
         (
@@ -298,7 +300,7 @@ def test_the_direction_is_that_in_which_the_edit_reads(method: Any, trained_on: 
 def test_parity(editor: str, parity: bool, trained_on: list[Task]) -> None:
     """The paper's code hands the adapter C^-1 k* of ROME, and the bare key of MEMIT."""
     method = ROME(layer=1, **SMALL) if editor == "ROME" else MEMIT(layers=[0, 1], **SMALL)
-    module = REP(method, parity=parity, adapter=ADAPTER)
+    module = REP(method, parity=parity, adapter=AdapterConfig() if parity else ADAPTER)
     assert module.adapter == (parity_config() if parity else ADAPTER)
     (batch,) = run(module, small_lm(), n=2)
     assert [outcome.error for outcome in batch.outcomes] == [None, None]

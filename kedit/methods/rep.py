@@ -19,6 +19,7 @@ from kedit.lm import LM
 from kedit.methods.base import EditingModule
 from kedit.methods.locate import LocateThenEdit
 from kedit.methods.phases import AdapterPhase, Edit, Phase
+from kedit.methods.rome import ROME
 from kedit.pathway import Pathway
 from kedit.queries import QueryConfig, with_variants
 from kedit.rep import (
@@ -46,8 +47,8 @@ class REP(EditingModule):
         editor: The method that edits: ROME, RROME, MEMIT or EMMET.
         mode: `trained`: the adapter is trained, as in the paper. `closed_form`: the least move that delivers the
             whole edit, behind a logistic gate; no training.
-        parity: Follow the paper's released recipe instead of `adapter` (10 steps, no negatives, tau 0.9, keys of
-            MEMIT and EMMET not whitened).
+        parity: Follow the paper's released recipe (10 steps, no negatives, tau 0.9, keys of MEMIT and EMMET not
+            whitened) instead of `adapter`, which must then be left as it is.
         adapter: How the adapter is built and trained.
     """
 
@@ -63,6 +64,8 @@ class REP(EditingModule):
             raise KeditError("model.parity: the paper's recipe trains its adapter; use mode: trained")
         if mode == "closed_form" and adapter.gate == "mlp":
             raise KeditError("model.adapter.gate: the closed form fits a logistic gate; mlp is for mode: trained")
+        if parity and adapter not in (AdapterConfig(), parity_config()):
+            raise KeditError("model.parity: the paper's recipe replaces model.adapter; give one of the two, not both")
         self.editor, self.mode, self.parity = editor, mode, parity
         self.adapter = parity_config() if parity else adapter
         self.source: KeySource | None = None
@@ -101,7 +104,7 @@ class REP(EditingModule):
         drawn = with_variants(self.lm, plain, QueryConfig(long_contexts=0, train_long=self.adapter.long_contexts))
         self.drawn = {record.request.case_id: record.variants for record in drawn}
         contexts = list(self.editor.contexts)
-        if self.parity and type(self.editor).__name__ != "ROME":  # it makes its own, of ROME's kind
+        if self.parity and not isinstance(self.editor, ROME):  # it makes its own, of ROME's kind
             contexts += context_templates(self.lm, ContextConfig())[1:]
         c = self.adapter
         others: list[str] = []
