@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 import pickle
+import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -26,7 +29,7 @@ from kedit.callbacks import (
     Robustness,
     WhitenedSimilarity,
 )
-from kedit.cli.messages import Interrupted
+from kedit.cli.messages import Interrupted, of_kedit
 from kedit.cli.quiet import quiet_lightning
 from kedit.data import EditData
 from kedit.errors import KeditError
@@ -95,6 +98,11 @@ class KeditCLI(LightningCLI):
         if config.trainer.fast_dev_run:
             log.info("fast_dev_run: one edit batch, one optimiser step; the numbers mean nothing")
 
+    def instantiate_classes(self) -> None:
+        """Everything that the configuration describes."""
+        with _placed(self.config[str(self.subcommand)].model):
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with the run's folder and a CSV log in it unless another logger is given.
 
@@ -112,7 +120,8 @@ class KeditCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         given = {"datamodule": self.datamodule, "ckpt_path": self.checkpoint, "weights_only": True}
         try:
-            self.trainer.fit(self.model, **given)
+            with _placed(self.config[subcommand].model):
+                self.trainer.fit(self.model, **given)
         except MisconfigurationException as error:
             raise KeditError(f"trainer: {_first_line(error)}") from error
         except SystemExit as stop:  # what Lightning makes of Ctrl-C and SIGTERM
@@ -167,6 +176,22 @@ def fit(words: list[str]) -> None:
             },
             args=["fit", *words],
         )
+
+
+@contextmanager
+def _placed(model: Namespace) -> Iterator[None]:
+    """Inside, `model.layer: ...` becomes `model.editor.layer: ...` where that option is of the method's editor.
+
+    A method does not know whether the configuration has it at `model` or, below REP, at `model.editor`.
+    """
+    try:
+        yield
+    except (KeditError, TypeError, ValueError) as error:
+        message, editor = of_kedit(error) or "", model.init_args.get("editor")
+        option = re.match(r"model\.(\w+)(?=[: ])", message)
+        if editor is None or option is None or option[1] not in editor.init_args:
+            raise
+        raise KeditError(message.replace("model.", "model.editor.", 1)) from error
 
 
 def _check_groups(config: Namespace) -> None:

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentError
 from rich.console import Console
 
 import kedit
-from kedit.cli.messages import Interrupted, explain
+from kedit.cli.messages import Interrupted, explain, of_kedit
 from kedit.cli.quiet import set_up_logging
 from kedit.errors import KeditError
 
@@ -55,11 +55,11 @@ def main(args: Sequence[str] | None = None) -> None:
         _say(f"interrupted; {stop}")
         raise SystemExit(stop.status) from None
     except ArgumentError as error:
-        _fail(_of_kedit(error) or explain(str(error)))
+        _fail(of_kedit(error) or explain(str(error)))
     except UnicodeDecodeError as error:
         _fail(f"config: the file is no UTF-8 text ({error.reason} at byte {error.start})")
     except (KeditError, TypeError, ValueError) as error:
-        if (message := _of_kedit(error)) is None:
+        if (message := of_kedit(error)) is None:
             raise
         _fail(message)
 
@@ -83,13 +83,6 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
         ls(words)
 
     return {"fit": fit, "stats": stats, "ls": ls}
-
-
-def _of_kedit(error: BaseException | None) -> str | None:
-    """The message of kedit's own error, which the option parser may have wrapped in its own."""
-    while error is not None and not isinstance(error, KeditError):
-        error = error.__cause__
-    return None if error is None else str(error)
 
 
 def _fail(message: str) -> None:

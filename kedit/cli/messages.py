@@ -1,4 +1,4 @@
-"""What the option parser says, in one line that names the option and what it wants: `explain`.
+"""What is wrong, for a user: `of_kedit` finds kedit's own error, `explain` puts the option parser's in one line.
 
 jsonargparse nests the reasons of every branch it tried; a user needs the innermost that is about the option.
 """
@@ -10,6 +10,8 @@ import importlib
 import inspect
 import re
 from difflib import get_close_matches
+
+from kedit.errors import KeditError
 
 KEY = re.compile(r'Parser key "([\w.]+)":')
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)'")
@@ -47,6 +49,13 @@ class Interrupted(Exception):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+def of_kedit(error: BaseException | None) -> str | None:
+    """The message of kedit's own error, which the option parser may have wrapped in its own."""
+    while error is not None and not isinstance(error, KeditError):
+        error = error.__cause__
+    return None if error is None else str(error)
 
 
 def explain(message: str) -> str:
