@@ -140,6 +140,8 @@ def save(name: str, figures: dict[str, Any]) -> Path:
     """Write figures with machine and versions to benchmarks/results/NAME.json."""
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = {"date": datetime.date.today().isoformat(), "command": " ".join(["python", *sys.argv])}
+    words = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    command = " ".join(["python", *(Path(word).name if Path(word).is_absolute() else word for word in words)])
+    written = {"date": datetime.date.today().isoformat(), "command": command}
     path.write_text(json.dumps(written | figures | {"provenance": provenance()}, indent=2) + "\n", encoding="utf-8")
     return path

@@ -1,39 +1,34 @@
 """REP and its ablations beside their editor, on the same edits: the tables of docs/rep_smollm2.md.
 
-    python benchmarks/rep_table.py --data ../shared/data/rep_counterfact_test.json --known \\
-        --corpus ../shared/data/wikitext2_test.txt --editor ROME --arms trained closed_form --save rep_rome_test
+    python benchmarks/rep_table.py --config configs/rome_smollm2.yaml --known \\
+        --data ../shared/data/rep_counterfact_test.json --corpus ../shared/data/wikitext2_test.txt \\
+        --arms trained closed_form --save rep_rome_test
 
 Every record is edited once, on the unedited model (single regime); each arm adds its adapters to the very same
 edit, so arms differ in nothing else. Records, probes and variants are those of `kedit fit` with the same options.
+With `--edits FOLDER` the edits are kept there and used again: more arms can be measured later on the same edits.
+Rows that the file has already are not measured again.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import save
-from lightning.pytorch import Trainer
+from editing import editor_of, fit, names, parser, read_rows, robust_data, rows_file, show, write_rows
 
-from kedit import methods
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
-from kedit.cli.quiet import quiet_lightning
-from kedit.contexts import ContextConfig
-from kedit.data import RobustQueries
 from kedit.delta import Delta
-from kedit.evaluate import EvalConfig, score
+from kedit.evaluate import EvalConfig, ProbeScore, score
 from kedit.intervals import paired
 from kedit.lanes import LaneBank
-from kedit.lm import LMConfig
 from kedit.methods import REP, EditingModule
 from kedit.methods.phases import Phase
-from kedit.queries import QueryConfig
 from kedit.rep import AdapterConfig
 from kedit.results import result_row
 from kedit.robustness import FIGURES, figures
@@ -53,6 +48,7 @@ ARMS: dict[str, dict[str, Any]] = {  # what is given to REP besides its editor
     "not_anchored": {"adapter": replace(C, anchored=False)},
     "reach_1": {"adapter": replace(C, reach=1.0)},
     "reach_1.5": {"adapter": replace(C, reach=1.5)},
+    "no_phrases": {"adapter": replace(C, phrases=0)},
     "tau_0.3": {"adapter": replace(C, threshold=0.3)},
     "tau_0.5": {"adapter": replace(C, threshold=0.5)},
     "tau_0.7": {"adapter": replace(C, threshold=0.7)},
@@ -79,11 +75,31 @@ def drive(edit: Generator[Phase, None, Any]) -> Any:
         return stop.value
 
 
+def kept(edit: Callable[[EditBatch], Any], folder: Path) -> Callable[[EditBatch], Any]:
+    """`edit` that keeps its edits in `folder` and takes back those that are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def again(batch: EditBatch) -> Generator[Phase, None, Any]:
+        files = [folder / f"{record.request.case_id}.pt" for record in batch.records]
+        if all(file.exists() for file in files):
+            found = [torch.load(file, weights_only=False) for file in files]  # written by this very script
+            for outcome, (_, error, info) in zip(batch.outcomes, found, strict=True):
+                outcome.error, outcome.info = error, info
+            return [delta for delta, _, _ in found]
+        deltas = yield from edit(batch)
+        for file, delta, outcome in zip(files, deltas, batch.outcomes, strict=True):
+            torch.save((delta, outcome.error, outcome.info), file)
+        return deltas
+
+    return again
+
+
 class Arms(EditCallback):
-    """Adds the arms' adapters to every edit and measures them all."""
+    """Adds the arms' adapters to every edit and measures those that the rows do not have yet."""
 
     def __init__(self, names: list[str], path: Path) -> None:
         self.names, self.path = names, path
+        self.done = {(row["case_id"], row["when"]) for row in read_rows(path)}
         self.arms: dict[str, REP] = {}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -94,30 +110,39 @@ class Arms(EditCallback):
             self.arms[name] = arm
 
     def on_edit_end(self, trainer: Any, module: EditingModule, batch: EditBatch) -> None:
-        deltas = {"editor": batch.deltas}
-        for name, arm in self.arms.items():
-            torch.manual_seed(batch.index)
-            with torch.enable_grad():
-                deltas[name] = drive(arm.adapt(batch, batch.deltas))
-            for outcome in batch.outcomes:
-                outcome.info.setdefault("arms", {})[name] = outcome.info.pop("pathway", None)
+        ids = [record.request.case_id for record in batch.records]
+        wanted = [name for name in ("editor", *self.arms) if any((i, name) not in self.done for i in ids)]
+        if not wanted:
+            return
+        deltas, infos = {"editor": batch.deltas}, {"editor": [dict(outcome.info) for outcome in batch.outcomes]}
+        for name in wanted:
+            if name != "editor":
+                torch.manual_seed(batch.index)
+                for outcome, info in zip(batch.outcomes, infos["editor"], strict=True):
+                    outcome.info = dict(info)
+                with torch.enable_grad():
+                    deltas[name] = drive(self.arms[name].adapt(batch, batch.deltas))
+                infos[name] = [outcome.info for outcome in batch.outcomes]
+        scores = self._score(module, batch, [deltas[name] for name in wanted])
+        for name, after in zip(wanted, scores[1:], strict=True):
+            rows = []
+            for i, outcome in enumerate(batch.outcomes):
+                more = {"edit": infos[name][i], "error": outcome.error}
+                rows.append(result_row(outcome.record, scores[0][i], after[i], batch.index, name, **more))
+            write_rows(self.path, rows)
+        print(f"{batch.index + 1} of {len(trainer.datamodule.batches)} batches", flush=True)
+
+    def _score(
+        self, module: EditingModule, batch: EditBatch, arms: list[list[Delta | None]]
+    ) -> list[list[list[ProbeScore]]]:
+        """Scores of every record's probes: unedited, then under each arm's deltas."""
         probes = [p for r in batch.records for p in r.probes]
         counts = [len(r.probes) for r in batch.records]
-        every = [d or Delta() for arm in deltas.values() for d in arm]
+        bank = LaneBank(module.lm.model, [delta or Delta() for deltas in arms for delta in deltas])
         lanes = [-1 if arm < 0 else arm * len(counts) + i
-                 for arm in range(-1, len(deltas)) for i, n in enumerate(counts) for _ in range(n)]  # fmt: skip
-        bank = LaneBank(module.lm.model, every)
-        flat = iter(score(module.lm, probes * (1 + len(deltas)), lanes, bank, EvalConfig(generate=[])))
-        before = [[next(flat) for _ in range(n)] for n in counts]
-        with self.path.open("a", encoding="utf-8") as file:
-            for name in deltas:
-                for outcome, b, n in zip(batch.outcomes, before, counts, strict=True):
-                    after = [next(flat) for _ in range(n)]
-                    info = {k: v for k, v in outcome.info.items() if k != "arms"}
-                    more = {"edit": info | {"pathway": outcome.info.get("arms", {}).get(name)}, "error": outcome.error}
-                    row = result_row(outcome.record, b, after, batch.index, name, **more)
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        print(f"{batch.index + 1} of {len(trainer.datamodule.batches)} batches", flush=True)
+                 for arm in range(-1, len(arms)) for i, n in enumerate(counts) for _ in range(n)]  # fmt: skip
+        flat = iter(score(module.lm, probes * (1 + len(arms)), lanes, bank, EvalConfig(generate=[])))
+        return [[[next(flat) for _ in range(n)] for n in counts] for _ in range(1 + len(arms))]
 
 
 def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -151,67 +176,21 @@ def _per_record(rows: list[dict[str, Any]], arm: str, kind: str, metric: str) ->
 
 def main() -> None:
     """Edit, measure, and save the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--corpus", required=True, help="text for the long contexts")
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--editor", default="ROME")
-    parser.add_argument("--arms", nargs="+", default=["trained", "closed_form"], choices=list(ARMS))
-    parser.add_argument("--known", action="store_true", help="only facts that the model gives itself")
-    parser.add_argument("--records", type=int)
-    parser.add_argument("--skip", type=int, default=0)
-    parser.add_argument("--contexts", type=int, default=5, help="of each length; 10 is the published number")
-    parser.add_argument("--set", nargs="*", default=[], help="options of the editor, as NAME=JSON")
-    parser.add_argument("--rows", type=Path, help="file for the result rows")
-    parser.add_argument("--save", required=True)
-    a = parser.parse_args()
-    options = {name: json.loads(value) for name, value in (word.split("=", 1) for word in a.set)}
-    if a.editor in ("ROME", "RROME"):
-        options.setdefault("contexts", ContextConfig([[5, a.contexts], [10, a.contexts]]))
-    editor = getattr(methods, a.editor)(lm=LMConfig(a.model), regime="single", seed=0, **options)
-    data = RobustQueries(
-        a.data,
-        known=a.known,
-        limit=a.records,
-        skip=a.skip,
-        probe_kinds=KINDS,
-        queries=QueryConfig(corpus=a.corpus),
-    )
-    path = a.rows or Path("runs") / f"{a.save}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    with quiet_lightning():
-        trainer = Trainer(
-            accelerator="auto",
-            devices=1,
-            max_epochs=-1,
-            callbacks=[Arms(a.arms, path)],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            reload_dataloaders_every_n_epochs=1,
-            num_sanity_val_steps=0,
-        )
-        trainer.fit(editor, datamodule=data)
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    options = parser(__doc__)
+    options.add_argument("--arms", nargs="*", default=["trained", "closed_form"], choices=list(ARMS))
+    options.add_argument("--edits", type=Path, help="folder of kept edits")
+    a = options.parse_args()
+    editor = editor_of(a)
+    if a.edits:
+        editor.edit = kept(editor.edit, a.edits)
+    data, path = robust_data(a, KINDS), rows_file(a)
+    fit(editor, data, Arms(a.arms, path))
+    rows = read_rows(path)
     lines = figures(rows)
-    for line in lines:
-        print(f"{line['when']:18s}{line['kind']:18s}{line['after']:7.1f} [{line['ci_low']:.1f}, {line['ci_high']:.1f}]")
-    settings = {key: value for key, value in vars(a).items() if key not in ("rows", "save", "data", "corpus")}
-    files = {"data": Path(a.data).name, "corpus": Path(a.corpus).name}
-    save(
-        a.save,
-        settings
-        | files
-        | {
-            "protocol": "single regime, teacher-forced exact match, after each edit",
-            "method": editor.describe(),
-            "data_set": data.describe(),
-            "figures": lines,
-            "difference_to_editor": differences(rows),
-        },
-    )
+    show(lines)
+    protocol = "single regime, teacher-forced exact match, after each edit"
+    about = {"protocol": protocol, "method": editor.describe(), "data_set": data.describe()}
+    save(a.save, names(a) | about | {"figures": lines, "difference_to_editor": differences(rows)})
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from kedit.lanes import LaneBank
 from kedit.pathway import Pathway
 from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task
 from kedit.rep.keys import read_keys
+from kedit.rep.plan import NEGATIVE
 from kedit.requests import EditRecord
 
 
@@ -38,8 +39,8 @@ class Uncached(AdapterLanes):
         super().__init__([replace(task, positives=torch.zeros_like(task.positives)) for task in tasks], config)
         self._lm, self._bank = source.lm, bank
         self._module = source.lm.arch.module(source.lm.model, "mlp_out", layer)
-        plans = [[row for row in source._plan(record) if row.role not in ("other", "held")] for record in records]
-        self._texts = [[row.ids[: row.subject_last + 1] for row in plan] for plan in plans]  # the bare prompt first
+        wanted = [[row for row in source.plan(record) if row.role not in (*NEGATIVE, "held")] for record in records]
+        self._texts = [[row.ids[: row.subject_last + 1] for row in plan] for plan in wanted]  # the bare prompt first
         self._kept = [task.positives for task in tasks]
 
     def loss(self) -> Tensor:

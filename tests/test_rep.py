@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from kedit.pathway import Pathway
 from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task, closed_form, figures, parity_config, stronger
 from kedit.rep.calibrate import threshold_of
 from kedit.rep.keys import read_keys
+from kedit.rep.phrases import PHRASES
+from kedit.rep.plan import siblings
 from kedit.rep.train import PACE
 from kedit.requests import EditRecord, EditRequest, Probe, Variants
 from kedit.stats import Covariance, collect
@@ -286,7 +289,7 @@ RECORDS = [
 ]
 CORPUS = TEXT[TEXT.index("Berlin") :][:400]
 OTHERS = ["Steve Jobs", "Toyota", "France", "LeBron James", "Microsoft"]
-CONFIG = AdapterConfig(contexts=1, others=2, held_back=0.0, corpus_tokens=150)
+CONFIG = AdapterConfig(contexts=1, others=2, held_back=0.0, corpus_tokens=150, phrases=0, siblings=0)
 
 
 @pytest.fixture
@@ -365,6 +368,36 @@ def test_keys_are_those_of_the_texts_by_themselves(lm: LM) -> None:
     assert rows_in(corpus[:128], t.negatives)
 
 
+def test_phrases_train_and_tempt(lm: LM) -> None:
+    """The same phrases after the subject and after others, and names that only begin like the subject."""
+    without = tasks_of(lm, RECORDS[1:])[0]
+    with_all = tasks_of(lm, RECORDS[1:], replace(CONFIG, phrases=3, phrase_others=2, siblings=4))[0]
+    assert len(with_all.positives) == len(without.positives) + 3
+    rows = [row for row in source(lm, replace(CONFIG, phrases=3, phrase_others=2, siblings=4)).plan(RECORDS[1])]
+    texts = [lm.decode(list(row.ids)) for row in rows if row.role == "tempting"]
+    assert len(texts) == 3 * 2 + 4
+    assert not any("Vincent van Gogh" in text for text in texts)
+    assert sum("Vincent" in text for text in texts[6:]) == 4
+    own = [key(lm, "In 1853 {} was born in", t.replace("{}", "Vincent van Gogh"))[1] for t in PHRASES]
+    ran = {row.ids for row in rows if row.role == "variant"}
+    assert sum(tokens.ids in ran for tokens in own) == 3
+    for row in (row for row in rows if row.role == "tempting"):
+        assert row.near[-1] == row.subject_last == len(row.ids) - 1
+        module = lm.arch.module(lm.model, "mlp_out", 1)
+        (keys,) = read_keys(lm, [row.ids], module, None, [-1])
+        assert rows_in(keys[list(row.near)], with_all.near)
+
+
+def test_siblings_begin_like_the_subject_and_end_like_another() -> None:
+    found = siblings("Vincent van Gogh", ["Ada", "Lake Geneva"], 2, Random(0))
+    assert len(found) == 2
+    for name in found:
+        assert name.startswith("Vincent ")
+        assert name.endswith(("Ada", "Geneva"))
+        assert not name.endswith("Gogh")
+    assert siblings("IBM", ["Ada"], 1, Random(0)) == []
+
+
 def test_what_tests_is_never_read(lm: LM) -> None:
     texts: list[str] = []
     spy = lm.model.base_model.register_forward_pre_hook(
@@ -427,7 +460,9 @@ def recipe(name: str) -> AdapterConfig:
     if name == "paper":
         return replace(parity_config(), dropout=0.0, rank=4, positives=5)
     gate: Any = name
-    return AdapterConfig(gate=gate, gate_loss=0.0, anneal=1.0, rank=4, positives=5, long_contexts=0)
+    return replace(
+        CONFIG, gate=gate, gate_loss=0.0, anneal=1.0, rank=4, positives=5, long_contexts=0, others=16, held_back=0.25
+    )
 
 
 @pytest.mark.parametrize("name", ["none", "mlp", "paper"])

@@ -35,6 +35,8 @@ QUICK: dict[str, Any] = {
     "negatives": 16,
     "rank": 4,
     "others": 3,
+    "phrases": 0,
+    "siblings": 0,
     "corpus_tokens": 100,
     "contexts": 1,
 }

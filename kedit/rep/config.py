@@ -44,6 +44,9 @@ class AdapterConfig:
         contexts: Contexts for each variant besides the bare prompt; -1: all.
         long_contexts: Long texts before the prompt to train on, out of those the record has.
         others: Other subjects in the record's own prompt, all of whose tokens are negatives.
+        phrases: Phrases after the subject's name that train like its variants (rep/phrases.py).
+        phrase_others: Other subjects before each of these phrases, all of whose tokens are near negatives.
+        siblings: Names that begin like the subject and end like another, all of whose tokens are near negatives.
         corpus_tokens: Tokens of the statistics' text that are negatives, shared by all edits.
     """
 
@@ -74,6 +77,9 @@ class AdapterConfig:
     contexts: int = 3
     long_contexts: int = 1
     others: int = 16
+    phrases: int = 8
+    phrase_others: int = 2
+    siblings: int = 16
     corpus_tokens: int = 2048
 
     def __post_init__(self) -> None:
@@ -119,5 +125,8 @@ def parity_config() -> AdapterConfig:
         contexts=-1,
         long_contexts=0,
         others=0,
+        phrases=0,
+        phrase_others=0,
+        siblings=0,
         corpus_tokens=0,
     )

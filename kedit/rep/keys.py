@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 from kedit.arch import weight
 from kedit.lanes import LaneBank
 from kedit.lm import LM
-from kedit.reading import Row, read
+from kedit.reading import read
 from kedit.rep.config import AdapterConfig
+from kedit.rep.plan import NEGATIVE, Row, plan
 from kedit.requests import EditRecord
-from kedit.tokens import Tokens, encode_subject
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,6 @@ class Task:
     held_positives: Tensor
     held_negatives: Tensor
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One text to run, and which of its tokens are what."""
-
-    ids: tuple[int, ...]
-    subject_last: int
-    outside: tuple[int, ...]  # tokens that are negatives
-    near: tuple[int, ...]  # tokens that are near negatives
-    role: str  # original | answer | variant | held | long | other
 
 
 class KeySource:
@@ -107,15 +95,15 @@ class KeySource:
             lanes: Lane of each record in `bank`.
             raw: Take the edit key itself for u, neither whitened nor normalised.
         """
-        plans = [self._plan(record) for record in records]
-        rows = [row for plan in plans for row in plan]
-        of_row = [lane for plan, lane in zip(plans, lanes, strict=True) for _ in plan]
+        plans = [self.plan(record) for record in records]
+        rows = [row for own in plans for row in own]
+        of_row = [lane for own, lane in zip(plans, lanes, strict=True) for _ in own]
         module = self.lm.arch.module(self.lm.model, "mlp_out", layer)
         keys = iter(read_keys(self.lm, [row.ids for row in rows], module, bank, of_row))
         shared = self._shared_keys(layer, module)
         found = []
-        for record, plan, direction in zip(records, plans, directions, strict=True):
-            task = self._task(plan, [next(keys) for _ in plan], edit_key, shared)
+        for record, own, direction in zip(records, plans, directions, strict=True):
+            task = self._task(own, [next(keys) for _ in own], edit_key, shared)
             aim = task.anchor if raw else direction / direction.norm()
             seed = zlib.crc32(f"{record.request.case_id}/{layer}".encode())
             found.append(replace(task, direction=aim.to(task.anchor), seed=seed))
@@ -126,55 +114,23 @@ class KeySource:
         for layer in layers:
             self._shared_keys(layer, self.lm.arch.module(self.lm.model, "mlp_out", layer))
 
-    def _plan(self, record: EditRecord) -> list[_Row]:
-        """Which texts to run for a record. Only the bare prompts are run to their end."""
-        c, request, rng = self.config, record.request, random.Random(f"rep-{record.request.case_id}")
-
-        def row(subject: str, context: str, role: str, answer: str | None = None) -> _Row:
-            t = encode_subject(self.lm, request.prompt, subject, answer, context, f"record {request.case_id}")
-            if context == "{}":
-                near = range(t.subject_first, t.subject_last) if role == "original" else range(0)
-                return _Row(t.ids, t.subject_last, _outside(t, role), (*near, *range(t.n_prompt, len(t.ids))), role)
-            outside = sorted(rng.sample(range(t.subject_first), min(64, t.subject_first))) if role == "long" else ()
-            return _Row(t.ids[: t.subject_last + 1], t.subject_last, tuple(outside), (), role)
-
-        rows = [row(request.subject, context, "original") for context in self.contexts]
-        if c.negatives:
-            answers = [answer for answer in (request.target_new, request.target_true) if answer is not None]
-            rows += [row(request.subject, "{}", "answer", answer) for answer in answers]
-        variants = record.variants
-        if variants is None:
-            return rows
-        names = [*variants.paraphrase_train, *variants.shuffle_train]
-        held = set(rng.sample(names, int(c.held_back * len(names))))
-        for name in names:
-            more = len(self.contexts) - 1 if c.contexts < 0 else min(c.contexts, len(self.contexts) - 1)
-            for context in ["{}", *rng.sample(self.contexts[1:], more)]:
-                rows.append(row(name, context, "held" if name in held else "variant"))
-        for text in variants.long_train[: c.long_contexts]:
-            rows.append(row(request.subject, text + " {}", "long"))
-        asked = " ".join(probe.text for probe in record.probes)
-        others = [s for s in self.subjects if s not in asked and s != request.subject]
-        for name in rng.sample(others, min(c.others, len(others))):
-            rows.append(row(name, "{}", "other"))
-        return rows
+    def plan(self, record: EditRecord) -> list[Row]:
+        """Which texts are run for a record."""
+        return plan(self.lm, self.config, self.contexts, self.subjects, record)
 
     def _task(
         self,
-        plan: list[_Row],
+        rows: list[Row],
         keys: list[Tensor],
         edit_key: Callable[[Tensor], Tensor],
         shared: Tensor,
     ) -> Task:
-        last = [
-            (row.role, k[row.subject_last])
-            for row, k in zip(plan, keys, strict=True)
-            if row.role not in ("other", "answer")
-        ]
+        read = list(zip(rows, keys, strict=True))
+        last = [(row.role, k[row.subject_last]) for row, k in read if row.role not in NEGATIVE]
         original = torch.stack([k for role, k in last if role == "original"])
         train = [k for role, k in last if role != "held"][1:] or [original[0]]  # the bare prompt has its own loss
         held = [k for role, k in last if role == "held"]
-        outside = [k[list(row.outside)] for row, k in zip(plan, keys, strict=True) if row.outside]
+        outside = [k[list(row.outside)] for row, k in read if row.outside]
         negatives = torch.cat([*outside, shared]) if outside else shared
         generator = torch.Generator().manual_seed(0)
         order = torch.randperm(len(negatives), generator=generator).to(negatives.device)
@@ -185,7 +141,7 @@ class KeySource:
             bare=original[0],
             positives=torch.stack(train),
             negatives=negatives[order[cut:]],
-            near=torch.cat([k[list(row.near)] for row, k in zip(plan, keys, strict=True)]),
+            near=torch.cat([k[list(row.near)] for row, k in read]),
             held_positives=torch.stack(held) if held else original[:0],
             held_negatives=negatives[order[:cut]],
         )
@@ -205,7 +161,7 @@ def read_keys(
     lm: LM, rows: Sequence[tuple[int, ...]], module: nn.Module, bank: LaneBank | None, lanes: Sequence[int]
 ) -> list[Tensor]:
     """Native inputs of `module` at every token of every row: `[T_i, D]` float32 each, in the rows' order."""
-    users: dict[Row, list[int]] = {}
+    users: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     for i, (row, lane) in enumerate(zip(rows, lanes, strict=True)):
         users.setdefault((lane, row), []).append(i)
     found: list[Tensor] = [torch.empty(0)] * len(rows)
@@ -214,11 +170,6 @@ def read_keys(
             for i in users[row]:
                 found[i] = k[: len(row[1])]
     return found
-
-
-def _outside(t: Tokens, role: str) -> tuple[int, ...]:
-    """Tokens of a bare prompt that are not the subject's; all of them where the subject is another."""
-    return tuple(i for i in range(t.n_prompt) if role == "other" or not t.subject_first <= i <= t.subject_last)
 
 
 def _width(lm: LM, layer: int) -> int:

@@ -1,0 +1,105 @@
+"""What the benchmarks share that edit as `kedit fit` does: the method of a config, robust queries, the trainer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback, Trainer
+
+from kedit.cli.quiet import quiet_lightning
+from kedit.data import RobustQueries
+from kedit.methods import EditingModule
+from kedit.methods.locate import LocateThenEdit
+from kedit.queries import QueryConfig
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of every benchmark on robust queries."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--config", required=True, help="a config of `kedit fit`; its `model` is the editor")
+    found.add_argument("--set", nargs="*", default=[], help="other options of the editor, as NAME=JSON")
+    found.add_argument("--data", required=True, help="a robust-query file")
+    found.add_argument("--corpus", required=True, help="text for the long contexts")
+    found.add_argument("--known", action="store_true", help="only facts that the model gives itself")
+    found.add_argument("--records", type=int)
+    found.add_argument("--skip", type=int, default=0)
+    found.add_argument("--max-probes", type=int, help="probes of each kind in a record")
+    found.add_argument("--rows", type=Path, help="file for the result rows; runs/SAVE.jsonl without it")
+    found.add_argument("--save", required=True, help="name of the figures under benchmarks/results")
+    return found
+
+
+def editor_of(a: argparse.Namespace, **options: Any) -> LocateThenEdit:
+    """The editor of a config's `model`, with `options` and then `--set` in place of the config's own values."""
+    model = yaml.safe_load(Path(a.config).read_text(encoding="utf-8"))["model"]
+    given = {name: json.loads(value) for name, value in (word.split("=", 1) for word in a.set)}
+    model["init_args"] = model.get("init_args", {}) | options | given
+    reader = ArgumentParser(exit_on_error=False)
+    reader.add_subclass_arguments(LocateThenEdit, "model")
+    return reader.instantiate_classes(reader.parse_object({"model": model})).model
+
+
+def robust_data(a: argparse.Namespace, kinds: Sequence[str], **options: Any) -> RobustQueries:
+    """The records that the options name; `options` are those of `QueryConfig`."""
+    return RobustQueries(
+        a.data,
+        known=a.known,
+        limit=a.records,
+        skip=a.skip,
+        max_probes=a.max_probes,
+        probe_kinds=list(kinds),
+        queries=QueryConfig(corpus=a.corpus, **options),
+    )
+
+
+def fit(module: EditingModule, data: RobustQueries, callback: Callback) -> None:
+    """Edits all of `data` as `kedit fit` does, without its files."""
+    with quiet_lightning():
+        Trainer(
+            accelerator="auto",
+            devices=1,
+            max_epochs=-1,
+            callbacks=[callback],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0,
+        ).fit(module, datamodule=data)
+
+
+def rows_file(a: argparse.Namespace) -> Path:
+    """Where the result rows go; its folder exists."""
+    path = a.rows or Path("runs") / f"{a.save}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows written so far."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Adds rows to the file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def show(lines: list[dict[str, Any]]) -> None:
+    """Prints the figures of `kedit.robustness.figures`."""
+    for line in lines:
+        print(f"{line['when']:28s}{line['kind']:18s}{line['after']:7.1f} [{line['ci_low']:.1f}, {line['ci_high']:.1f}]")
+
+
+def names(a: argparse.Namespace) -> dict[str, Any]:
+    """The options for a result file: files by their names, not by where they lie."""
+    return {key: Path(value).name if key in ("data", "corpus", "config") else value
+            for key, value in vars(a).items() if key not in ("rows", "save", "edits")}  # fmt: skip
