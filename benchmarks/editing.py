@@ -42,7 +42,7 @@ def editor_of(a: argparse.Namespace, **options: Any) -> LocateThenEdit:
     model["init_args"] = model.get("init_args", {}) | options | given
     reader = ArgumentParser(exit_on_error=False)
     reader.add_subclass_arguments(LocateThenEdit, "model")
-    return reader.instantiate_classes(reader.parse_object({"model": model})).model
+    return reader.instantiate_classes(reader.parse_object({"model": model}))["model"]
 
 
 def robust_data(a: argparse.Namespace, kinds: Sequence[str], **options: Any) -> RobustQueries:

@@ -61,6 +61,9 @@ def drive(edit: Generator[Phase, None, Any]) -> Any:
     try:
         phase = next(edit)
         while True:
+            if phase.done:  # nothing to train
+                phase = next(edit)
+                continue
             optimizer = phase.optimizer()
             for _ in range(phase.steps):
                 optimizer.zero_grad()
@@ -182,10 +185,11 @@ def main() -> None:
     a = options.parse_args()
     editor = editor_of(a)
     if a.edits:
-        editor.edit = kept(editor.edit, a.edits)
+        vars(editor)["edit"] = kept(editor.edit, a.edits)
     data, path = robust_data(a, KINDS), rows_file(a)
     fit(editor, data, Arms(a.arms, path))
-    rows = read_rows(path)
+    ids = {record.request.case_id for record in data.records}
+    rows = [row for row in read_rows(path) if row["case_id"] in ids and row["when"] in ("editor", *a.arms)]
     lines = figures(rows)
     show(lines)
     protocol = "single regime, teacher-forced exact match, after each edit"

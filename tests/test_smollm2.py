@@ -83,3 +83,22 @@ def test_a_fact_changes_and_comes_back(tmp_path: Path, lm: LM) -> None:
             assert int(lm.model(ids).logits[0, -1].argmax()) == first
         assert torch.equal(lm.model(ids).logits[0, -1], before)
         assert int(before.argmax()) != first
+
+
+def test_rep_carries_an_edit_to_other_names(tmp_path: Path) -> None:
+    """`kedit fit` on two facts: the edit stands as the editor made it, and more scrambled and other names have it."""
+    main(
+        ["fit", "--config", "configs/rep_smollm2.yaml", "--data.init_args.limit=2", "--trainer.accelerator=cpu",
+         "--model.init_args.editor.init_args.mom2_adjustment=false", "--model.init_args.adapter.corpus_tokens=0",
+         "--data.init_args.queries.long_words=[]", "--robustness.fluency=false",
+         "--data.init_args.probe_kinds=[rewrite,paraphrase_id,shuffle_id]",
+         f"--run.root={tmp_path}", "--run.name=rep"]
+    )  # fmt: skip
+    results = json.loads((tmp_path / "rep" / "summary.json").read_text(encoding="utf-8"))["results"]
+    assert results["editor"]["rewrite"]["exact"]["after"] == results["edit"]["rewrite"]["exact"]["after"] == 100.0
+    alone, robust = (
+        [results[moment][kind]["exact"]["after"] for kind in ("paraphrase_id", "shuffle_id")]
+        for moment in ("editor", "edit")
+    )
+    assert all(more >= less for more, less in zip(robust, alone, strict=True))
+    assert sum(robust) > sum(alone)
