@@ -196,7 +196,12 @@ def test_interrupted(
     run, results = [sys.executable, "-m", "kedit", *words], tmp_path / "runs" / "one" / "results.jsonl"
     words = ["--data.path", str(facts), "--model.regime", "sequential", "--metrics.measure", "edit"]
     with subprocess.Popen(
-        [*run, *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+        [*run, *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     ) as process:
         end = time.monotonic() + 120
         while not (results.exists() and results.stat().st_size) and time.monotonic() < end:
