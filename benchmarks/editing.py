@@ -75,22 +75,13 @@ def fit(module: EditingModule, data: RobustQueries, callback: Callback) -> None:
         ).fit(module, datamodule=data)
 
 
-def rows_file(a: argparse.Namespace) -> Path:
-    """Where the result rows go; its folder exists."""
+def rows_file(a: argparse.Namespace, again: bool = False) -> Path:
+    """Where the result rows go; its folder exists, the file begins anew unless `again`."""
     path = a.rows or Path("runs") / f"{a.save}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not again:
+        path.unlink(missing_ok=True)
     return path
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows written so far."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Adds rows to the file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def show(lines: list[dict[str, Any]]) -> None:

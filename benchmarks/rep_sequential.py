@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common import save
-from editing import editor_of, fit, names, parser, read_rows, robust_data, rows_file, show, write_rows
+from editing import editor_of, fit, names, parser, robust_data, rows_file, show
 
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
@@ -22,6 +22,7 @@ from kedit.evaluate import EvalConfig, ProbeScore, score
 from kedit.methods import REP, EditingModule
 from kedit.results import result_row
 from kedit.robustness import figures
+from kedit.runfolder import append_rows, read_rows
 
 KINDS = ["rewrite", "paraphrase_id", "paraphrase_ood", "shuffle_id", "shuffle_ood", "neighborhood"]
 
@@ -46,7 +47,7 @@ class At(EditCallback):
         after = self._score(module, n)
         when = f"{self.arm}, {n} edits"
         found = zip(self.records[:n], self.base[:n], after, strict=True)
-        write_rows(self.path, [result_row(record, b, a, batch.index, when) for record, b, a in found])
+        append_rows(self.path, [result_row(record, b, a, batch.index, when) for record, b, a in found])
 
     def _score(self, module: EditingModule, n: int) -> list[list[ProbeScore]]:
         counts = [len(record.probes) for record in self.records[:n]]
@@ -71,7 +72,7 @@ def main() -> None:
         data = robust_data(a, KINDS, long_contexts=0, train_long=1)
         fit(module, data, At(a.counts, arm, path))
         about[arm] = {"method": module.describe(), "data_set": data.describe()}
-    lines = figures(read_rows(path))
+    lines = figures(list(read_rows(path)))
     show(lines)
     protocol = "sequential regime, one edit at a time; measured after n edits, all n records"
     save(a.save, names(a) | {"protocol": protocol, "runs": about, "figures": lines})

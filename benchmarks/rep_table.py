@@ -7,7 +7,7 @@
 Every record is edited once, on the unedited model (single regime); each arm adds its adapters to the very same
 edit, so arms differ in nothing else. Records, probes and variants are those of `kedit fit` with the same options.
 With `--edits FOLDER` the edits are kept there and used again: more arms can be measured later on the same edits.
-Rows that the file has already are not measured again.
+With it rows that the file has already are not measured again; without it the file begins anew.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from common import save
-from editing import editor_of, fit, names, parser, read_rows, robust_data, rows_file, show, write_rows
+from editing import editor_of, fit, names, parser, robust_data, rows_file, show
 
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
@@ -32,6 +32,7 @@ from kedit.methods.phases import Phase
 from kedit.rep import AdapterConfig
 from kedit.results import result_row
 from kedit.robustness import FIGURES, figures
+from kedit.runfolder import append_rows, read_rows
 
 KINDS = ["rewrite", "paraphrase_id", "paraphrase_ood", "shuffle_id", "shuffle_ood", "long_context", "neighborhood"]
 C = AdapterConfig()
@@ -132,7 +133,7 @@ class Arms(EditCallback):
             for i, outcome in enumerate(batch.outcomes):
                 more = {"edit": infos[name][i], "error": outcome.error}
                 rows.append(result_row(outcome.record, scores[0][i], after[i], batch.index, name, **more))
-            write_rows(self.path, rows)
+            append_rows(self.path, rows)
         print(f"{batch.index + 1} of {len(trainer.datamodule.batches)} batches", flush=True)
 
     def _score(
@@ -186,7 +187,7 @@ def main() -> None:
     editor = editor_of(a)
     if a.edits:
         vars(editor)["edit"] = kept(editor.edit, a.edits)
-    data, path = robust_data(a, KINDS), rows_file(a)
+    data, path = robust_data(a, KINDS), rows_file(a, again=a.edits is not None)
     fit(editor, data, Arms(a.arms, path))
     ids = {record.request.case_id for record in data.records}
     rows = [row for row in read_rows(path) if row["case_id"] in ids and row["when"] in ("editor", *a.arms)]
