@@ -129,3 +129,24 @@ def _assemble(tensors: dict[str, Tensor]) -> Delta:
     if left_over := tensors.keys() ^ _named(delta).keys():
         raise ValueError(f"tensors without their counterpart: {', '.join(sorted(left_over))}")
     return delta
+
+
+def pack(delta: Delta) -> dict[str, Any]:
+    """A delta as a checkpoint holds it: tensors, numbers and dicts of them, on the CPU."""
+    delta = delta.to("cpu")
+    return {
+        "changes": {path: (f.left, f.right) for path, f in delta.changes.items()},
+        "pathways": {path: [p.tensors() for p in ps] for path, ps in delta.pathways.items()},
+        "slices": {path: (s.index, s.values, s.axis, s.shape) for path, s in delta.slices.items()},
+        "biases": dict(delta.biases),
+    }
+
+
+def unpack(packed: dict[str, Any]) -> Delta:
+    """What `pack` made, also that of older checkpoints."""
+    return Delta(
+        {path: Factors(left, right) for path, (left, right) in packed["changes"].items()},
+        {path: tuple(Pathway(**t) for t in ps) for path, ps in packed["pathways"].items()},
+        {path: Slices(*parts) for path, parts in packed.get("slices", {}).items()},  # not in older checkpoints
+        packed.get("biases", {}),
+    )

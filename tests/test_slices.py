@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from kedit.arch import weight
 from kedit.delta import Delta, Factors, Weights, edited
-from kedit.deltafile import load_delta, save_delta
+from kedit.deltafile import load_delta, pack, save_delta, unpack
 from kedit.errors import KeditError
 from kedit.lanes import LaneBank
 from kedit.lm import LM
-from kedit.methods.base import _pack, _unpack
 from kedit.pathway import Pathway
 from kedit.slices import Slices
 from tests.tiny import tiny_lm
@@ -514,9 +513,9 @@ def test_checkpoints_hold_slices_and_biases() -> None:
     """Through torch.save and a load that unpickles nothing but tensors, numbers and their containers."""
     lm = tiny_lm("gptj")
     delta, buffer = pac_delta(lm, [1, 5]), io.BytesIO()
-    torch.save(_pack(delta), buffer)
+    torch.save(pack(delta), buffer)
     buffer.seek(0)
-    found = _unpack(torch.load(buffer, weights_only=True))
+    found = unpack(torch.load(buffer, weights_only=True))
     assert equal(found, delta)
     with edited(lm.model, delta):
         want = state(lm.model)
@@ -525,6 +524,6 @@ def test_checkpoints_hold_slices_and_biases() -> None:
 
 
 def test_a_checkpoint_of_before_still_loads() -> None:
-    found = _unpack({"changes": {"m": (torch.ones(3, 1), torch.ones(1, 2))}, "pathways": {}})
+    found = unpack({"changes": {"m": (torch.ones(3, 1), torch.ones(1, 2))}, "pathways": {}})
     assert torch.equal(found.changes["m"].dense(), torch.ones(3, 2))
     assert (found.slices, found.biases) == ({}, {})

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from kedit.batch import EditBatch, Outcome
 from kedit.callbacks.base import EditCallback
-from kedit.delta import Delta, Factors, Weights
+from kedit.delta import Delta, Weights
+from kedit.deltafile import pack, unpack
 from kedit.errors import KeditError
 from kedit.evaluate import known
 from kedit.lm import LM, LMConfig, load_lm
 from kedit.methods.phases import Edit, Phase
-from kedit.pathway import Pathway
 from kedit.requests import EditRecord
-from kedit.slices import Slices
 from kedit.tokens import encode, encode_subject
 
 Regime = Literal["single", "batch", "sequential"]
@@ -186,7 +185,7 @@ class EditingModule(LightningModule, ABC):
         self._weights = Weights(self.lm.model)
         if self._restored is not None:
             self.edits_done = int(self._restored["edits_done"])
-            self.deltas = [_unpack(d).to(self.device) for d in self._restored["deltas"]]
+            self.deltas = [unpack(d).to(self.device) for d in self._restored["deltas"]]
             for delta in self.deltas:
                 self._weights.add(delta)
             self._restored = None
@@ -262,7 +261,7 @@ class EditingModule(LightningModule, ABC):
         checkpoint["optimizer_states"] = []
         checkpoint["kedit"] = {
             "edits_done": self.edits_done,
-            "deltas": [_pack(delta) for delta in self.deltas],
+            "deltas": [pack(delta) for delta in self.deltas],
             "method": self.method_state(),
             "run": self._identity(),
         }
@@ -290,22 +289,3 @@ class EditingModule(LightningModule, ABC):
 def _batch_seed(seed: int, index: int) -> int:
     """A seed of its own for every edit batch, the same however the run got there."""
     return (seed * 1_000_003 + index * 7_919 + 17) % 2**32
-
-
-def _pack(delta: Delta) -> dict[str, Any]:
-    delta = delta.to("cpu")
-    return {
-        "changes": {path: (f.left, f.right) for path, f in delta.changes.items()},
-        "pathways": {path: [p.tensors() for p in ps] for path, ps in delta.pathways.items()},
-        "slices": {path: (s.index, s.values, s.axis, s.shape) for path, s in delta.slices.items()},
-        "biases": dict(delta.biases),
-    }
-
-
-def _unpack(packed: dict[str, Any]) -> Delta:
-    return Delta(
-        {path: Factors(left, right) for path, (left, right) in packed["changes"].items()},
-        {path: tuple(Pathway(**t) for t in ps) for path, ps in packed["pathways"].items()},
-        {path: Slices(*parts) for path, parts in packed.get("slices", {}).items()},  # not in older checkpoints
-        packed.get("biases", {}),
-    )
