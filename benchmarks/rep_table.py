@@ -69,9 +69,10 @@ def drive(edit: Generator[Phase, None, Any]) -> Any:
             for _ in range(phase.steps):
                 optimizer.zero_grad()
                 loss = phase.loss()
-                if phase.done:
+                if loss is None or phase.done:
                     break
                 loss.backward()
+                phase.before_step()
                 optimizer.step()
                 phase.after_step()
             phase = next(edit)

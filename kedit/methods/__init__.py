@@ -3,8 +3,9 @@
 from kedit.methods.base import EditingModule
 from kedit.methods.emmet import EMMET
 from kedit.methods.memit import MEMIT
+from kedit.methods.pac import PAC
 from kedit.methods.rep import REP
 from kedit.methods.rome import ROME
 from kedit.methods.rrome import RROME
 
-__all__ = ["EMMET", "MEMIT", "REP", "ROME", "RROME", "EditingModule"]
+__all__ = ["EMMET", "MEMIT", "PAC", "REP", "ROME", "RROME", "EditingModule"]

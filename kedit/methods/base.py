@@ -40,13 +40,17 @@ class EditingModule(LightningModule, ABC):
 
     Attributes:
         edits_done: Edit batches committed or measured so far.
-        deltas: In the sequential regime, the delta of every committed batch, in order.
+        deltas: In the sequential regime, the delta of every committed batch, in order (or, with `merges_deltas`,
+            their sum).
     """
 
     regimes: tuple[Regime, ...] = ("single", "batch", "sequential")
 
     needs_subject = True
     """Whether every request must name its subject. A method that never looks for one sets it False."""
+
+    merges_deltas = False
+    """Whether checkpoints keep the sum of the deltas: where they touch the same lines again and again (PAC)."""
 
     def __init__(self, lm: LMConfig, regime: Regime, lanes: int, seed: int) -> None:
         super().__init__()
@@ -223,10 +227,15 @@ class EditingModule(LightningModule, ABC):
             self._next_phase(batch_idx)
         return -1 if self._phase is None else None
 
-    def training_step(self, batch: list[EditRecord], batch_idx: int) -> Tensor:
+    def training_step(self, batch: list[EditRecord], batch_idx: int) -> Tensor | None:
         """The method's loss."""
         assert self._phase is not None
         return self._phase.loss()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The phase's masks, on gradients that mixed precision has unscaled."""
+        assert self._phase is not None
+        self._phase.before_step()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Clamps, projections and freezing of the phase, and its figures to the loggers."""
@@ -243,10 +252,18 @@ class EditingModule(LightningModule, ABC):
             assert self._weights is not None
             for delta in self.batch.deltas:
                 if delta is not None:
-                    self._weights.add(delta)
-                    self.deltas.append(delta)
+                    self._commit(self._weights, delta)
         self.edits_done = self.batch.index + 1
         self._tell("on_edit_end")
+
+    def _commit(self, weights: Weights, delta: Delta) -> None:
+        """Writes a delta into the model and keeps it, by itself or in the sum of all."""
+        if self.merges_deltas and self.deltas:
+            delta = Delta.concat([*self.deltas, delta])
+            weights.restore()  # so that a resumed run, which knows the sum alone, has the same weights to the bit
+            self.deltas.clear()
+        weights.add(delta)
+        self.deltas.append(delta)
 
     def _tell(self, hook: str) -> None:
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from kedit.delta import Delta
+from kedit.errors import KeditError
+from kedit.pac import Steps
 from kedit.rep import AdapterLanes
 from kedit.values import ValueLanes
 
@@ -27,8 +29,12 @@ class Phase(Protocol):
         """A fresh optimiser of what the phase trains."""
         ...
 
-    def loss(self) -> Tensor:
-        """Loss of one step, a scalar to call backward on."""
+    def loss(self) -> Tensor | None:
+        """Loss of one step, a scalar to call backward on; None where nothing is left to do."""
+        ...
+
+    def before_step(self) -> None:
+        """Masks of the gradients, before the optimiser's step."""
         ...
 
     def after_step(self) -> None:
@@ -70,6 +76,9 @@ class ValuePhase:
         """Sum over the lanes that still run."""
         return self.lanes.loss()
 
+    def before_step(self) -> None:
+        """No gradient is masked."""
+
     def after_step(self) -> None:
         """Clamps and freezes."""
         self.lanes.after_step()
@@ -103,6 +112,9 @@ class AdapterPhase:
         """Sum over the adapters."""
         return self.lanes.loss()
 
+    def before_step(self) -> None:
+        """No gradient is masked."""
+
     def after_step(self) -> None:
         """Nothing is clamped."""
 
@@ -110,3 +122,47 @@ class AdapterPhase:
         """Mean loss and terms over the adapters."""
         means = {name: float(value.mean()) for name, value in self.lanes.terms.items()}
         return {"loss": float(self.lanes.total.mean())} | means
+
+
+class RectifyPhase:
+    """The training of PAC's nodes between two traces.
+
+    Args:
+        course: The steps.
+        optimizer: Adam, which may have been there before.
+
+    Attributes:
+        error: Why it ended early: a loss that is not finite.
+    """
+
+    def __init__(self, course: Steps, optimizer: torch.optim.Optimizer) -> None:
+        self.course, self.steps, self._optimizer = course, course.most, optimizer
+        self.error: KeditError | None = None
+
+    @property
+    def done(self) -> bool:
+        """Nothing is left to learn, or it failed."""
+        return self.course.done or self.error is not None
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one given."""
+        return self._optimizer
+
+    def loss(self) -> Tensor | None:
+        """That of T+, of T-, or of both; None where it has failed (`error`), too."""
+        try:
+            return self.course.loss()
+        except KeditError as error:
+            self.error = error
+            return None
+
+    def before_step(self) -> None:
+        """Leaves gradients to the side that is trained."""
+        self.course.before_step()
+
+    def after_step(self) -> None:
+        """Nothing is clamped."""
+
+    def logs(self) -> dict[str, float]:
+        """Losses and gradient norms when last taken."""
+        return dict(self.course.terms)

@@ -1,28 +1,47 @@
 """PAC: which nodes of the feed-forward matrices an edit should move, and what moves them. No Lightning in here."""
 
 from kedit.pac.capture import capture
-from kedit.pac.labels import Labelled, argmaxes, encode_request, labelled
+from kedit.pac.choose import choose, layer_weights
+from kedit.pac.config import ContrastConfig, KeepConfig
+from kedit.pac.keep import Keeper
+from kedit.pac.labels import Labelled, argmaxes, encode_request, greedy_answers, labelled
+from kedit.pac.profile import Profile
 from kedit.pac.rectify import Bias, Part, Rectifier
 from kedit.pac.scores import Score, node_scores
 from kedit.pac.select import Scores, Selection, TraceConfig, layer_profile, select
+from kedit.pac.sides import Sides
 from kedit.pac.sites import Site, sites
 from kedit.pac.tracing import trace, trace_each
+from kedit.pac.training import Objective, Progress, Request, StepConfig, Steps
 
 __all__ = [
     "Bias",
+    "ContrastConfig",
+    "KeepConfig",
+    "Keeper",
     "Labelled",
+    "Objective",
     "Part",
+    "Profile",
+    "Progress",
     "Rectifier",
+    "Request",
     "Score",
     "Scores",
     "Selection",
+    "Sides",
     "Site",
+    "StepConfig",
+    "Steps",
     "TraceConfig",
     "argmaxes",
     "capture",
+    "choose",
     "encode_request",
+    "greedy_answers",
     "labelled",
     "layer_profile",
+    "layer_weights",
     "node_scores",
     "select",
     "sites",

@@ -40,6 +40,13 @@ class Labelled:
         """The model's logits at the labelled positions, `[m, vocab]` float32, with their graph."""
         return logits_at(lm, self.ids, self.rows, self.cols, use_cache=False)[0].float()
 
+    def answered(self, logits: Tensor, margin: float = 0.0) -> Tensor:
+        """Which texts have every label as the argmax, ahead of all other tokens by `margin` nats: `[B]` bool."""
+        own = logits.gather(1, self.labels[:, None])[:, 0]
+        others = logits.scatter(1, self.labels[:, None], -torch.inf).amax(1)
+        missed = self.rows.new_zeros(len(self.ids)).index_add_(0, self.rows, (~(own - others > margin)).long())
+        return missed == 0
+
     def loss(self, lm: LM) -> Tensor:
         """Weighted mean of -log p(label), a scalar."""
         return self.loss_of(self.logits(lm))
@@ -80,3 +87,18 @@ def argmaxes(lm: LM, batch: Labelled) -> Tensor:
     """What the model says itself at the labelled positions, teacher-forced on the targets: `[m]`."""
     with frozen(lm.model):
         return logits_at(lm, batch.ids, batch.rows, batch.cols, use_cache=False)[0].argmax(-1)
+
+
+def greedy_answers(lm: LM, texts: Sequence[Tokens]) -> list[Tokens]:
+    """The prompts of `texts` with what the model continues them with by itself, as many tokens as their targets."""
+    found = [text.ids[: text.n_prompt] for text in texts]
+    with frozen(lm.model):
+        for step in range(max(len(text.target) for text in texts)):
+            open_ = [i for i, text in enumerate(texts) if step < len(text.target)]
+            ids, _ = pad_right([found[i] for i in open_], lm.pad_id, lm.device)
+            rows = torch.arange(len(open_), device=lm.device)
+            cols = torch.tensor([len(found[i]) - 1 for i in open_], device=lm.device)
+            said = logits_at(lm, ids, rows, cols, use_cache=False)[0].argmax(-1).tolist()
+            for i, token in zip(open_, said, strict=True):
+                found[i] += (token,)
+    return [Tokens(ids, text.n_prompt) for ids, text in zip(found, texts, strict=True)]

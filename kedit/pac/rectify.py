@@ -22,6 +22,8 @@ from kedit.slices import Slices
 
 Bias = Literal["code", "masked", "none"]
 Part = Literal["top", "bottom"]
+Change = tuple[Tensor, Tensor, Tensor | None]
+"""Nodes of a site `[n]`, their changes `[n, D]`, and its bias's."""
 
 
 class Rectifier:
@@ -118,6 +120,29 @@ class Rectifier:
             return output.float().index_add(-1, index + site.offset, extra).to(output.dtype)
 
         return add
+
+    def changes(self) -> dict[Site, Change]:
+        """A copy of the changes as they are now, for `reset`."""
+        biases = {site: bias.detach().clone() for site, bias in self.biases.items()}
+        return {
+            site: (self.index[site], values.detach().clone(), biases.get(site)) for site, values in self.values.items()
+        }
+
+    @torch.no_grad()
+    def reset(self, changes: Mapping[Site, Change]) -> None:
+        """Puts the changes back to a copy of earlier ones; nodes taken since stay, unchanged again."""
+        for site, values in self.values.items():
+            values.zero_()
+            bias = self.biases.get(site)
+            if bias is not None:
+                bias.zero_()
+            if site not in changes:
+                continue
+            index, old, old_bias = changes[site]
+            at = torch.searchsorted(self.index[site], index)
+            values[at] = old
+            if bias is not None and old_bias is not None:
+                bias[at if site.kind != "value" else slice(None)] = old_bias
 
     @torch.no_grad()
     def delta(self) -> Delta:

@@ -37,6 +37,11 @@ class TraceConfig:
             few nodes, so that they are far fewer.
         tie_kv: A key and the value of the same index count as one node, with their scores' sum (an ablation).
         include_gate: Trace the gate matrices too; the paper's method leaves them as they are.
+        pick: What T+ and T- are: traced by their scores, or, as controls, random: as many nodes of every matrix, drawn;
+            all: every node in T+ and none in T-, which is full fine-tuning of the matrices.
+        enough: T+ is only as large as it need be: the fewest nodes of every matrix whose predicted decrease of the
+            loss (the sum of their gradients' squares, that of a gradient step) is this share of what `nodes` would
+            give; null: always `nodes`.
         memory: Most memory that tracing takes, as a share of one dense set of FFN gradients in float32 (an estimate;
             kedit/pac/tracing.py says what is taken in any case). The gradient of several batches at once is summed
             for as many matrices as fit into three quarters of it, with one pass over the batches for each such
@@ -49,6 +54,8 @@ class TraceConfig:
     mode: Literal["per_matrix", "kbest"] = "per_matrix"
     tie_kv: bool = False
     include_gate: bool = False
+    pick: Literal["traced", "random", "all"] = "traced"
+    enough: float | None = None
     memory: float = 0.1
 
     def __post_init__(self) -> None:
@@ -57,6 +64,11 @@ class TraceConfig:
                 raise KeditError(f"model.trace.{name}: {getattr(self, name)} is less than {least}")
         if not self.memory > 0:
             raise KeditError(f"model.trace.memory: {self.memory:g} is not above 0")
+        if self.enough is not None:
+            if not 0 < self.enough <= 1:
+                raise KeditError(f"model.trace.enough: {self.enough:g} is not above 0 and at most 1")
+            if self.mode != "per_matrix" or self.tie_kv or self.pick != "traced":
+                raise KeditError("model.trace.enough: only with pick: traced, mode: per_matrix and tie_kv: false")
 
 
 @dataclass(frozen=True)

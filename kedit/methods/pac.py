@@ -1,0 +1,317 @@
+"""PAC: contrastive rectifying of the critical transmission paths of a fact (ACL 2025; specs/pac.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kedit.batch import EditBatch
+from kedit.data import read_facts
+from kedit.errors import KeditError
+from kedit.lm import LMConfig
+from kedit.methods.base import EditingModule, Regime
+from kedit.methods.phases import Edit, Phase, RectifyPhase
+from kedit.pac import (
+    Bias,
+    ContrastConfig,
+    KeepConfig,
+    Keeper,
+    Labelled,
+    Objective,
+    Profile,
+    Progress,
+    Request,
+    Selection,
+    Sides,
+    StepConfig,
+    Steps,
+    TraceConfig,
+    argmaxes,
+    choose,
+    encode_request,
+    greedy_answers,
+    labelled,
+    layer_weights,
+)
+from kedit.requests import EditRecord
+
+_BATCH = 16  # texts of a forward or tracing pass that are not a mini-batch of the released run
+
+
+@dataclass
+class TrainConfig:
+    """How the nodes of an edit are trained.
+
+    Args:
+        lr: Adam's learning rate for T+.
+        passes: How often every request is trained at most.
+        mini_batch: Requests in a step.
+        retrace: Passes after which the paths are traced again; 0: never within an edit batch.
+        objective: `alternate`: a step on L(y*) and T+, then one on lambda L(y) and T- (the released code). `joint`:
+            one step on the sum of both losses (the paper), whose gradient reaches T+ and T-.
+        stop: Requests whose new target is the argmax already, at every token, are left out of a step; an edit batch
+            ends when none is left.
+        margin: How many nats the target must be ahead of every other token for that.
+        per_edit: Every request weighs the same in a loss; false: every target token does (the released code).
+        shared_adam: One Adam trains T+ and T- and goes on when paths are traced again, so that nodes move by their
+            momentum while they are masked (the released code). false: each side has its own, begun anew with the
+            paths, and stands still while the other is trained.
+        bias: Biases of models that have them: those of the selected keys and the value matrices' whole (`code`), the
+            former alone (`masked`), or `none`.
+        layer_weights: Learning rates follow the trace: a matrix whose paths score twice the mean gets twice `lr`.
+    """
+
+    lr: float = 1e-3
+    passes: int = 24
+    mini_batch: int = 2
+    retrace: int = 0
+    objective: Objective = "alternate"
+    stop: bool = True
+    margin: float = 0.0
+    per_edit: bool = True
+    shared_adam: bool = False
+    bias: Bias = "none"
+    layer_weights: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("passes", 1), ("mini_batch", 1), ("retrace", 0), ("margin", 0.0)):
+            if getattr(self, name) < least:
+                raise KeditError(f"model.train.{name}: {getattr(self, name)} is less than {least}")
+        if not self.lr > 0:
+            raise KeditError(f"model.train.lr: {self.lr:g} is not above 0")
+
+
+def parity_train() -> TrainConfig:
+    """The released run's (specs/pac.md 2 and 4)."""
+    return TrainConfig(
+        lr=1e-5, passes=12, retrace=2, stop=False, per_edit=False, shared_adam=True, bias="code"
+    )  # fmt: skip
+
+
+class PAC(EditingModule):
+    """Trains the FFN key and value vectors on the critical paths of the facts, and a contrast on insignificant ones.
+
+    Trace, then rectify: the nodes T+ whose gradients stand out are trained to say the new target; those of the lowest
+    score, T-, are trained to say what the unedited model says. Works on requests without a subject.
+
+    Args:
+        lm: The model to edit.
+        regime: `single`: each request on the unedited model. `batch`: an edit batch on the unedited model.
+            `sequential`: edit batches accumulate.
+        scope: Whose paths are trained. `dataset`: those of all requests of the run (traced once, on the unedited
+            model, where there are several edit batches). `batch`: those of an edit batch. `edit`: those of each
+            request by itself, one request after another, each until its target is the argmax.
+        parity: Follow the released run instead of `train`, which must then be left as it is: lr 1e-5, mini-batches
+            of two, 12 passes, paths traced again every 2, one Adam, no stopping. The edit batch is the edit set.
+        trace: How paths are traced and how many nodes are on them.
+        train: How they are trained.
+        contrast: The contrastive term.
+        keep: The locality term.
+        seed: Every edit batch seeds itself from this and its number.
+    """
+
+    needs_subject = False
+    merges_deltas = True
+
+    def __init__(
+        self,
+        lm: LMConfig = LMConfig(),
+        regime: Regime = "batch",
+        scope: Literal["dataset", "batch", "edit"] = "batch",
+        parity: bool = False,
+        trace: TraceConfig = TraceConfig(),
+        train: TrainConfig = TrainConfig(),
+        contrast: ContrastConfig = ContrastConfig(),
+        keep: KeepConfig = KeepConfig(),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(lm=lm, regime=regime, lanes=1, seed=seed)
+        if parity:
+            if train not in (TrainConfig(), parity_train()):
+                raise KeditError("model.parity: the released run replaces model.train; give one of the two, not both")
+            if scope == "edit":
+                raise KeditError("model.parity: the released run traces an edit set, not each edit; use scope: batch")
+            train = parity_train()
+        if train.shared_adam and contrast.theta == "instead":
+            raise KeditError("model.contrast.theta: instead keeps T- apart; it needs train.shared_adam: false")
+        if train.shared_adam and contrast.lr is not None:
+            raise KeditError("model.contrast.lr: one Adam has one learning rate; it needs train.shared_adam: false")
+        if train.layer_weights and trace.pick != "traced":
+            raise KeditError("model.train.layer_weights: they come from the trace; use trace.pick: traced")
+        self.scope, self.parity = scope, parity
+        self.trace_config, self.train_config, self.contrast, self.keep = trace, train, contrast, keep
+        self.profile = Profile()
+        self.keeper: Keeper | None = None
+        self.requests: dict[str, Request] = {}
+        self._chosen: tuple[Selection, Any] | None = None  # of the whole run
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether T- is trained."""
+        return self.contrast.weight > 0 and self.trace_config.bottom > 0 and self.trace_config.pick != "all"
+
+    def setup(self, stage: str) -> None:
+        """Sizes the run."""
+        super().setup(stage)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        n = 1 if self.regime == "single" else data.batch_size
+        t = self.train_config
+        per_pass = n if self.scope == "edit" else -(-n // t.mini_batch)
+        turns = 2 if self.contrasts and t.objective == "alternate" else 1
+        self.steps_per_batch = per_pass * t.passes * turns
+
+    def start(self) -> None:
+        """What the unedited model says: to every request, and to the prompts that are to stay as they are."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        records = [record for batch in data.batches for record in batch]
+        self.requests = {request.case: request for request in self._asked(records)}
+        if self.keep.weight > 0:
+            self.keeper = Keeper(self.lm, self.keep, records, read_facts("train"), self.seed)
+        if self.scope == "dataset" and len(data.batches) > 1:
+            self._chosen = self._choose([self.requests[r.request.case_id] for r in records])
+
+    def _asked(self, records: Sequence[EditRecord]) -> list[Request]:
+        texts = [encode_request(self.lm, record.request) for record in records]
+        cases = [record.request.case_id for record in records]
+        found: list[Request] = []
+        for start in range(0, len(texts), _BATCH):
+            some = texts[start : start + _BATCH]
+            greedy = self.contrast.original == "greedy"
+            originals = greedy_answers(self.lm, some) if greedy else some
+            if greedy:
+                said = [text.target for text in originals]
+            else:
+                flat = iter(argmaxes(self.lm, labelled(self.lm, some)).tolist())
+                said = [tuple(next(flat) for _ in text.target) for text in some]
+            rows = zip(cases[start : start + _BATCH], some, originals, said, strict=True)
+            found += [Request(*row) for row in rows]
+        return found
+
+    def edit(self, batch: EditBatch) -> Edit:
+        """Traces and rectifies: the edit batch as one, or one request after another (`scope: edit`)."""
+        generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
+        progress: dict[str, Progress] = {}
+        sides = self._sides()
+        requests = [self.requests[record.request.case_id] for record in batch.records]
+        groups = [[request] for request in requests] if self.scope == "edit" else [requests]
+        nodes: dict[str, int] = {}
+        for group in groups:
+            sides.begin()
+            try:
+                size = yield from self._rectify(sides, group, generator, progress)
+            except KeditError as error:
+                sides.undo()
+                for request in group:
+                    batch.outcomes[requests.index(request)].error = str(error)
+                continue
+            nodes |= dict.fromkeys([request.case for request in group], size)
+        if any(outcome.error is None for outcome in batch.outcomes):
+            self._look(sides, requests, progress)
+        for request, outcome in zip(requests, batch.outcomes, strict=True):
+            own = progress.get(request.case, Progress())
+            outcome.info = {
+                "steps": own.steps,
+                "loss": own.loss if torch.tensor(own.loss).isfinite() else None,
+                "answered": own.answered,
+                "nodes": nodes.get(request.case),
+            }
+        failed = all(outcome.error is not None for outcome in batch.outcomes)
+        return [None if failed else sides.delta(self.contrast.merge)]
+
+    def _sides(self) -> Sides:
+        t, c = self.train_config, self.contrast
+        contrast_lr = (t.lr if c.lr is None else c.lr) if self.contrasts else None
+        return Sides(self.lm, t.bias, t.lr, contrast_lr, t.shared_adam, c.theta)
+
+    def _rectify(
+        self, sides: Sides, requests: list[Request], generator: torch.Generator, progress: dict[str, Progress]
+    ) -> Generator[Phase, None, int]:
+        """Traces, trains, and traces again every `retrace` passes; the number of nodes in T+ at last."""
+        t, size = self.train_config, 0
+        steps = StepConfig(
+            t.objective,
+            self.contrast,
+            self.keep,
+            1 if self.scope == "edit" else t.mini_batch,
+            t.stop,
+            t.margin,
+            t.per_edit,
+        )
+        period = t.retrace or t.passes
+        for done in range(0, t.passes, period):
+            with sides.installed("top"):
+                selection, weights = self._chosen or self._choose(requests, generator)
+            if not t.shared_adam:
+                sides.forget()
+            optimizer = sides.take(selection, weights)
+            size = sum(len(nodes) for nodes in selection.top.values())
+            passes = min(period, t.passes - done)
+            course = Steps(self.lm, sides, requests, steps, passes, generator, self.keeper, progress)
+            phase = RectifyPhase(course, optimizer)
+            yield phase
+            if phase.error is not None:
+                raise phase.error
+            if course.learned:
+                break
+        return size
+
+    def _choose(self, requests: list[Request], generator: torch.Generator | None = None) -> tuple[Selection, Any]:
+        """Nodes of the requests at the weights as they are, and the layers' weights where these are asked for."""
+        t = self.train_config
+        generator = generator or torch.Generator().manual_seed(self.seed)
+        size = t.mini_batch if self.parity else _BATCH
+        if self.parity:
+            order = torch.randperm(len(requests), generator=generator).tolist()
+        else:
+            order = sorted(range(len(requests)), key=lambda i: len(requests[i].text.ids))
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        batches = [self._labelled([requests[i] for i in part], len(requests)) for part in parts]
+        selection, scores = choose(self.lm, batches, self.trace_config, generator)
+        if scores is None:
+            return selection, None
+        self.profile.add(scores)
+        return selection, layer_weights(scores, self.trace_config.nodes) if t.layer_weights else None
+
+    def _labelled(self, requests: list[Request], n: int) -> Labelled:
+        """A batch to trace: the released code's mean over it, or, without parity, its share of the mean over all."""
+        batch = labelled(self.lm, [request.text for request in requests], self.train_config.per_edit)
+        if self.parity:
+            return batch
+        return Labelled(batch.ids, batch.rows, batch.cols, batch.labels, batch.weights * (len(requests) / n))
+
+    @torch.no_grad()
+    def _look(self, sides: Sides, requests: list[Request], progress: dict[str, Progress]) -> None:
+        """How the requests fare in the end."""
+        with sides.installed("top"):
+            for start in range(0, len(requests), _BATCH):
+                some = requests[start : start + _BATCH]
+                batch = labelled(self.lm, [request.text for request in some], per_edit=True)
+                logits = batch.logits(self.lm)
+                losses: Tensor = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
+                means = losses.new_zeros(len(some)).index_add_(0, batch.rows, losses * batch.weights * len(some))
+                for request, loss, yes in zip(some, means.tolist(), batch.answered(logits).tolist(), strict=True):
+                    own = progress.setdefault(request.case, Progress())
+                    own.loss, own.answered = loss, yes
+
+    def method_state(self) -> dict[str, Any]:
+        """The profile of the paths traced so far."""
+        return {"profile": self.profile.state()}
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Takes it back."""
+        self.profile.load(state["profile"])
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance: every option."""
+        return super().describe() | {
+            "scope": self.scope,
+            "parity": self.parity,
+            "trace": asdict(self.trace_config),
+            "train": asdict(self.train_config),
+            "contrast": asdict(self.contrast),
+            "keep": asdict(self.keep),
+        }

@@ -1,0 +1,134 @@
+"""PAC's locality term: other prompts, and what the unedited model says after them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kedit.forward import frozen, logits_at
+from kedit.lm import LM
+from kedit.pac.config import KeepConfig
+from kedit.requests import EditRecord
+from kedit.tokens import pad_right
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the unedited model says after some prompts: its `k` likeliest tokens, and the rest as one.
+
+    Attributes:
+        tokens: `[n, k]` int64.
+        logp: Their log-probabilities, `[n, k]` float32.
+        rest: Log-probability of all other tokens together, `[n]` float32.
+    """
+
+    tokens: Tensor
+    logp: Tensor
+    rest: Tensor
+
+    def kl(self, logits: Tensor) -> Tensor:
+        """Mean KL from the reference to `logits` `[n, vocab]`, over the tokens and the rest; a scalar."""
+        new = torch.log_softmax(logits.float(), -1).gather(1, self.tokens)
+        rest = _rest(new)
+        kl = (self.logp.exp() * (self.logp - new)).sum(1) + self.rest.exp() * (self.rest - rest)
+        return kl.mean()
+
+    def take(self, index: Tensor) -> Reference:
+        """Those of some prompts."""
+        return Reference(self.tokens[index], self.logp[index], self.rest[index])
+
+
+class Keeper:
+    """Prompts whose continuation an edit should leave as it is.
+
+    Args:
+        lm: The model, not edited yet.
+        config: Which prompts, and how many.
+        records: All records of the run.
+        facts: Records whose prompts are kept; those that name a subject or a target of the run are passed over.
+        seed: Of the draws.
+    """
+
+    def __init__(
+        self, lm: LM, config: KeepConfig, records: Sequence[EditRecord], facts: Sequence[EditRecord], seed: int
+    ) -> None:
+        self.lm, self.config = lm, config
+        generator = torch.Generator().manual_seed(seed)
+        subjects = sorted({r.request.subject for r in [*records, *facts] if r.request.subject is not None})
+        self._texts = _prompts(facts, records)
+        order = torch.randperm(len(self._texts), generator=generator)[: config.facts].tolist()
+        self._texts = [self._texts[i] for i in order]
+        self._general = torch.arange(len(self._texts))
+        self._own: dict[str, Tensor] = {}
+        for record in records:
+            r = record.request
+            if r.subject is None or not config.others:
+                continue
+            picked = torch.randperm(len(subjects), generator=generator)[: config.others + 1].tolist()
+            others = [subjects[i] for i in picked if subjects[i] != r.subject][: config.others]
+            start = len(self._texts)
+            self._texts += [r.prompt.replace("{}", other).rstrip() for other in others]
+            self._own[r.case_id] = torch.arange(start, len(self._texts))
+        self._ids = [tuple(lm.encode(text)) for text in self._texts]
+        self._reference = self._ask()
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def draw(self, cases: Sequence[str], generator: torch.Generator) -> tuple[list[tuple[int, ...]], Reference]:
+        """Prompts for a step: half of them the records' own with other subjects, where there are such.
+
+        Args:
+            cases: The records of the step.
+            generator: A CPU generator.
+
+        Returns:
+            Token ids of each prompt, and what should follow them.
+        """
+        own = torch.cat([self._own[case] for case in cases if case in self._own] or [self._general[:0]])
+        n = self.config.prompts
+        first = own[torch.randperm(len(own), generator=generator)[: n // 2]]
+        more = torch.randperm(len(self._general), generator=generator)[: n - len(first)]
+        index = torch.cat([first, self._general[more]])
+        return [self._ids[i] for i in index.tolist()], self._reference.take(index.to(self.lm.device))
+
+    def _ask(self) -> Reference:
+        parts = []
+        order = sorted(range(len(self._ids)), key=lambda i: len(self._ids[i]))
+        with frozen(self.lm.model):
+            for start in range(0, len(order), _BATCH):
+                texts = [self._ids[i] for i in order[start : start + _BATCH]]
+                logits = logits_at(self.lm, *last_positions(self.lm, texts), use_cache=False)[0].float()
+                logp, tokens = torch.log_softmax(logits, -1).topk(min(self.config.top, logits.shape[-1] - 1), -1)
+                parts.append((tokens, logp, _rest(logp)))
+        back = torch.tensor(order, device=self.lm.device).argsort()
+        tokens, logp, rest = (torch.cat(column)[back] for column in zip(*parts, strict=True))
+        return Reference(tokens, logp, rest)
+
+
+def last_positions(lm: LM, texts: list[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-padded ids, rows and columns of the last token of every text."""
+    ids, _ = pad_right(texts, lm.pad_id, lm.device)
+    cols = torch.tensor([len(text) - 1 for text in texts], device=lm.device)
+    return ids, torch.arange(len(texts), device=lm.device), cols
+
+
+def _rest(logp: Tensor) -> Tensor:
+    """Log of what the probabilities `[n, k]` leave of 1."""
+    return torch.log1p(-logp.exp().sum(1).clamp(max=1 - 1e-6))
+
+
+def _prompts(facts: Sequence[EditRecord], records: Sequence[EditRecord]) -> list[str]:
+    """Prompts of facts, without those that name what the run edits."""
+    named = {text.casefold() for r in records for text in (r.request.subject, r.request.target_new) if text}
+    found: dict[str, None] = {}
+    for record in facts:
+        for text in [record.request.text, *(p.text for p in record.probes if p.kind == "neighborhood")]:
+            if not any(name in text.casefold() for name in named):
+                found[text.strip()] = None
+    return list(found)

@@ -1,0 +1,129 @@
+"""What a PAC edit changes: the slices of T+ and those of T-, and the optimiser that trains both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kedit.delta import Delta
+from kedit.lm import LM
+from kedit.pac.rectify import Bias, Change, Part, Rectifier
+from kedit.pac.select import Selection
+from kedit.pac.sites import Site
+
+Theta = Literal["updated", "instead"]
+
+
+class Sides:
+    """The changes of T+ and of T-, each trained by steps of its own or both in one.
+
+    Args:
+        lm: The model, frozen.
+        bias: Which biases train (see `Rectifier`).
+        lr: Adam's learning rate for T+.
+        contrast_lr: That for T-; None: there is no contrastive term, and T- is not trained.
+        shared: As the released code: one Adam for T+ and T-, whose entries move on by their momentum while the
+            others are trained, and which goes on over selections. False: a side that is not trained does not move.
+        theta: What the loss of T- sees: `updated`: the changes of both sides; `instead`: those of T- alone (and that of
+            T+ those of T+ alone).
+    """
+
+    def __init__(
+        self, lm: LM, bias: Bias, lr: float, contrast_lr: float | None, shared: bool, theta: Theta = "updated"
+    ) -> None:
+        self.lr, self.contrast_lr, self.shared, self.theta = lr, contrast_lr, shared, theta
+        self.top = Rectifier(lm, bias)
+        self.bottom = self.top if shared else Rectifier(lm, bias)
+        self.optimizer: torch.optim.Adam | None = None
+        self.turn: tuple[Part, ...] = ("top",)
+        self._kept: list[Mapping[Site, Change]] = []
+
+    def take(self, selection: Selection, weights: Mapping[Site, float] | None = None) -> torch.optim.Adam:
+        """Trains these nodes from now on, with the optimiser that is there or a first one.
+
+        Args:
+            selection: T+ and T-.
+            weights: Of the learning rate of every site of T+; None: 1.
+
+        Returns:
+            The optimiser.
+        """
+        nothing = {site: nodes[:0] for site, nodes in selection.bottom.items()}
+        if self.contrast_lr is None:
+            self.top.take(Selection(selection.top, nothing), self.optimizer)
+        elif self.shared:
+            self.top.take(selection, self.optimizer)
+        else:
+            self.top.take(Selection(selection.top, nothing), self.optimizer)
+            self.bottom.take(Selection(selection.bottom, nothing), self.optimizer)
+        if self.optimizer is None:
+            groups = [
+                {"params": [parameter], "lr": self.lr, "site": site} for site, parameter in _named(self.top)
+            ] if weights else [{"params": self.top.parameters(), "lr": self.lr}]  # fmt: skip
+            if not self.shared and self.contrast_lr is not None:
+                groups.append({"params": self.bottom.parameters(), "lr": self.contrast_lr})
+            self.optimizer = torch.optim.Adam(groups, lr=self.lr)
+        for group in self.optimizer.param_groups:
+            if weights and "site" in group:
+                group["lr"] = self.lr * weights[group["site"]]
+        return self.optimizer
+
+    def begin(self) -> None:
+        """A new edit on top of the changes so far: the next `take` begins with a fresh optimiser."""
+        self.forget()
+        self._kept = [side.changes() for side in self._sides]
+
+    def forget(self) -> None:
+        """The next `take` begins with a fresh optimiser; the changes stay."""
+        self.optimizer = None
+
+    def undo(self) -> None:
+        """Puts the changes back to what they were at the last `begin`."""
+        for side, kept in zip(self._sides, self._kept, strict=True):
+            side.reset(kept)
+
+    def train(self, *parts: Part) -> None:
+        """Which sides the next loss reaches."""
+        self.turn = parts
+        if not self.shared:
+            for part, side in (("top", self.top), ("bottom", self.bottom)):
+                for parameter in side.parameters():
+                    parameter.requires_grad_(part in parts)
+
+    @contextmanager
+    def installed(self, part: Part) -> Iterator[None]:
+        """Inside, the model runs with the changes that the loss of `part` sees."""
+        with ExitStack() as stack:
+            for name, side in ("top", self.top), ("bottom", self.bottom):
+                if (name == part or self.theta == "updated") and not (name == "bottom" and self.shared):
+                    stack.enter_context(side.installed())
+            yield
+
+    def before_step(self) -> None:
+        """Leaves no gradient to what is not trained; call it between the backward pass and the step."""
+        if self.shared:
+            self.top.mask(*self.turn)
+
+    def gradient_norm(self) -> Tensor:
+        """Norm of the gradients as they are, a scalar."""
+        norms = [parameter.grad.norm() for parameter in self._parameters() if parameter.grad is not None]
+        return torch.stack(norms).norm() if norms else torch.zeros(())
+
+    def delta(self, merge: bool = True) -> Delta:
+        """The changes as they are now; those of T- only with `merge`."""
+        return Delta.concat([side.delta() for side in (self._sides if merge else [self.top])])
+
+    @property
+    def _sides(self) -> list[Rectifier]:
+        return [self.top] if self.shared else [self.top, self.bottom]
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for side in self._sides for parameter in side.parameters()]
+
+
+def _named(side: Rectifier) -> list[tuple[Site, nn.Parameter]]:
+    return [*side.values.items(), *side.biases.items()]

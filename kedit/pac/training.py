@@ -1,0 +1,231 @@
+"""The steps of a PAC edit: losses of T+ and T- in turn or in one, and which requests still need them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kedit.errors import KeditError
+from kedit.forward import logits_at
+from kedit.lm import LM
+from kedit.pac.config import ContrastConfig, KeepConfig
+from kedit.pac.keep import Keeper, last_positions
+from kedit.pac.labels import Labelled, labelled
+from kedit.pac.sides import Sides
+from kedit.tokens import Tokens
+
+Objective = Literal["alternate", "joint"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is trained for one request.
+
+    Attributes:
+        case: Its record.
+        text: Its prompt with the new target.
+        original: The same positions with what the unedited model says, or its own continuation (`contrast.original`).
+        said: Labels of `original`'s positions.
+    """
+
+    case: str
+    text: Tokens
+    original: Tokens
+    said: tuple[int, ...]
+
+
+@dataclass
+class Progress:
+    """How a request fared.
+
+    Attributes:
+        steps: Steps of T+ that its loss was part of.
+        loss: Its loss when last seen, before a step; NaN before.
+        answered: Whether every token of the target was the argmax then.
+    """
+
+    steps: int = 0
+    loss: float = float("nan")
+    answered: bool = False
+
+
+@dataclass
+class StepConfig:
+    """What a step is made of; `kedit.methods.PAC` says what the options mean."""
+
+    objective: Objective
+    contrast: ContrastConfig
+    keep: KeepConfig
+    mini_batch: int
+    stop: bool
+    margin: float
+    per_edit: bool
+
+
+@dataclass
+class Steps:
+    """The steps of some passes over some requests, one loss after the other.
+
+    `loss` and `before_step` are to be called in turn with the optimiser's step after them, until `done`.
+
+    Args:
+        lm: The model.
+        sides: What is trained.
+        requests: The requests.
+        config: What a step is made of.
+        passes: How often every request is seen.
+        generator: Shuffles, and draws what is kept.
+        keeper: The prompts of the locality term; None without one.
+        progress: Case -> how it fares; filled in.
+    """
+
+    lm: LM
+    sides: Sides
+    requests: Sequence[Request]
+    config: StepConfig
+    passes: int
+    generator: torch.Generator
+    keeper: Keeper | None = None
+    progress: dict[str, Progress] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.done = False
+        self.terms: dict[str, float] = {}
+        self._idle = 0  # mini-batches in a row that needed nothing
+        self._order = self._mini_batches()
+        self._current: list[Request] = []
+        self._turn: Literal["edit", "contrast"] = "edit"
+        for request in self.requests:
+            self.progress.setdefault(request.case, Progress())
+
+    @property
+    def most(self) -> int:
+        """Most steps that there can be."""
+        return self.passes * self._per_pass * (2 if self._alternates else 1)
+
+    @property
+    def learned(self) -> bool:
+        """Every request was answered as it should be when last seen, none of them changed since."""
+        return self._idle >= self._per_pass
+
+    def loss(self) -> Tensor | None:
+        """The loss of the next step; None where nothing is left to learn.
+
+        Raises:
+            KeditError: It is not finite.
+        """
+        if self._turn == "contrast":
+            self.sides.train("bottom")
+            with self.sides.installed("bottom"):
+                loss = self.config.contrast.weight * self._contrast(self._current)
+            self._turn = "edit"
+            return self._checked("contrast", loss)
+        for batch in self._order:
+            loss = self._edit(batch)
+            if loss is not None:
+                self._idle, self._current = 0, batch
+                self._turn = "contrast" if self._alternates else "edit"
+                return loss
+            self._idle += 1
+            if self.learned:
+                break
+        self.done = True
+        return None
+
+    def before_step(self) -> None:
+        """Leaves no gradient to what is not trained in this step, and measures what there is."""
+        self.sides.before_step()
+        name = "contrast" if self.sides.turn == ("bottom",) else "edit"
+        self.terms[f"{name}_gradient"] = float(self.sides.gradient_norm())
+
+    def _edit(self, batch: list[Request]) -> Tensor | None:
+        """L(y*) of the requests that need it, with what goes beside it; None where none does."""
+        joint = self.config.objective == "joint" and self._contrasts
+        self.sides.train(*(("top", "bottom") if joint else ("top",)))
+        wanted = labelled(self.lm, [r.text for r in batch], self.config.per_edit)
+        kept = self.keeper.draw([r.case for r in batch], self.generator) if self.keeper is not None else None
+        with self.sides.installed("top"):
+            logits, others = self._logits(wanted, kept[0] if kept else [])
+            together = joint and self.config.contrast.theta == "updated"
+            contrast = self._contrast(batch, logits) if together else None
+        needed = self._note(batch, wanted, logits.detach())
+        if not bool(needed.any()):
+            return None
+        own = replace(wanted, weights=wanted.weights * needed[wanted.rows])
+        loss = self._checked("edit", own.loss_of(logits))
+        if kept is not None:
+            loss = loss + self._checked("keep", self.config.keep.weight * kept[1].kl(others))
+        if joint and contrast is None:
+            with self.sides.installed("bottom"):
+                contrast = self._contrast(batch)
+        if contrast is not None:
+            loss = loss + self._checked("contrast", self.config.contrast.weight * contrast)
+        return loss
+
+    def _logits(self, wanted: Labelled, prompts: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """Logits of the labels `[m, vocab]`, and after the prompts `[n, vocab]`, from one forward pass."""
+        if not prompts:
+            logits = wanted.logits(self.lm)
+            return logits, logits[:0]
+        ids, rows, cols = last_positions(self.lm, prompts)
+        width = max(ids.shape[1], wanted.ids.shape[1])
+        pad = torch.nn.functional.pad
+        both = [pad(part, (0, width - part.shape[1]), value=self.lm.pad_id) for part in (wanted.ids, ids)]
+        rows = torch.cat([wanted.rows, rows + len(wanted.ids)])
+        cols = torch.cat([wanted.cols, cols])
+        logits = logits_at(self.lm, torch.cat(both), rows, cols, use_cache=False)[0].float()
+        return logits[: len(wanted.labels)], logits[len(wanted.labels) :]
+
+    def _contrast(self, batch: list[Request], logits: Tensor | None = None) -> Tensor:
+        """L(y), from the logits of L(y*) where they are at hand and y has the same positions."""
+        texts = labelled(self.lm, [r.original for r in batch], self.config.per_edit)
+        said = torch.tensor([token for r in batch for token in r.said], device=self.lm.device)
+        texts = texts.relabelled(said)
+        if logits is not None and all(r.original is r.text for r in batch):
+            return texts.loss_of(logits)
+        return texts.loss(self.lm)
+
+    def _note(self, batch: list[Request], wanted: Labelled, logits: Tensor) -> Tensor:
+        """Keeps how the requests fare; which of them go on, `[B]` bool."""
+        losses = torch.nn.functional.cross_entropy(logits, wanted.labels, reduction="none")
+        counts = torch.bincount(wanted.rows, minlength=len(batch))
+        means = losses.new_zeros(len(batch)).index_add_(0, wanted.rows, losses) / counts
+        right = wanted.answered(logits)
+        finished = wanted.answered(logits, self.config.margin) if self.config.stop else torch.zeros_like(right)
+        for request, loss, yes, over in zip(batch, means.tolist(), right.tolist(), finished.tolist(), strict=True):
+            own = self.progress[request.case]
+            own.loss, own.answered, own.steps = loss, yes, own.steps + (not over)
+        return ~finished
+
+    def _checked(self, name: str, loss: Tensor) -> Tensor:
+        value = float(loss.detach())
+        if not torch.isfinite(loss.detach()):
+            raise KeditError(f"the {name} loss is {value} after {self._steps()} steps; a smaller model.lr may help")
+        self.terms[name] = value
+        return loss
+
+    def _steps(self) -> int:
+        return max(own.steps for own in self.progress.values())
+
+    def _mini_batches(self) -> Iterator[list[Request]]:
+        size = self.config.mini_batch
+        for _ in range(self.passes):
+            order = torch.randperm(len(self.requests), generator=self.generator).tolist()
+            for start in range(0, len(order), size):
+                yield [self.requests[i] for i in order[start : start + size]]
+
+    @property
+    def _per_pass(self) -> int:
+        return -(-len(self.requests) // self.config.mini_batch)
+
+    @property
+    def _contrasts(self) -> bool:
+        return self.sides.contrast_lr is not None
+
+    @property
+    def _alternates(self) -> bool:
+        return self._contrasts and self.config.objective == "alternate"
