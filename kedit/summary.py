@@ -37,6 +37,10 @@ TITLES: Mapping[str, str] = MappingProxyType(
 SCORED = ("rewrite", "paraphrase", "neighborhood")
 """Kinds whose rates the score is the harmonic mean of."""
 
+TOKENS = "tokens_arithmetic"
+TOKEN_COLUMNS = (("rewrite", "token_accuracy"), ("paraphrase", "token_accuracy"), ("neighborhood", "unchanged_tokens"))
+"""What PAC's score is the arithmetic mean of (its equations 9 to 11; specs/pac.md 2.7)."""
+
 INVARIANT = ("neighborhood",)
 """Kinds whose argmax tokens an edit should leave alone."""
 
@@ -101,7 +105,7 @@ class Scoreboard:
         self._check()
 
     def summary(self, resamples: int = 2000, seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
-        """`{kind: {metric: cell}}`, and under `"score"` the harmonic means.
+        """`{kind: {metric: cell}}`, and under `"score"` the harmonic means, and PAC's arithmetic one.
 
         A cell has `before` and `after` (means over records, each record the mean over its probes of the
         kind), `change`, `ci` of `after` and `change_ci` (95 %, over records), `micro` (`before` and `after`
@@ -118,6 +122,9 @@ class Scoreboard:
             cell = table.score(metric)
             if cell is not None:
                 result["score"][metric] = cell
+        tokens = table.token_score()
+        if tokens is not None:
+            result["score"][TOKENS] = tokens
         return dict(result)
 
     def _check(self) -> None:
@@ -200,6 +207,22 @@ class _Table:
         difference = percentile_interval(resampled["after"] - resampled["before"]) if both else None
         cell["change_ci"] = None if difference is None else _percents(difference)
         return cell
+
+    def token_score(self) -> dict[str, Any] | None:
+        """PAC's score after the edits, where its three parts were measured. (Before them there is no locality.)"""
+        columns = [(kind, metric, "after") for kind, metric in TOKEN_COLUMNS]
+        if not all(column in self._values for column in columns):
+            return None
+        values = np.stack([self._values[column] for column in columns], 1)
+        means = np.stack([self._means[column] for column in columns], 1).mean(1)
+        return {
+            "before": None,
+            "after": _percent(float(np.nanmean(values, 0).mean())),
+            "ci": _percents(percentile_interval(means)),
+            "change": None,
+            "change_ci": None,
+            "n_records": int((~np.isnan(values)).any(1).sum()),
+        }
 
     def _mean(self, column: _Column) -> float | None:
         return _percent(float(np.nanmean(self._values[column]))) if column in self._values else None

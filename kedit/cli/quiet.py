@@ -18,6 +18,7 @@ NOISE = (
     (r"You're resuming from a checkpoint that ended before the epoch ended", ""),  # early stop ends an epoch
     (r"The dirpath has changed from", ""),  # a run folder that was moved
     (r"`Trainer.fit` stopped", ""),
+    (r"`training_step` returned `None`", ""),  # PAC has nothing left to learn
 )
 
 
