@@ -2,7 +2,8 @@
 
     python benchmarks/pac_table.py --data ../shared/data/rep_zsre_test.json \\
         --paraphrases ../shared/data/zsre_edit.json --records 100 --save pac_zsre_test \\
-        --arms default=configs/pac_smollm2.yaml random=configs/pac_smollm2.yaml,trace.pick=random rome=configs/rome_smollm2.yaml
+        --arms default=configs/pac_smollm2.yaml random=configs/pac_smollm2.yaml,trace.pick=random \\
+               rome=configs/rome_smollm2.yaml
 
 An arm is NAME=CONFIG[,OPTION=VALUE...]: the `model` of a config of `kedit fit` with some of its options changed. All
 run in the sequential regime over the same records in the same order, the edit batches as large as the config's
@@ -121,7 +122,7 @@ def module_of(arm: str) -> tuple[str, EditingModule, int, list[str]]:
         group[last] = yaml.safe_load(value)
     reader = ArgumentParser(exit_on_error=False)
     reader.add_subclass_arguments(EditingModule, "model")
-    method = reader.instantiate_classes(reader.parse_object({"model": model}))["model"]
+    method = reader.instantiate(reader.parse_object({"model": model}))["model"]
     return name, method, whole["data"]["init_args"].get("batch_size", 1), [Path(config).name, *changes]
 
 
