@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -92,6 +92,27 @@ def parity_train() -> TrainConfig:
     )  # fmt: skip
 
 
+def _parity(
+    scope: str, train: TrainConfig, contrast: ContrastConfig, keep: KeepConfig
+) -> tuple[TrainConfig, ContrastConfig, KeepConfig]:
+    """The released run's options in the place of defaults.
+
+    Raises:
+        KeditError: Options were given that it does not have.
+    """
+    if train == TrainConfig():
+        train = parity_train()
+    if replace(train, passes=12) != parity_train():
+        raise KeditError("model.parity: the released run replaces model.train; give one of the two, not both")
+    if scope == "edit":
+        raise KeditError("model.parity: the released run traces an edit set, not each edit; use scope: batch")
+    if keep != KeepConfig() and keep.weight:
+        raise KeditError("model.parity: the released run has no locality term; leave model.keep.weight out, or at 0")
+    if contrast.lr == ContrastConfig().lr:
+        contrast = replace(contrast, lr=None)
+    return train, contrast, replace(keep, weight=0.0)
+
+
 class PAC(EditingModule):
     """Trains the FFN key and value vectors on the critical paths of the facts, and a contrast on insignificant ones.
 
@@ -105,8 +126,9 @@ class PAC(EditingModule):
         scope: Whose paths are trained. `dataset`: those of all requests of the run (traced once, on the unedited
             model, where there are several edit batches). `batch`: those of an edit batch. `edit`: those of each
             request by itself, one request after another, each until its target is the argmax.
-        parity: Follow the released run instead of `train`, which must then be left as it is: lr 1e-5, mini-batches
-            of two, 12 passes, paths traced again every 2, one Adam, no stopping. The edit batch is the edit set.
+        parity: Follow the released run: lr 1e-5, mini-batches of two (traced as they are drawn), paths traced again
+            every 2 passes, one Adam, no stopping, no locality term. The edit batch is the edit set. `train` must be
+            left as it is, or be these values with any number of `passes`; `contrast` and `trace` are as given.
         trace: How paths are traced and how many nodes are on them.
         train: How they are trained.
         contrast: The contrastive term.
@@ -131,11 +153,7 @@ class PAC(EditingModule):
     ) -> None:
         super().__init__(lm=lm, regime=regime, lanes=1, seed=seed)
         if parity:
-            if train not in (TrainConfig(), parity_train()):
-                raise KeditError("model.parity: the released run replaces model.train; give one of the two, not both")
-            if scope == "edit":
-                raise KeditError("model.parity: the released run traces an edit set, not each edit; use scope: batch")
-            train = parity_train()
+            train, contrast, keep = _parity(scope, train, contrast, keep)
         if train.shared_adam and contrast.theta == "instead":
             raise KeditError("model.contrast.theta: instead keeps T- apart; it needs train.shared_adam: false")
         if train.shared_adam and contrast.lr is not None:

@@ -45,7 +45,7 @@ class TraceConfig:
         memory: Most memory that tracing takes, as a share of one dense set of FFN gradients in float32 (an estimate;
             kedit/pac/tracing.py says what is taken in any case). The gradient of several batches at once is summed
             for as many matrices as fit into three quarters of it, with one pass over the batches for each such
-            group: 14 passes with 0.1, a single one with 1.34.
+            group: about 15 passes with 0.1, a single one with 1.34.
     """
 
     score: Score = "zscore"
