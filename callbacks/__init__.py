@@ -1,7 +1,8 @@
-"""Lightning callbacks around edits: metrics, results, robustness, similarity, progress, tables, checkpoints."""
+"""Lightning callbacks around edits: metrics, results, robustness, similarity, importance, progress, checkpoints."""
 
 from kedit.callbacks.base import EditCallback
 from kedit.callbacks.checkpoint import EditCheckpoint
+from kedit.callbacks.importance import PathImportance
 from kedit.callbacks.metrics import EditMetrics
 from kedit.callbacks.progress import EditProgress
 from kedit.callbacks.results import ResultsWriter
@@ -14,6 +15,7 @@ __all__ = [
     "EditCheckpoint",
     "EditMetrics",
     "EditProgress",
+    "PathImportance",
     "ResultTable",
     "ResultsWriter",
     "Robustness",

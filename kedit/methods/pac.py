@@ -190,6 +190,7 @@ class PAC(EditingModule):
         if self.keep.weight > 0:
             self.keeper = Keeper(self.lm, self.keep, records, read_facts("train"), self.seed)
         if self.scope == "dataset" and len(data.batches) > 1:
+            self.profile = Profile()  # a resumed run traces again what it has in there
             self._chosen = self._choose([self.requests[r.request.case_id] for r in records])
 
     def _asked(self, records: Sequence[EditRecord]) -> list[Request]:

@@ -1,0 +1,195 @@
+"""PAC's figures 5 and 6: what an edit set costs and gains by the number of nodes |T+|, or by lambda.
+
+    python benchmarks/pac_figures.py --results benchmarks/results/pac_zsre_test.json \\
+        --arms-prefix nodes_ --x trace.nodes --out docs/figures/pac_nodes
+    python benchmarks/pac_figures.py --results benchmarks/results/pac_zsre_test.json \\
+        --arms-prefix lambda_ --x contrast.weight --out docs/figures/pac_lambda
+
+Draws the arms of a result file of pac_table.py whose names begin with the prefix; where they lie is taken from the
+option in their `method`, not from their names. Writes OUT.png and, with the same numbers, OUT.csv. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+LINES = (
+    ("efficacy", "rewrite/token_accuracy", "#1f4e9c", "o"),
+    ("generality", "paraphrase/token_accuracy", "#b8530c", "s"),
+    ("locality", "neighborhood/unchanged_tokens", "#2a8c4a", "^"),
+    ("score", "score/tokens_arithmetic", "#222222", "D"),
+)
+"""Name, figure of pac_table.py, colour and marker."""
+
+AXES = {
+    "trace.nodes": "|T+|: nodes trained in every matrix (trace.nodes)",
+    "contrast.weight": "λ: weight of the contrastive term (contrast.weight)",
+}
+COLUMNS = ("arm", "x", "measure", "before", "after", "ci_low", "ci_high")
+
+Arms = list[tuple[float, str, Mapping[str, Any]]]  # ascending by the value on x
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result file of pac_table.py.
+
+    Raises:
+        SystemExit: It cannot be read, or is none; in one line.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SystemExit(f"--results: {path}: {error.strerror}") from None
+    except ValueError:
+        raise SystemExit(f"--results: {path} is no JSON") from None
+    if not isinstance(found, dict) or not isinstance(found.get("arms"), dict):
+        raise SystemExit(f"--results: {path} has no arms; it is no result file of pac_table.py")
+    return found
+
+
+def chosen(found: Mapping[str, Any], prefix: str, x: str) -> Arms:
+    """The arms of a sweep.
+
+    Raises:
+        SystemExit: There are fewer than two, one lacks the option or a figure, or two have the same value; in one line.
+    """
+    names = [name for name in found["arms"] if name.startswith(prefix)]
+    if len(names) < 2:
+        have = ", ".join(found["arms"]) or "none at all"
+        raise SystemExit(f"--arms-prefix: a figure takes two arms named {prefix}... or more; the file has {have}")
+    arms: dict[float, str] = {}
+    for name in names:
+        arm = found["arms"][name]
+        value = dict(options(arm["method"])).get(x)
+        if not isinstance(value, int | float):
+            raise SystemExit(f"--x: {x} is not a number of the method of arm {name}")
+        if value in arms:
+            raise SystemExit(f"--x: the arms {arms[value]} and {name} have the same {x}, {value:g}")
+        missing = [figure for _, figure, *_ in LINES if figure not in arm["figures"]]
+        if missing:
+            raise SystemExit(f"--results: arm {name} has no {missing[0]}")
+        arms[value] = name
+    return [(value, arms[value], found["arms"][arms[value]]) for value in sorted(arms)]
+
+
+def options(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option of a method by its dotted name."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from options(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def differences(arms: Arms, x: str) -> list[str]:
+    """What the arms of a sweep do not have in common besides `x`: a figure should say so."""
+    every = [dict(options(arm["method"])) | {"edit_batch": arm["edit_batch"]} for _, _, arm in arms]
+    names = dict.fromkeys(name for own in every for name in own)
+    return [name for name in names if name != x and any(own.get(name) != every[0].get(name) for own in every)]
+
+
+def lines(arms: Arms) -> list[dict[str, Any]]:
+    """A line of the CSV for each arm and measure, in percent."""
+    found = []
+    for value, name, arm in arms:
+        for measure, figure, *_ in LINES:
+            cell = arm["figures"][figure]
+            low, high = cell["ci"] or (None, None)
+            where = {"arm": name, "x": value, "measure": measure, "before": cell["before"]}
+            found.append(where | {"after": cell["after"], "ci_low": low, "ci_high": high})
+    return found
+
+
+def sweep_figure(rows: Sequence[Mapping[str, Any]], x: str, title: str, caption: str) -> Any:
+    """A line with error bars for each measure; the values on x stand at even distances, as 0 fits no log scale.
+
+    Args:
+        rows: What `lines` gives.
+        x: The option on x.
+        title: Above the figure.
+        caption: Below it.
+    """
+    from matplotlib.figure import Figure
+
+    values = list(dict.fromkeys(row["x"] for row in rows))
+    figure = Figure(figsize=(8.2, 5.2), dpi=120, layout="constrained")
+    panel = figure.subplots()
+    for nth, (measure, _, colour, marker) in enumerate(LINES):
+        own = [row for row in rows if row["measure"] == measure]
+        at = [values.index(row["x"]) + 0.05 * (nth - 1.5) for row in own]  # apart, so that no bar hides another
+        width = 2.4 if measure == "score" else 1.5
+        after = [row["after"] for row in own]
+        panel.plot(at, after, color=colour, marker=marker, markersize=5, linewidth=width, label=measure)
+        bars = [(place, row) for place, row in zip(at, own, strict=True) if row["ci_low"] is not None]
+        low, high = ([row[end] for _, row in bars] for end in ("ci_low", "ci_high"))
+        panel.vlines([place for place, _ in bars], low, high, color=colour, linewidth=1.2, alpha=0.75)
+    panel.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+    panel.set_xlim(-0.35, len(values) - 0.65)
+    panel.set_ylim(0, 102)
+    panel.set_xlabel(AXES.get(x, x))
+    panel.set_ylabel("percent, mean over records")
+    panel.grid(axis="y", color="#e4e4e4", linewidth=0.7)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
+    figure.supxlabel(caption, x=0.01, ha="left", fontsize=8.5, color="#444444")
+    return figure
+
+
+def words(found: Mapping[str, Any], arms: Arms, x: str) -> tuple[str, str]:
+    """Title and caption."""
+    method = arms[0][2]["method"]
+    title = (
+        f"{method['method']} on {method['model']} by {x}\n"
+        f"{found['records']} records of {found['data']}, {method['regime']} regime, "
+        f"edit batches of {arms[0][2]['edit_batch']}, seed {method['seed']}"
+    )
+    caption = (
+        "Bars: 95 % bootstrap intervals over records; they say nothing of other seeds.\n"
+        "Efficacy, generality: teacher-forced token accuracy; locality: agreement with the unedited argmax;\n"
+        "score: their arithmetic mean. Measured after the last edit. Values on x are evenly spaced."
+    )
+    other = differences(arms, x)
+    return title, caption + (f"\nThe arms differ also in {', '.join(other)}." if other else "")
+
+
+def write(rows: Sequence[Mapping[str, Any]], figure: Any, out: Path) -> tuple[Path, Path]:
+    """OUT.png and OUT.csv, each replaced in one step."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    image, table, partial = (out.with_name(f"{out.name}.{end}") for end in ("png", "csv", "partial"))
+    FigureCanvasAgg(figure)
+    figure.savefig(partial, format="png")
+    partial.replace(image)
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        writer: csv.DictWriter[str] = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(table)
+    return image, table
+
+
+def main() -> None:
+    """Read, choose, draw, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, required=True, help="a result file of pac_table.py")
+    parser.add_argument("--arms-prefix", required=True, help="what the names of the arms begin with, e.g. nodes_")
+    parser.add_argument("--x", required=True, help="the option on x, e.g. trace.nodes or contrast.weight")
+    parser.add_argument("--out", type=Path, required=True, help="the files without .png and .csv")
+    a = parser.parse_args()
+    found = read(a.results)
+    arms = chosen(found, a.arms_prefix, a.x)
+    rows = lines(arms)
+    for path in write(rows, sweep_figure(rows, a.x, *words(found, arms, a.x)), a.out):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
