@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, Trainer
 
 from kedit.cli.quiet import quiet_lightning
-from kedit.data import RobustQueries
+from kedit.data import EditData, RobustQueries
 from kedit.methods import EditingModule
 from kedit.methods.locate import LocateThenEdit
 from kedit.queries import QueryConfig
@@ -58,7 +58,7 @@ def robust_data(a: argparse.Namespace, kinds: Sequence[str], **options: Any) -> 
     )
 
 
-def fit(module: EditingModule, data: RobustQueries, callback: Callback) -> None:
+def fit(module: EditingModule, data: EditData, callback: Callback) -> None:
     """Edits all of `data` as `kedit fit` does, without its files."""
     with quiet_lightning():
         Trainer(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kedit.batch import EditBatch
 from kedit.data import read_facts
+from kedit.delta import edited
 from kedit.errors import KeditError
 from kedit.lm import LMConfig
 from kedit.methods.base import EditingModule, Regime
@@ -31,11 +32,13 @@ from kedit.pac import (
     Steps,
     TraceConfig,
     argmaxes,
+    check_room,
     choose,
     encode_request,
     greedy_answers,
     labelled,
     layer_weights,
+    sites,
 )
 from kedit.requests import EditRecord
 
@@ -184,6 +187,9 @@ class PAC(EditingModule):
 
     def start(self) -> None:
         """What the unedited model says: to every request, and to the prompts that are to stay as they are."""
+        trace = self.trace_config
+        if trace.pick != "all" and trace.mode == "per_matrix":
+            check_room(sites(self.lm, trace.include_gate), trace.nodes, trace.bottom)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         records = [record for batch in data.batches for record in batch]
         self.requests = {request.case: request for request in self._asked(records)}
@@ -222,13 +228,14 @@ class PAC(EditingModule):
             sides.begin()
             try:
                 size = yield from self._rectify(sides, group, generator, progress)
+                self._look(sides, group, progress)
             except KeditError as error:
                 sides.undo()
                 for request in group:
                     batch.outcomes[requests.index(request)].error = str(error)
                 continue
             nodes |= dict.fromkeys([request.case for request in group], size)
-        if any(outcome.error is None for outcome in batch.outcomes):
+        if self.scope == "edit" and len(requests) > 1:  # later edits may have undone earlier ones
             self._look(sides, requests, progress)
         for request, outcome in zip(requests, batch.outcomes, strict=True):
             own = progress.get(request.case, Progress())
@@ -304,14 +311,20 @@ class PAC(EditingModule):
 
     @torch.no_grad()
     def _look(self, sides: Sides, requests: list[Request], progress: dict[str, Progress]) -> None:
-        """How the requests fare in the end."""
-        with sides.installed("top"):
+        """How the requests fare with the changes as they will be delivered.
+
+        Raises:
+            KeditError: A loss is not finite.
+        """
+        with edited(self.lm.model, sides.delta(self.contrast.merge)):
             for start in range(0, len(requests), _BATCH):
                 some = requests[start : start + _BATCH]
                 batch = labelled(self.lm, [request.text for request in some], per_edit=True)
                 logits = batch.logits(self.lm)
                 losses: Tensor = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
                 means = losses.new_zeros(len(some)).index_add_(0, batch.rows, losses * batch.weights * len(some))
+                if not bool(means.isfinite().all()):
+                    raise KeditError("the loss is not finite after the last step; a smaller model.train.lr may help")
                 for request, loss, yes in zip(some, means.tolist(), batch.answered(logits).tolist(), strict=True):
                     own = progress.setdefault(request.case, Progress())
                     own.loss, own.answered = loss, yes

@@ -8,7 +8,7 @@ from kedit.pac.labels import Labelled, argmaxes, encode_request, greedy_answers,
 from kedit.pac.profile import Profile
 from kedit.pac.rectify import Bias, Part, Rectifier
 from kedit.pac.scores import Score, node_scores
-from kedit.pac.select import Scores, Selection, TraceConfig, layer_profile, select
+from kedit.pac.select import Scores, Selection, TraceConfig, check_room, layer_profile, select
 from kedit.pac.sides import Sides
 from kedit.pac.sites import Site, sites
 from kedit.pac.tracing import trace, trace_each
@@ -36,6 +36,7 @@ __all__ = [
     "TraceConfig",
     "argmaxes",
     "capture",
+    "check_room",
     "choose",
     "encode_request",
     "greedy_answers",

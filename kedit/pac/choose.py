@@ -9,7 +9,7 @@ import torch
 
 from kedit.lm import LM
 from kedit.pac.labels import Labelled
-from kedit.pac.select import Scores, Selection, TraceConfig, select
+from kedit.pac.select import Scores, Selection, TraceConfig, check_room, select
 from kedit.pac.sites import Site, sites
 from kedit.pac.tracing import trace
 
@@ -33,6 +33,8 @@ def choose(
         KeditError: A gradient is not finite, or a matrix has too few nodes.
     """
     found = sites(lm, config.include_gate)
+    if config.pick != "all" and config.mode == "per_matrix":
+        check_room(found, config.nodes, config.bottom)
     scores = trace(lm, batches, config, found) if scored or config.pick == "traced" else None
     if config.pick == "random":
         return Selection.random(found, config.nodes, config.bottom, generator), scores

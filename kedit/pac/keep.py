@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kedit.errors import KeditError
 from kedit.forward import frozen, logits_at
 from kedit.lm import LM
 from kedit.pac.config import KeepConfig
@@ -52,6 +54,9 @@ class Keeper:
         records: All records of the run.
         facts: Records whose prompts are kept; those that name a subject or a target of the run are passed over.
         seed: Of the draws.
+
+    Raises:
+        KeditError: No fact is left.
     """
 
     def __init__(
@@ -61,6 +66,8 @@ class Keeper:
         generator = torch.Generator().manual_seed(seed)
         subjects = sorted({r.request.subject for r in [*records, *facts] if r.request.subject is not None})
         self._texts = _prompts(facts, records)
+        if not self._texts:
+            raise KeditError("model.keep: every fact that could be kept names a subject or a target of the run")
         order = torch.randperm(len(self._texts), generator=generator)[: config.facts].tolist()
         self._texts = [self._texts[i] for i in order]
         self._general = torch.arange(len(self._texts))
@@ -124,11 +131,12 @@ def _rest(logp: Tensor) -> Tensor:
 
 
 def _prompts(facts: Sequence[EditRecord], records: Sequence[EditRecord]) -> list[str]:
-    """Prompts of facts, without those that name what the run edits."""
-    named = {text.casefold() for r in records for text in (r.request.subject, r.request.target_new) if text}
+    """Prompts of facts, without those that name what the run edits, as words of their own."""
+    names = {text.casefold() for r in records for text in (r.request.subject, r.request.target_new) if text}
+    named = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in sorted(names)))
     found: dict[str, None] = {}
     for record in facts:
         for text in [record.request.text, *(p.text for p in record.probes if p.kind == "neighborhood")]:
-            if not any(name in text.casefold() for name in named):
+            if not (names and named.search(text.casefold())):
                 found[text.strip()] = None
     return list(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal
@@ -90,7 +90,7 @@ class Selection:
         Raises:
             KeditError: More nodes than a matrix has.
         """
-        _check_room(sites, nodes, bottom)
+        check_room(sites, nodes, bottom)
         drawn = {site: torch.randperm(site.width, generator=generator) for site in sites}
         return cls(
             {site: order[:nodes].sort().values for site, order in drawn.items()},
@@ -115,7 +115,7 @@ def select(scores: Scores, config: TraceConfig) -> Selection:
         KeditError: A matrix has too few nodes for both.
     """
     if config.mode == "per_matrix":
-        _check_room(list(scores), config.nodes, config.bottom)
+        check_room(scores, config.nodes, config.bottom)
     choices = _choices(scores, config.tie_kv)
     pick: Callable[[list[Tensor], int], list[Tensor]] = _each if config.mode == "per_matrix" else _on_paths
     values = [value for _, value in choices]
@@ -230,7 +230,8 @@ def _by_site(choices: list[_Choice], taken: list[Tensor], scores: Scores) -> dic
     return {site: found[site] for site in scores}
 
 
-def _check_room(sites: Sequence[Site], nodes: int, bottom: int) -> None:
+def check_room(sites: Iterable[Site], nodes: int, bottom: int) -> None:
+    """Raises `KeditError` where a matrix has fewer nodes than T+ and T- take of it."""
     for site in sites:
         if nodes + bottom > site.width:
             wanted = f"{nodes} and {bottom} at the bottom are more nodes"

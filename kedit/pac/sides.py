@@ -107,6 +107,9 @@ class Sides:
         """Leaves no gradient to what is not trained; call it between the backward pass and the step."""
         if self.shared:
             self.top.mask(*self.turn)
+        else:
+            for side in self._sides:
+                side.mask("top")  # nodes of earlier selections keep their changes
 
     def gradient_norm(self) -> Tensor:
         """Norm of the gradients as they are, a scalar."""

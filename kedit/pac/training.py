@@ -95,7 +95,7 @@ class Steps:
     def __post_init__(self) -> None:
         self.done = False
         self.terms: dict[str, float] = {}
-        self._idle = 0  # mini-batches in a row that needed nothing
+        self._open = {request.case for request in self.requests}  # not seen answered since the last step
         self._order = self._mini_batches()
         self._current: list[Request] = []
         self._turn: Literal["edit", "contrast"] = "edit"
@@ -110,7 +110,7 @@ class Steps:
     @property
     def learned(self) -> bool:
         """Every request was answered as it should be when last seen, none of them changed since."""
-        return self._idle >= self._per_pass
+        return not self._open
 
     def loss(self) -> Tensor | None:
         """The loss of the next step; None where nothing is left to learn.
@@ -127,10 +127,11 @@ class Steps:
         for batch in self._order:
             loss = self._edit(batch)
             if loss is not None:
-                self._idle, self._current = 0, batch
+                self._open = {request.case for request in self.requests}
+                self._current = batch
                 self._turn = "contrast" if self._alternates else "edit"
                 return loss
-            self._idle += 1
+            self._open -= {request.case for request in batch}
             if self.learned:
                 break
         self.done = True
@@ -150,7 +151,7 @@ class Steps:
         kept = self.keeper.draw([r.case for r in batch], self.generator) if self.keeper is not None else None
         with self.sides.installed("top"):
             logits, others = self._logits(wanted, kept[0] if kept else [])
-            together = joint and self.config.contrast.theta == "updated"
+            together = joint and self.sides.theta == "updated"
             contrast = self._contrast(batch, logits) if together else None
         needed = self._note(batch, wanted, logits.detach())
         if not bool(needed.any()):
@@ -204,7 +205,9 @@ class Steps:
     def _checked(self, name: str, loss: Tensor) -> Tensor:
         value = float(loss.detach())
         if not torch.isfinite(loss.detach()):
-            raise KeditError(f"the {name} loss is {value} after {self._steps()} steps; a smaller model.lr may help")
+            raise KeditError(
+                f"the {name} loss is {value} after {self._steps()} steps; a smaller model.train.lr may help"
+            )
         self.terms[name] = value
         return loss
 
