@@ -7,9 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
-from kedit.summary import INVARIANT, TITLES
+from kedit.summary import INVARIANT, TITLES, TOKEN_COLUMNS, TOKENS
 
 SHOWN = ("success", "exact", "generated")
+PAPER = {"PAC": {kind: (metric,) for kind, metric in TOKEN_COLUMNS} | {"score": (TOKENS,)}}
+"""What a method's paper reports beside these."""
 MOMENTS = {
     "edit": "measured after each edit",
     "end": "measured after the last edit",
@@ -35,6 +37,11 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         "success: p(wanted) > p(rival)   exact: argmax is the wanted answer (teacher forced)\n"
         "generated: free greedy generation begins with it   unchanged: argmax as before the edit"
     )
+    if method["method"] in PAPER:
+        caption += (
+            "\ntoken_accuracy: share of the answer's tokens that are the argmax   unchanged_tokens: share as before"
+            f"\n{TOKENS}: mean of the three, the paper's score"
+        )
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     table.add_column("probe")
     table.add_column("metric")
@@ -53,6 +60,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
             table.add_section()
             name = TITLES.get(kind, kind).replace("_", " ")
             shown = ("success",) if kind == "score" else (*SHOWN, "unchanged")
+            shown += PAPER.get(method["method"], {}).get(kind, ())
             for metric in shown:
                 if metric in metrics and not (kind in INVARIANT and metric == "exact"):
                     cell = metrics[metric]

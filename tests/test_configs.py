@@ -17,8 +17,7 @@ from kedit.cli import main
 from kedit.defaults import EMMET_TABLE, MEMIT_TABLE, TABLE
 from kedit.deltafile import load_delta
 from kedit.lm import LMConfig, load_lm
-from kedit.methods.pac import TrainConfig, parity_train
-from kedit.pac import ContrastConfig, KeepConfig, TraceConfig
+from kedit.pac import ContrastConfig, KeepConfig, TraceConfig, TrainConfig, parity_train
 from kedit.queries import QueryConfig
 from kedit.rep import AdapterConfig, parity_config
 from tests.tiny import TEXT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -17,12 +17,10 @@ from kedit.lm import LMConfig
 from kedit.methods.base import EditingModule, Regime
 from kedit.methods.phases import Edit, Phase, RectifyPhase
 from kedit.pac import (
-    Bias,
     ContrastConfig,
     KeepConfig,
     Keeper,
     Labelled,
-    Objective,
     Profile,
     Progress,
     Request,
@@ -31,6 +29,7 @@ from kedit.pac import (
     StepConfig,
     Steps,
     TraceConfig,
+    TrainConfig,
     argmaxes,
     check_room,
     choose,
@@ -38,82 +37,12 @@ from kedit.pac import (
     greedy_answers,
     labelled,
     layer_weights,
+    released,
     sites,
 )
 from kedit.requests import EditRecord
 
 _BATCH = 16  # texts of a forward or tracing pass that are not a mini-batch of the released run
-
-
-@dataclass
-class TrainConfig:
-    """How the nodes of an edit are trained.
-
-    Args:
-        lr: Adam's learning rate for T+.
-        passes: How often every request is trained at most.
-        mini_batch: Requests in a step.
-        retrace: Passes after which the paths are traced again; 0: never within an edit batch.
-        objective: `alternate`: a step on L(y*) and T+, then one on lambda L(y) and T- (the released code). `joint`:
-            one step on the sum of both losses (the paper), whose gradient reaches T+ and T-.
-        stop: Requests whose new target is the argmax already, at every token, are left out of a step; an edit batch
-            ends when none is left.
-        margin: How many nats the target must be ahead of every other token for that.
-        per_edit: Every request weighs the same in a loss; false: every target token does (the released code).
-        shared_adam: One Adam trains T+ and T- and goes on when paths are traced again, so that nodes move by their
-            momentum while they are masked (the released code). false: each side has its own, begun anew with the
-            paths, and stands still while the other is trained.
-        bias: Biases of models that have them: those of the selected keys and the value matrices' whole (`code`), the
-            former alone (`masked`), or `none`.
-        layer_weights: Learning rates follow the trace: a matrix whose paths score twice the mean gets twice `lr`.
-    """
-
-    lr: float = 1e-3
-    passes: int = 24
-    mini_batch: int = 2
-    retrace: int = 0
-    objective: Objective = "alternate"
-    stop: bool = True
-    margin: float = 0.0
-    per_edit: bool = True
-    shared_adam: bool = False
-    bias: Bias = "none"
-    layer_weights: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in (("passes", 1), ("mini_batch", 1), ("retrace", 0), ("margin", 0.0)):
-            if getattr(self, name) < least:
-                raise KeditError(f"model.train.{name}: {getattr(self, name)} is less than {least}")
-        if not self.lr > 0:
-            raise KeditError(f"model.train.lr: {self.lr:g} is not above 0")
-
-
-def parity_train() -> TrainConfig:
-    """The released run's (specs/pac.md 2 and 4)."""
-    return TrainConfig(
-        lr=1e-5, passes=12, retrace=2, stop=False, per_edit=False, shared_adam=True, bias="code"
-    )  # fmt: skip
-
-
-def _parity(
-    scope: str, train: TrainConfig, contrast: ContrastConfig, keep: KeepConfig
-) -> tuple[TrainConfig, ContrastConfig, KeepConfig]:
-    """The released run's options in the place of defaults.
-
-    Raises:
-        KeditError: Options were given that it does not have.
-    """
-    if train == TrainConfig():
-        train = parity_train()
-    if replace(train, passes=12) != parity_train():
-        raise KeditError("model.parity: the released run replaces model.train; give one of the two, not both")
-    if scope == "edit":
-        raise KeditError("model.parity: the released run traces an edit set, not each edit; use scope: batch")
-    if keep != KeepConfig() and keep.weight:
-        raise KeditError("model.parity: the released run has no locality term; leave model.keep.weight out, or at 0")
-    if contrast.lr == ContrastConfig().lr:
-        contrast = replace(contrast, lr=None)
-    return train, contrast, replace(keep, weight=0.0)
 
 
 class PAC(EditingModule):
@@ -156,7 +85,7 @@ class PAC(EditingModule):
     ) -> None:
         super().__init__(lm=lm, regime=regime, lanes=1, seed=seed)
         if parity:
-            train, contrast, keep = _parity(scope, train, contrast, keep)
+            train, contrast, keep = released(scope, train, contrast, keep)
         if train.shared_adam and contrast.theta == "instead":
             raise KeditError("model.contrast.theta: instead keeps T- apart; it needs train.shared_adam: false")
         if train.shared_adam and contrast.lr is not None:
@@ -224,10 +153,11 @@ class PAC(EditingModule):
         requests = [self.requests[record.request.case_id] for record in batch.records]
         groups = [[request] for request in requests] if self.scope == "edit" else [requests]
         nodes: dict[str, int] = {}
+        earlier = self._earlier(batch.index)
         for group in groups:
             sides.begin()
             try:
-                size = yield from self._rectify(sides, group, generator, progress)
+                size = yield from self._rectify(sides, group, generator, progress, earlier)
                 self._look(sides, group, progress)
             except KeditError as error:
                 sides.undo()
@@ -235,6 +165,7 @@ class PAC(EditingModule):
                     batch.outcomes[requests.index(request)].error = str(error)
                 continue
             nodes |= dict.fromkeys([request.case for request in group], size)
+            earlier += group
         if self.scope == "edit" and len(requests) > 1:  # later edits may have undone earlier ones
             self._look(sides, requests, progress)
         for request, outcome in zip(requests, batch.outcomes, strict=True):
@@ -248,13 +179,25 @@ class PAC(EditingModule):
         failed = all(outcome.error is not None for outcome in batch.outcomes)
         return [None if failed else sides.delta(self.contrast.merge)]
 
+    def _earlier(self, index: int) -> list[Request]:
+        """The requests of the edit batches that are part of the weights."""
+        if self.regime != "sequential":
+            return []
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return [self.requests[record.request.case_id] for batch in data.batches[:index] for record in batch]
+
     def _sides(self) -> Sides:
         t, c = self.train_config, self.contrast
         contrast_lr = (t.lr if c.lr is None else c.lr) if self.contrasts else None
         return Sides(self.lm, t.bias, t.lr, contrast_lr, t.shared_adam, c.theta)
 
     def _rectify(
-        self, sides: Sides, requests: list[Request], generator: torch.Generator, progress: dict[str, Progress]
+        self,
+        sides: Sides,
+        requests: list[Request],
+        generator: torch.Generator,
+        progress: dict[str, Progress],
+        earlier: list[Request],
     ) -> Generator[Phase, None, int]:
         """Traces, trains, and traces again every `retrace` passes; the number of nodes in T+ at last."""
         t, size = self.train_config, 0
@@ -266,6 +209,7 @@ class PAC(EditingModule):
             t.stop,
             t.margin,
             t.per_edit,
+            t.rehearse if self.scope == "edit" else 0,
         )
         period = t.retrace or t.passes
         for done in range(0, t.passes, period):
@@ -276,7 +220,7 @@ class PAC(EditingModule):
             optimizer = sides.take(selection, weights)
             size = sum(len(nodes) for nodes in selection.top.values())
             passes = min(period, t.passes - done)
-            course = Steps(self.lm, sides, requests, steps, passes, generator, self.keeper, progress)
+            course = Steps(self.lm, sides, requests, steps, passes, generator, self.keeper, progress, earlier)
             phase = RectifyPhase(course, optimizer)
             yield phase
             if phase.error is not None:

@@ -2,7 +2,7 @@
 
 from kedit.pac.capture import capture
 from kedit.pac.choose import choose, layer_weights
-from kedit.pac.config import ContrastConfig, KeepConfig
+from kedit.pac.config import ContrastConfig, KeepConfig, Objective, TrainConfig, parity_train, released
 from kedit.pac.keep import Keeper
 from kedit.pac.labels import Labelled, argmaxes, encode_request, greedy_answers, labelled
 from kedit.pac.profile import Profile
@@ -12,7 +12,7 @@ from kedit.pac.select import Scores, Selection, TraceConfig, check_room, layer_p
 from kedit.pac.sides import Sides
 from kedit.pac.sites import Site, sites
 from kedit.pac.tracing import trace, trace_each
-from kedit.pac.training import Objective, Progress, Request, StepConfig, Steps
+from kedit.pac.training import Progress, Request, StepConfig, Steps
 
 __all__ = [
     "Bias",
@@ -34,6 +34,7 @@ __all__ = [
     "StepConfig",
     "Steps",
     "TraceConfig",
+    "TrainConfig",
     "argmaxes",
     "capture",
     "check_room",
@@ -44,6 +45,8 @@ __all__ = [
     "layer_profile",
     "layer_weights",
     "node_scores",
+    "parity_train",
+    "released",
     "select",
     "sites",
     "trace",

@@ -1,11 +1,14 @@
-"""The options of PAC's training, as YAML writes them: the contrastive term and the locality term."""
+"""The options of PAC, as YAML writes them: how nodes are trained, the contrastive term, the locality term."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kedit.errors import KeditError
+from kedit.pac.rectify import Bias
+
+Objective = Literal["alternate", "joint"]
 
 
 @dataclass
@@ -49,6 +52,7 @@ class KeepConfig:
         facts: How many prompts of facts there are to draw from.
         others: How many other subjects in a record's own prompt; half of a step's prompts are of these. Records that
             name no subject have none.
+        positions: At how many of a prompt's tokens the KL is taken, counted from its last.
         top: The KL runs over so many most probable tokens of the unedited model, and all others as one.
     """
 
@@ -56,11 +60,86 @@ class KeepConfig:
     prompts: int = 8
     facts: int = 256
     others: int = 8
+    positions: int = 1
     top: int = 64
 
     def __post_init__(self) -> None:
         if self.weight < 0:
             raise KeditError(f"model.keep.weight: {self.weight:g} is negative")
-        for name, least in (("prompts", 1), ("facts", 1), ("others", 0), ("top", 1)):
+        for name, least in (("prompts", 1), ("facts", 1), ("others", 0), ("positions", 1), ("top", 1)):
             if getattr(self, name) < least:
                 raise KeditError(f"model.keep.{name}: {getattr(self, name)} is less than {least}")
+
+
+@dataclass
+class TrainConfig:
+    """How the nodes of an edit are trained.
+
+    Args:
+        lr: Adam's learning rate for T+.
+        passes: How often every request is trained at most.
+        mini_batch: Requests in a step.
+        retrace: Passes after which the paths are traced again; 0: never within an edit batch.
+        objective: `alternate`: a step on L(y*) and T+, then one on lambda L(y) and T- (the released code). `joint`:
+            one step on the sum of both losses (the paper), whose gradient reaches T+ and T-.
+        stop: Requests whose new target is the argmax already, at every token, are left out of a step; an edit batch
+            ends when none is left.
+        margin: How many nats the target must be ahead of every other token for that.
+        per_edit: Every request weighs the same in a loss; false: every target token does (the released code).
+        shared_adam: One Adam trains T+ and T- and goes on when paths are traced again, so that nodes move by their
+            momentum while they are masked (the released code). false: each side has its own, begun anew with the
+            paths, and stands still while the other is trained.
+        bias: Biases of models that have them: those of the selected keys and the value matrices' whole (`code`), the
+            former alone (`masked`), or `none`.
+        rehearse: With `scope: edit`, so many earlier requests of the run are drawn into every step; those that are no
+            longer answered train with it (sequential regime, or an edit batch of several). Their nodes stand still.
+        layer_weights: Learning rates follow the trace: a matrix whose paths score twice the mean gets twice `lr`.
+    """
+
+    lr: float = 1e-3
+    passes: int = 24
+    mini_batch: int = 2
+    retrace: int = 0
+    objective: Objective = "alternate"
+    stop: bool = True
+    margin: float = 0.0
+    per_edit: bool = True
+    shared_adam: bool = False
+    bias: Bias = "none"
+    rehearse: int = 0
+    layer_weights: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("passes", 1), ("mini_batch", 1), ("retrace", 0), ("rehearse", 0), ("margin", 0.0)):
+            if getattr(self, name) < least:
+                raise KeditError(f"model.train.{name}: {getattr(self, name)} is less than {least}")
+        if not self.lr > 0:
+            raise KeditError(f"model.train.lr: {self.lr:g} is not above 0")
+
+
+def parity_train() -> TrainConfig:
+    """The released run's (specs/pac.md 2 and 4)."""
+    return TrainConfig(
+        lr=1e-5, passes=12, retrace=2, stop=False, per_edit=False, shared_adam=True, bias="code"
+    )  # fmt: skip
+
+
+def released(
+    scope: str, train: TrainConfig, contrast: ContrastConfig, keep: KeepConfig
+) -> tuple[TrainConfig, ContrastConfig, KeepConfig]:
+    """The released run's options in the place of defaults.
+
+    Raises:
+        KeditError: Options were given that it does not have.
+    """
+    if train == TrainConfig():
+        train = parity_train()
+    if replace(train, passes=12) != parity_train():
+        raise KeditError("model.parity: the released run replaces model.train; give one of the two, not both")
+    if scope == "edit":
+        raise KeditError("model.parity: the released run traces an edit set, not each edit; use scope: batch")
+    if keep != KeepConfig() and keep.weight:
+        raise KeditError("model.parity: the released run has no locality term; leave model.keep.weight out, or at 0")
+    if contrast.lr == ContrastConfig().lr:
+        contrast = replace(contrast, lr=None)
+    return train, contrast, replace(keep, weight=0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Reference:
-    """What the unedited model says after some prompts: its `k` likeliest tokens, and the rest as one.
+    """What the unedited model says at `n` places of some prompts: its `k` likeliest tokens, and the rest as one.
 
     Attributes:
         tokens: `[n, k]` int64.
@@ -41,7 +42,7 @@ class Reference:
         return kl.mean()
 
     def take(self, index: Tensor) -> Reference:
-        """Those of some prompts."""
+        """Those of some places."""
         return Reference(self.tokens[index], self.logp[index], self.rest[index])
 
 
@@ -82,6 +83,7 @@ class Keeper:
             self._texts += [r.prompt.replace("{}", other).rstrip() for other in others]
             self._own[r.case_id] = torch.arange(start, len(self._texts))
         self._ids = [tuple(lm.encode(text)) for text in self._texts]
+        self._starts = [0, *accumulate(min(len(ids), config.positions) for ids in self._ids)]
         self._reference = self._ask()
 
     def __len__(self) -> int:
@@ -101,28 +103,28 @@ class Keeper:
         n = self.config.prompts
         first = own[torch.randperm(len(own), generator=generator)[: n // 2]]
         more = torch.randperm(len(self._general), generator=generator)[: n - len(first)]
-        index = torch.cat([first, self._general[more]])
-        return [self._ids[i] for i in index.tolist()], self._reference.take(index.to(self.lm.device))
+        index = torch.cat([first, self._general[more]]).tolist()
+        where = torch.cat([torch.arange(self._starts[i], self._starts[i + 1]) for i in index])
+        return [self._ids[i] for i in index], self._reference.take(where.to(self.lm.device))
 
     def _ask(self) -> Reference:
         parts = []
-        order = sorted(range(len(self._ids)), key=lambda i: len(self._ids[i]))
         with frozen(self.lm.model):
-            for start in range(0, len(order), _BATCH):
-                texts = [self._ids[i] for i in order[start : start + _BATCH]]
-                logits = logits_at(self.lm, *last_positions(self.lm, texts), use_cache=False)[0].float()
+            for start in range(0, len(self._ids), _BATCH):
+                texts = self._ids[start : start + _BATCH]
+                where = last_positions(self.lm, texts, self.config.positions)
+                logits = logits_at(self.lm, *where, use_cache=False)[0].float()
                 logp, tokens = torch.log_softmax(logits, -1).topk(min(self.config.top, logits.shape[-1] - 1), -1)
                 parts.append((tokens, logp, _rest(logp)))
-        back = torch.tensor(order, device=self.lm.device).argsort()
-        tokens, logp, rest = (torch.cat(column)[back] for column in zip(*parts, strict=True))
-        return Reference(tokens, logp, rest)
+        return Reference(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def last_positions(lm: LM, texts: list[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Right-padded ids, rows and columns of the last token of every text."""
+def last_positions(lm: LM, texts: list[tuple[int, ...]], n: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-padded ids, and rows and columns of the last `n` tokens of every text (all of a shorter one)."""
     ids, _ = pad_right(texts, lm.pad_id, lm.device)
-    cols = torch.tensor([len(text) - 1 for text in texts], device=lm.device)
-    return ids, torch.arange(len(texts), device=lm.device), cols
+    places = [(row, col) for row, text in enumerate(texts) for col in range(max(0, len(text) - n), len(text))]
+    rows, cols = torch.tensor(places, device=lm.device).T
+    return ids, rows, cols
 
 
 def _rest(logp: Tensor) -> Tensor:

@@ -12,13 +12,11 @@ from torch import Tensor
 from kedit.errors import KeditError
 from kedit.forward import logits_at
 from kedit.lm import LM
-from kedit.pac.config import ContrastConfig, KeepConfig
+from kedit.pac.config import ContrastConfig, KeepConfig, Objective
 from kedit.pac.keep import Keeper, last_positions
 from kedit.pac.labels import Labelled, labelled
 from kedit.pac.sides import Sides
 from kedit.tokens import Tokens
-
-Objective = Literal["alternate", "joint"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,7 @@ class StepConfig:
     stop: bool
     margin: float
     per_edit: bool
+    rehearse: int = 0
 
 
 @dataclass
@@ -81,6 +80,7 @@ class Steps:
         generator: Shuffles, and draws what is kept.
         keeper: The prompts of the locality term; None without one.
         progress: Case -> how it fares; filled in.
+        earlier: Requests that were edited before, to be rehearsed.
     """
 
     lm: LM
@@ -91,6 +91,7 @@ class Steps:
     generator: torch.Generator
     keeper: Keeper | None = None
     progress: dict[str, Progress] = field(default_factory=dict)
+    earlier: Sequence[Request] = ()
 
     def __post_init__(self) -> None:
         self.done = False
@@ -147,7 +148,7 @@ class Steps:
         """L(y*) of the requests that need it, with what goes beside it; None where none does."""
         joint = self.config.objective == "joint" and self._contrasts
         self.sides.train(*(("top", "bottom") if joint else ("top",)))
-        wanted = labelled(self.lm, [r.text for r in batch], self.config.per_edit)
+        wanted = self._wanted(batch)
         kept = self.keeper.draw([r.case for r in batch], self.generator) if self.keeper is not None else None
         with self.sides.installed("top"):
             logits, others = self._logits(wanted, kept[0] if kept else [])
@@ -167,12 +168,22 @@ class Steps:
             loss = loss + self._checked("contrast", self.config.contrast.weight * contrast)
         return loss
 
+    def _wanted(self, batch: list[Request]) -> Labelled:
+        """Texts and targets of a step, those to be rehearsed last; the weights of the others sum to 1."""
+        n = min(self.config.rehearse, len(self.earlier))
+        order = torch.randperm(len(self.earlier), generator=self.generator)[:n].tolist() if n else []
+        texts = [r.text for r in [*batch, *(self.earlier[i] for i in order)]]
+        wanted = labelled(self.lm, texts, self.config.per_edit)
+        if not order:
+            return wanted
+        return replace(wanted, weights=wanted.weights / wanted.weights[wanted.rows < len(batch)].sum())
+
     def _logits(self, wanted: Labelled, prompts: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
         """Logits of the labels `[m, vocab]`, and after the prompts `[n, vocab]`, from one forward pass."""
         if not prompts:
             logits = wanted.logits(self.lm)
             return logits, logits[:0]
-        ids, rows, cols = last_positions(self.lm, prompts)
+        ids, rows, cols = last_positions(self.lm, prompts, self.config.keep.positions)
         width = max(ids.shape[1], wanted.ids.shape[1])
         pad = torch.nn.functional.pad
         both = [pad(part, (0, width - part.shape[1]), value=self.lm.pad_id) for part in (wanted.ids, ids)]
@@ -191,13 +202,13 @@ class Steps:
         return texts.loss(self.lm)
 
     def _note(self, batch: list[Request], wanted: Labelled, logits: Tensor) -> Tensor:
-        """Keeps how the requests fare; which of them go on, `[B]` bool."""
+        """Keeps how the requests of the batch fare; which texts go on, `[B]` bool."""
         losses = torch.nn.functional.cross_entropy(logits, wanted.labels, reduction="none")
-        counts = torch.bincount(wanted.rows, minlength=len(batch))
-        means = losses.new_zeros(len(batch)).index_add_(0, wanted.rows, losses) / counts
+        counts = torch.bincount(wanted.rows)
+        means = losses.new_zeros(len(counts)).index_add_(0, wanted.rows, losses) / counts
         right = wanted.answered(logits)
         finished = wanted.answered(logits, self.config.margin) if self.config.stop else torch.zeros_like(right)
-        for request, loss, yes, over in zip(batch, means.tolist(), right.tolist(), finished.tolist(), strict=True):
+        for request, loss, yes, over in zip(batch, means.tolist(), right.tolist(), finished.tolist(), strict=False):
             own = self.progress[request.case]
             own.loss, own.answered, own.steps = loss, yes, own.steps + (not over)
         return ~finished

@@ -1,0 +1,140 @@
+"""When PAC's steps end: requests that are answered, by a margin or not at all, and a loss that is not finite."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kedit.delta import edited
+from kedit.errors import KeditError
+from kedit.pac import Labelled, Objective, Steps
+from tests.pac_cases import (
+    CONFIG,
+    asked,
+    both_losses,
+    course_of,
+    draw,
+    easy,
+    go,
+    logits_alone,
+    sides_of,
+    small,
+    step,
+    values,
+)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.7])
+def test_answered(margin: float) -> None:
+    """Every label ahead of every other token, strictly, by the margin: rows of two, three and one label."""
+    generator = torch.Generator().manual_seed(1)
+    rows, labels = torch.tensor([0, 0, 1, 1, 1, 2]), torch.tensor([3, 1, 0, 2, 4, 4])
+    batch = Labelled(torch.zeros(3, 5, dtype=torch.long), rows, rows, labels, torch.ones(6))
+    seen = set()
+    for trial in range(60):
+        logits = torch.randn(6, 5, generator=generator)
+        logits[torch.arange(6), labels] += 2.5
+        if trial % 2:
+            logits = logits.round()  # ties
+        want = [True, True, True]
+        for i in range(6):
+            others = [float(logits[i, j]) for j in range(5) if j != labels[i]]
+            want[rows[i]] &= float(logits[i, labels[i]]) - max(others) > margin
+        found = batch.answered(logits, margin).tolist()
+        assert found == want
+        seen |= set(found)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize(("objective", "turns"), [("alternate", 2), ("joint", 1)])
+@pytest.mark.parametrize(("mini_batch", "per_pass"), [(1, 4), (2, 2), (3, 2), (9, 1)])
+def test_without_stopping_every_pass_is_made(objective: Objective, turns: int, mini_batch: int, per_pass: int) -> None:
+    lm = small()
+    sides = sides_of(lm)
+    course = course_of(lm, sides, asked(lm), objective=objective, mini_batch=mini_batch)
+    assert len(go(course, sides.take(draw(lm)))) == course.most == 3 * per_pass * turns
+    assert {own.steps for own in course.progress.values()} == {3}
+    assert not course.learned
+
+
+def test_a_request_that_is_answered_gets_no_step() -> None:
+    """Its loss has no part in the step, and the others' shares stay as they are."""
+    lm = small()
+    requests = [*asked(lm)[:2], *easy(lm, 1)]
+    sides = sides_of(lm, lr=1e-9)
+    course = course_of(lm, sides, requests, stop=True)
+    optimizer = sides.take(draw(lm))
+    losses = [float(both_losses(lm, [r], per_edit=True)[0]) for r in requests]
+    found = go(course, optimizer)
+    assert found[0] == pytest.approx(sum(losses[:2]) / 3, abs=1e-5)
+    assert [course.progress[r.case].steps for r in requests] == [3, 3, 0]
+    assert [course.progress[r.case].answered for r in requests] == [False, False, True]
+    for request, loss in zip(requests, losses, strict=True):
+        assert course.progress[request.case].loss == pytest.approx(loss, abs=1e-5)
+    assert not course.learned
+
+
+def test_margin() -> None:
+    """A request counts as answered when its narrowest token is ahead by more than the margin."""
+    lm = small()
+    (request,) = easy(lm, 1)
+    logits = logits_alone(lm, request.text)
+    rest = logits.scatter(1, torch.tensor(request.text.target)[:, None], -torch.inf)
+    gap = float((logits.amax(1) - rest.amax(1)).min())
+    for margin, steps in (0.0, 0), (gap * 0.999, 0), (gap * 1.001, 3):
+        sides = sides_of(lm, lr=1e-9)
+        course = course_of(lm, sides, [request], stop=True, margin=margin)
+        assert len(go(course, sides.take(draw(lm)))) == 2 * steps
+        assert course.done
+        assert course.learned == (steps == 0)
+        own = course.progress[request.case]
+        assert (own.steps, own.answered) == (steps, True)
+
+
+@pytest.mark.parametrize("mini_batch", [2, 4])
+def test_the_edit_ends_when_all_are_answered(mini_batch: int) -> None:
+    lm = small(d_model=32)
+    requests, sides = asked(lm), sides_of(lm, lr=2e-2, contrast_lr=2e-3)
+    course = course_of(lm, sides, requests, passes=60, stop=True, mini_batch=mini_batch)
+    found = go(course, sides.take(draw(lm, nodes=20)))
+    assert course.learned
+    assert course.done
+    assert 4 < len(found) < course.most / 2
+    with edited(lm.model, sides.delta()):
+        for request in requests:
+            assert logits_alone(lm, request.text).argmax(-1).tolist() == list(request.text.target)
+    course = course_of(lm, sides_of(lm), easy(lm, 4), stop=True)
+    course.sides.take(draw(lm))
+    assert course.loss() is None
+    assert course.learned
+    assert not any(value.any() for value in values(course.sides.top).values())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_edit_does_not_end_while_a_request_is_open(seed: int) -> None:
+    """One request of four that is never answered is trained in every pass, whatever mini-batches it falls into."""
+    lm = small()
+    requests = [asked(lm)[1], *easy(lm, 3)]
+    sides = sides_of(lm, lr=1e-9)
+    optimizer = sides.take(draw(lm))
+    config = replace(CONFIG, stop=True, mini_batch=2)
+    course = Steps(lm, sides, requests, config, 12, torch.Generator().manual_seed(seed))
+    go(course, optimizer)
+    assert course.progress["2"].steps == 12
+    assert not course.learned
+
+
+@pytest.mark.parametrize("which", ["edit", "contrast"])
+def test_a_loss_that_is_not_finite(which: str) -> None:
+    lm = small()
+    sides = sides_of(lm)
+    optimizer = sides.take(draw(lm))
+    course = course_of(lm, sides, asked(lm), objective="alternate" if which == "contrast" else "joint")
+    assert step(course, optimizer) is not None
+    next(iter(sides.top.values.values())).data.fill_(torch.inf)
+    with pytest.raises(
+        KeditError, match=rf"^the {which} loss is (nan|inf) after \d steps; a smaller model\.train\.lr may"
+    ):
+        course.loss()
