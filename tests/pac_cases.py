@@ -97,7 +97,7 @@ CONFIG = StepConfig("alternate", ContrastConfig(LAMBDA), KeepConfig(), 4, stop=F
 
 
 def course_of(lm: LM, sides: Sides, requests: list[Request], passes: int = 3, **changed: Any) -> Steps:
-    own = {key: changed.pop(key) for key in ("keeper",) if key in changed}
+    own = {key: changed.pop(key) for key in ("keeper", "earlier") if key in changed}
     return Steps(lm, sides, requests, replace(CONFIG, **changed), passes, torch.Generator().manual_seed(0), **own)
 
 

@@ -189,3 +189,22 @@ def test_no_prompt_is_left_to_keep(others: int) -> None:
             [fact("1", "The capital of {} is", "Egypt", "Cairo")],
             0,
         )
+
+
+@pytest.mark.parametrize("positions", [1, 3, 50])
+def test_what_is_kept_at_several_positions(positions: int) -> None:
+    """The reference holds the last tokens of every drawn prompt, in their order; a step compares the same places."""
+    lm = small()
+    keeper = keeper_of(lm, positions=positions)
+    prompts, reference = keeper.draw(["a", "b"], torch.Generator().manual_seed(1))
+    rows = []
+    for ids in prompts:
+        logp = lm.model(torch.tensor([ids])).logits[0, -positions:].float().log_softmax(-1)
+        rows.append(logp.topk(reference.tokens.shape[1], -1))
+    assert torch.equal(reference.tokens, torch.cat([row.indices for row in rows]))
+    torch.testing.assert_close(reference.logp, torch.cat([row.values for row in rows]), rtol=0, atol=1e-5)
+    sides = sides_of(lm)
+    sides.take(draw(lm))
+    course = course_of(lm, sides, asked(lm)[:2], keeper=keeper, keep=KeepConfig(weight=1.0, positions=positions))
+    course.loss()
+    assert course.terms["keep"] == pytest.approx(0.0, abs=1e-5)  # nothing has changed yet

@@ -138,3 +138,32 @@ def test_a_loss_that_is_not_finite(which: str) -> None:
         KeditError, match=rf"^the {which} loss is (nan|inf) after \d steps; a smaller model\.train\.lr may"
     ):
         course.loss()
+
+
+def test_an_earlier_request_trains_while_it_is_open() -> None:
+    """The loss is the new request's mean plus that of the open earlier ones; answered ones add nothing."""
+    lm = small()
+    new, old, known = asked(lm)[0], asked(lm)[1], easy(lm, 3)[2]
+    sides = sides_of(lm, contrast_lr=None)
+    optimizer = sides.take(draw(lm))
+    course = course_of(lm, sides, [new], mini_batch=1, stop=True, rehearse=2, earlier=[old, known])
+    expected = sum(both_losses(lm, [request], True)[0] for request in (new, old))
+    assert step(course, optimizer) == pytest.approx(float(expected), rel=1e-5)
+    assert course.progress.keys() == {new.case}
+    alone = course_of(lm, sides_of(lm, contrast_lr=None), [new], mini_batch=1, stop=True, earlier=[old, known])
+    alone.sides.take(draw(lm))
+    loss = alone.loss()
+    assert loss is not None
+    assert float(loss.detach()) == pytest.approx(float(both_losses(lm, [new], True)[0]), rel=1e-5)
+
+
+def test_an_edit_goes_on_until_what_it_rehearses_is_answered() -> None:
+    lm = small()
+    old, known = asked(lm)[0], easy(lm, 2)[1:]
+    sides = sides_of(lm, contrast_lr=None)
+    course = course_of(lm, sides, known, 300, mini_batch=1, stop=True, rehearse=1, earlier=[old])
+    assert go(course, sides.take(draw(lm, nodes=12)))
+    assert course.learned
+    with edited(lm.model, sides.delta()), torch.no_grad():
+        for request in (old, *known):
+            assert logits_alone(lm, request.text).argmax(-1).tolist() == list(request.text.target)
