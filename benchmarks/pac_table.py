@@ -94,10 +94,14 @@ def read(path: Path, paraphrases: Path | None, without: Path | None) -> list[Edi
         records = [record for record in records if record.request.text not in taken]
     if paraphrases is None:
         return records
-    more = {r.request.text: [p for p in r.probes if p.kind == "paraphrase"] for r in read_zsre(paraphrases)}
+    more = {
+        r.request.text: [p for p in r.probes if p.kind == "paraphrase"] for r in read_zsre(paraphrases, clean=False)
+    }
     found = []
     for record in records:
-        others = tuple(Probe("paraphrase", p.text, record.request.target_new) for p in more[record.request.text])
+        others = tuple(
+            Probe("paraphrase", p.text, record.request.target_new) for p in more.get(record.request.text, ())
+        )
         found.append(replace(record, probes=(*record.probes, *others)))
     return found
 
