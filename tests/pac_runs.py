@@ -22,7 +22,7 @@ from kedit.deltafile import load_delta
 from kedit.lm import LM
 from kedit.methods import PAC
 from kedit.methods import pac as pac_module
-from kedit.pac import Selection, TraceConfig, TrainConfig
+from kedit.pac import KeepConfig, Selection, TraceConfig, TrainConfig
 from kedit.requests import EditRequest
 from tests.test_spread import Given, Keep
 from tests.tiny import tiny_lm
@@ -70,7 +70,7 @@ TRACE = TraceConfig(nodes=4, bottom=2)
 
 
 def pac(**changed: Any) -> PAC:
-    return PAC(**({"regime": "batch", "train": TRAIN, "trace": TRACE} | changed))
+    return PAC(**({"regime": "batch", "train": TRAIN, "trace": TRACE, "keep": KeepConfig(0.0)} | changed))
 
 
 def kept_choices(monkeypatch: pytest.MonkeyPatch) -> list[Selection]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kedit.lm import LM
 from kedit.methods import PAC
-from kedit.pac import ContrastConfig, Selection, TraceConfig, encode_request, parity_train
+from kedit.pac import ContrastConfig, KeepConfig, Selection, TraceConfig, encode_request, parity_train
 from tests.pac_runs import REQUESTS, TRACE, dense, kept_choices, run, same, small
 
 chosen = pytest.fixture(kept_choices)
@@ -134,5 +134,6 @@ def test_parity(kind: str, chosen: list[Selection], monkeypatch: pytest.MonkeyPa
 def test_parity_is_a_set_of_options() -> None:
     """`parity` is `parity_train()` but for how the assessment goes through the requests."""
     (one,) = run(PAC(parity=True, trace=TRACE, contrast=ContrastConfig(0.0)), small(), REQUESTS[:1])
-    (two,) = run(PAC(train=parity_train(), trace=TRACE, contrast=ContrastConfig(0.0)), small(), REQUESTS[:1])
+    without = PAC(train=parity_train(), trace=TRACE, contrast=ContrastConfig(0.0), keep=KeepConfig(0.0))
+    (two,) = run(without, small(), REQUESTS[:1])
     assert same(one.deltas[0], two.deltas[0])

@@ -19,7 +19,7 @@ class Labelled:
     """A batch of texts with labels at some of their positions.
 
     Attributes:
-        ids: Right-padded token ids, `[B, T]`.
+        ids: Right-padded token ids, `[B, T]`, without the last one of each text, which predicts nothing.
         rows: Row of each labelled position, `[m]`.
         cols: Its column: the position whose logits predict the label, `[m]`.
         labels: The token wanted, `[m]`.
@@ -70,7 +70,7 @@ def labelled(lm: LM, texts: Sequence[Tokens], per_edit: bool = False) -> Labelle
         per_edit: Every text weighs the same, whatever its target's length; otherwise every token does, as in the
             released code.
     """
-    ids, _ = pad_right([text.ids for text in texts], lm.pad_id, lm.device)
+    ids, _ = pad_right([text.ids[:-1] for text in texts], lm.pad_id, lm.device)  # the last token predicts nothing
     rows, cols, labels, weights = [], [], [], []
     total = sum(len(text.target) for text in texts)
     for row, text in enumerate(texts):
