@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from kedit.errors import KeditError
-from kedit.forward import frozen, logits_at
+from kedit.forward import frozen
 from kedit.lm import LM
 from kedit.pac.config import KeepConfig
+from kedit.packing import logits_of
 from kedit.requests import EditRecord
-from kedit.tokens import pad_right
 
 _BATCH = 32
 
@@ -112,19 +112,18 @@ class Keeper:
         with frozen(self.lm.model):
             for start in range(0, len(self._ids), _BATCH):
                 texts = self._ids[start : start + _BATCH]
-                where = last_positions(self.lm, texts, self.config.positions)
-                logits = logits_at(self.lm, *where, use_cache=False)[0].float()
+                places = last_places(texts, self.config.positions, self.lm.device)
+                logits = logits_of(self.lm, texts, *places).float()
                 logp, tokens = torch.log_softmax(logits, -1).topk(min(self.config.top, logits.shape[-1] - 1), -1)
                 parts.append((tokens, logp, _rest(logp)))
         return Reference(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def last_positions(lm: LM, texts: list[tuple[int, ...]], n: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Right-padded ids, and rows and columns of the last `n` tokens of every text (all of a shorter one)."""
-    ids, _ = pad_right(texts, lm.pad_id, lm.device)
+def last_places(texts: Sequence[tuple[int, ...]], n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of the last `n` tokens of every text (all of a shorter one)."""
     places = [(row, col) for row, text in enumerate(texts) for col in range(max(0, len(text) - n), len(text))]
-    rows, cols = torch.tensor(places, device=lm.device).T
-    return ids, rows, cols
+    rows, cols = torch.tensor(places, device=device).T
+    return rows, cols
 
 
 def _rest(logp: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from kedit.errors import KeditError
-from kedit.forward import logits_at
 from kedit.lm import LM
 from kedit.pac.config import ContrastConfig, KeepConfig, Objective
-from kedit.pac.keep import Keeper, last_positions
+from kedit.pac.keep import Keeper, last_places
 from kedit.pac.labels import Labelled, labelled
 from kedit.pac.sides import Sides
+from kedit.packing import logits_of
 from kedit.tokens import Tokens
 
 
@@ -148,10 +148,10 @@ class Steps:
         """L(y*) of the requests that need it, with what goes beside it; None where none does."""
         joint = self.config.objective == "joint" and self._contrasts
         self.sides.train(*(("top", "bottom") if joint else ("top",)))
-        wanted = self._wanted(batch)
+        texts, wanted = self._wanted(batch)
         kept = self.keeper.draw([r.case for r in batch], self.generator) if self.keeper is not None else None
         with self.sides.installed("top"):
-            logits, others = self._logits(wanted, kept[0] if kept else [])
+            logits, others = self._logits(texts, wanted, kept[0] if kept else [])
             together = joint and self.sides.theta == "updated"
             contrast = self._contrast(batch, logits) if together else None
         needed = self._note(batch, wanted, logits.detach())
@@ -168,28 +168,25 @@ class Steps:
             loss = loss + self._checked("contrast", self.config.contrast.weight * contrast)
         return loss
 
-    def _wanted(self, batch: list[Request]) -> Labelled:
+    def _wanted(self, batch: list[Request]) -> tuple[list[tuple[int, ...]], Labelled]:
         """Texts and targets of a step, those to be rehearsed last; the weights of the others sum to 1."""
         n = min(self.config.rehearse, len(self.earlier))
         order = torch.randperm(len(self.earlier), generator=self.generator)[:n].tolist() if n else []
         texts = [r.text for r in [*batch, *(self.earlier[i] for i in order)]]
         wanted = labelled(self.lm, texts, self.config.per_edit)
-        if not order:
-            return wanted
-        return replace(wanted, weights=wanted.weights / wanted.weights[wanted.rows < len(batch)].sum())
+        if order:
+            wanted = replace(wanted, weights=wanted.weights / wanted.weights[wanted.rows < len(batch)].sum())
+        return [text.ids[:-1] for text in texts], wanted
 
-    def _logits(self, wanted: Labelled, prompts: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    def _logits(
+        self, texts: list[tuple[int, ...]], wanted: Labelled, prompts: list[tuple[int, ...]]
+    ) -> tuple[Tensor, Tensor]:
         """Logits of the labels `[m, vocab]`, and after the prompts `[n, vocab]`, from one forward pass."""
-        if not prompts:
-            logits = wanted.logits(self.lm)
-            return logits, logits[:0]
-        ids, rows, cols = last_positions(self.lm, prompts, self.config.keep.positions)
-        width = max(ids.shape[1], wanted.ids.shape[1])
-        pad = torch.nn.functional.pad
-        both = [pad(part, (0, width - part.shape[1]), value=self.lm.pad_id) for part in (wanted.ids, ids)]
-        rows = torch.cat([wanted.rows, rows + len(wanted.ids)])
-        cols = torch.cat([wanted.cols, cols])
-        logits = logits_at(self.lm, torch.cat(both), rows, cols, use_cache=False)[0].float()
+        rows, cols = wanted.rows, wanted.cols
+        if prompts:
+            more, places = last_places(prompts, self.config.keep.positions, self.lm.device)
+            rows, cols = torch.cat([rows, more + len(texts)]), torch.cat([cols, places])
+        logits = logits_of(self.lm, [*texts, *prompts], rows, cols).float()
         return logits[: len(wanted.labels)], logits[len(wanted.labels) :]
 
     def _contrast(self, batch: list[Request], logits: Tensor | None = None) -> Tensor:
@@ -199,7 +196,8 @@ class Steps:
         texts = texts.relabelled(said)
         if logits is not None and all(r.original is r.text for r in batch):
             return texts.loss_of(logits)
-        return texts.loss(self.lm)
+        own = [r.original.ids[:-1] for r in batch]
+        return texts.loss_of(logits_of(self.lm, own, texts.rows, texts.cols).float())
 
     def _note(self, batch: list[Request], wanted: Labelled, logits: Tensor) -> Tensor:
         """Keeps how the requests of the batch fare; which texts go on, `[B]` bool."""
