@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import re
 import resource
 import sys
 import time
@@ -141,7 +142,7 @@ def save(name: str, figures: dict[str, Any]) -> Path:
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     words = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
-    command = " ".join(["python", *(Path(word).name if Path(word).is_absolute() else word for word in words)])
+    command = " ".join(["python", *(re.sub(r"(^|=)/[^,]*/", r"\1", word) for word in words)])  # files by their names
     written = {"date": datetime.date.today().isoformat(), "command": command}
     path.write_text(json.dumps(written | figures | {"provenance": provenance()}, indent=2) + "\n", encoding="utf-8")
     return path
