@@ -142,7 +142,16 @@ def save(name: str, figures: dict[str, Any]) -> Path:
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     words = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
-    command = " ".join(["python", *(re.sub(r"(^|=)/[^,]*/", r"\1", word) for word in words)])  # files by their names
-    written = {"date": datetime.date.today().isoformat(), "command": command}
-    path.write_text(json.dumps(written | figures | {"provenance": provenance()}, indent=2) + "\n", encoding="utf-8")
+    written = {"date": datetime.date.today().isoformat(), "command": " ".join(["python", *words])}
+    written = by_name(written | figures | {"provenance": provenance()})
+    path.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def by_name(value: Any) -> Any:
+    """`value` with the files of this machine in it called by their names: no absolute paths in what is committed."""
+    if isinstance(value, dict):
+        return {key: by_name(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [by_name(one) for one in value]
+    return re.sub(r"(?<![^\s=,])/[^\s,]*/", "", value) if isinstance(value, str) else value

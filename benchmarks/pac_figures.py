@@ -12,11 +12,12 @@ option in their `method`, not from their names. Writes OUT.png and, with the sam
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from kedit.runfolder import csv_text, write_figure, write_text
 
 LINES = (
     ("efficacy", "rewrite/token_accuracy", "#1f4e9c", "o"),
@@ -161,18 +162,10 @@ def words(found: Mapping[str, Any], arms: Arms, x: str) -> tuple[str, str]:
 
 def write(rows: Sequence[Mapping[str, Any]], figure: Any, out: Path) -> tuple[Path, Path]:
     """OUT.png and OUT.csv, each replaced in one step."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     out.parent.mkdir(parents=True, exist_ok=True)
-    image, table, partial = (out.with_name(f"{out.name}.{end}") for end in ("png", "csv", "partial"))
-    FigureCanvasAgg(figure)
-    figure.savefig(partial, format="png")
-    partial.replace(image)
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        writer: csv.DictWriter[str] = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(table)
+    image, table = (out.with_name(f"{out.name}.{end}") for end in ("png", "csv"))
+    write_figure(image, figure)
+    write_text(table, csv_text(rows, COLUMNS))
     return image, table
 
 

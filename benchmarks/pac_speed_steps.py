@@ -36,9 +36,9 @@ from kedit.pac import (
     Selection,
     Sides,
     Site,
-    StepConfig,
     Steps,
     TraceConfig,
+    TrainConfig,
     argmaxes,
     labelled,
     select,
@@ -67,13 +67,13 @@ class Slim:
     """Kedit's way."""
 
     def __init__(self, lm: LM, selection: Selection, shared: bool, objective: Objective = "alternate") -> None:
-        contrast = ContrastConfig(weight=WEIGHT)
-        self.config = StepConfig(objective, contrast, KeepConfig(), SIZE, stop=False, margin=0.0, per_edit=False)
+        train = TrainConfig(mini_batch=SIZE, objective=objective, stop=False, per_edit=False)
+        self.options = (train, ContrastConfig(weight=WEIGHT), KeepConfig())
         self.lm, self.sides = lm, Sides(lm, "none", LR, LR, shared)
         self.optimizer = self.sides.take(selection)
 
     def pair(self, requests: Sequence[Request]) -> None:
-        steps = Steps(self.lm, self.sides, requests, self.config, 1, torch.Generator().manual_seed(0))
+        steps = Steps(self.lm, self.sides, requests, *self.options, 1, torch.Generator().manual_seed(0))
         while (loss := steps.loss()) is not None:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -31,7 +31,7 @@ from jsonargparse import ArgumentParser
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
 from kedit.data import EditData, read_robust, read_zsre
-from kedit.evaluate import EvalConfig, score
+from kedit.evaluate import EvalConfig, ProbeScore, score_records
 from kedit.lm import LM
 from kedit.methods import EditingModule
 from kedit.requests import EditRecord, Probe
@@ -79,10 +79,8 @@ class AtEnd(EditCallback):
             for i, (record, b, a) in enumerate(found)
         ]
 
-    def _score(self, lm: LM) -> list[list[Any]]:
-        probes = [probe for record in self.records for probe in record.probes]
-        flat = iter(score(lm, probes, config=EvalConfig(generate=[])))
-        return [[next(flat) for _ in record.probes] for record in self.records]
+    def _score(self, lm: LM) -> list[list[ProbeScore]]:
+        return score_records(lm, self.records, config=EvalConfig(generate=[]))
 
 
 def read(path: Path, paraphrases: Path | None, without: Path | None) -> list[EditRecord]:

@@ -18,7 +18,7 @@ from editing import editor_of, fit, names, parser, robust_data, rows_file, show
 
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
-from kedit.evaluate import EvalConfig, ProbeScore, score
+from kedit.evaluate import EvalConfig, ProbeScore, score_records
 from kedit.methods import REP, EditingModule
 from kedit.results import result_row
 from kedit.robustness import figures
@@ -50,10 +50,7 @@ class At(EditCallback):
         append_rows(self.path, [result_row(record, b, a, batch.index, when) for record, b, a in found])
 
     def _score(self, module: EditingModule, n: int) -> list[list[ProbeScore]]:
-        counts = [len(record.probes) for record in self.records[:n]]
-        probes = [probe for record in self.records[:n] for probe in record.probes]
-        flat = iter(score(module.lm, probes, config=EvalConfig(generate=[])))
-        return [[next(flat) for _ in range(count)] for count in counts]
+        return score_records(module.lm, self.records[:n], config=EvalConfig(generate=[]))
 
 
 def main() -> None:

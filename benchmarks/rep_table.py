@@ -24,7 +24,7 @@ from editing import editor_of, fit, names, parser, robust_data, rows_file, show
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
 from kedit.delta import Delta
-from kedit.evaluate import EvalConfig, ProbeScore, score
+from kedit.evaluate import EvalConfig, ProbeScore, score_records
 from kedit.intervals import paired
 from kedit.lanes import LaneBank
 from kedit.methods import REP, EditingModule
@@ -141,13 +141,11 @@ class Arms(EditCallback):
         self, module: EditingModule, batch: EditBatch, arms: list[list[Delta | None]]
     ) -> list[list[list[ProbeScore]]]:
         """Scores of every record's probes: unedited, then under each arm's deltas."""
-        probes = [p for r in batch.records for p in r.probes]
-        counts = [len(r.probes) for r in batch.records]
+        n = len(batch.records)
         bank = LaneBank(module.lm.model, [delta or Delta() for deltas in arms for delta in deltas])
-        lanes = [-1 if arm < 0 else arm * len(counts) + i
-                 for arm in range(-1, len(arms)) for i, n in enumerate(counts) for _ in range(n)]  # fmt: skip
-        flat = iter(score(module.lm, probes * (1 + len(arms)), lanes, bank, EvalConfig(generate=[])))
-        return [[[next(flat) for _ in range(n)] for n in counts] for _ in range(1 + len(arms))]
+        lanes = [*[-1] * n, *range(n * len(arms))]
+        found = score_records(module.lm, batch.records * (1 + len(arms)), lanes, bank, EvalConfig(generate=[]))
+        return [found[start : start + n] for start in range(0, len(found), n)]
 
 
 def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

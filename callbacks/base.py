@@ -34,6 +34,13 @@ class EditCallback(Callback):
         """
 
 
+def tell(trainer: Trainer, hook: str, module: EditingModule, *about: Any) -> None:
+    """Calls a hook of every edit callback of the trainer, in their order."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EditCallback):
+            getattr(callback, hook)(trainer, module, *about)
+
+
 def editing(module: LightningModule) -> EditingModule:
     """`module` as the editing module it must be.
 

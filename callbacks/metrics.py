@@ -13,9 +13,8 @@ from kedit.bars import stage
 from kedit.batch import EditBatch, Outcome
 from kedit.callbacks.base import EditCallback, editing
 from kedit.delta import Delta, edited
-from kedit.evaluate import EvalConfig, ProbeScore, score
+from kedit.evaluate import EvalConfig, ProbeScore, score_records
 from kedit.lanes import LaneBank
-from kedit.lm import LM
 from kedit.requests import EditRecord
 from kedit.summary import result_row
 
@@ -64,7 +63,7 @@ class EditMetrics(EditCallback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         records = [record for batch in data.batches[: trainer.max_epochs] for record in batch]
         with stage("scoring the unedited model") as progress:
-            scores = self._score(module.lm, records, progress=progress)
+            scores = score_records(module.lm, records, config=self.scoring, progress=progress)
         self._base = {record.request.case_id: s for record, s in zip(records, scores, strict=True)}
         done = [(i, r) for i, batch in enumerate(data.batches[: module.resumed_at]) for r in batch]
         known = zip(done, self._resumed, strict=True)
@@ -84,7 +83,7 @@ class EditMetrics(EditCallback):
             self._edited += [(batch.index, outcome) for outcome in batch.outcomes]
             if self.measure == "end":
                 return
-            after = self._score(module.lm, batch.records)
+            after = score_records(module.lm, batch.records, config=self.scoring)
             before = [self._base[record.request.case_id] for record in batch.records]
         else:
             arms: dict[Moment, list[Delta]] = {"edit": [delta or Delta() for delta in batch.deltas]}
@@ -104,17 +103,18 @@ class EditMetrics(EditCallback):
         """Scores on the unedited model, then under each list of deltas: one per record, or one in all."""
         n = len(records)
         if module.regime == "batch":
-            found = [self._score(module.lm, records)]
+            found = [score_records(module.lm, records, config=self.scoring)]
             for deltas in arms:
                 with edited(module.lm.model, *deltas):
-                    found.append(self._score(module.lm, records))
+                    found.append(score_records(module.lm, records, config=self.scoring))
             return found
         deltas = [delta for arm in arms for delta in arm]
-        every = self._score(
+        every = score_records(
             module.lm,
             list(records) * (1 + len(arms)),
             lanes=[-1] * n + list(range(len(deltas))),
             bank=LaneBank(module.lm.model, deltas),
+            config=self.scoring,
         )
         return [every[start : start + n] for start in range(0, len(every), n)]
 
@@ -124,26 +124,11 @@ class EditMetrics(EditCallback):
             return []
         records = [outcome.record for _, outcome in self._edited]
         with stage("scoring the model after the last edit") as progress:
-            after = self._score(module.lm, records, progress=progress)
+            after = score_records(module.lm, records, config=self.scoring, progress=progress)
         return [
             edit_row(outcome, index, module.regime, "end", self._base[outcome.record.request.case_id], a)
             for (index, outcome), a in zip(self._edited, after, strict=True)
         ]
-
-    def _score(
-        self,
-        lm: LM,
-        records: Sequence[EditRecord],
-        lanes: Sequence[int] | None = None,
-        bank: LaneBank | None = None,
-        progress: Any = None,
-    ) -> list[list[ProbeScore]]:
-        """Scores of every record's probes; `lanes` has one entry per record."""
-        counts = [len(record.probes) for record in records]
-        probes = [probe for record in records for probe in record.probes]
-        of_probe = None if lanes is None else [lane for lane, n in zip(lanes, counts, strict=True) for _ in range(n)]
-        flat = iter(score(lm, probes, of_probe, bank, self.scoring, progress))
-        return [[next(flat) for _ in range(n)] for n in counts]
 
 
 def edit_row(

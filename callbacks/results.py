@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 
 from kedit.batch import EditBatch
-from kedit.callbacks.base import EditCallback, editing
+from kedit.callbacks.base import EditCallback, editing, tell
 from kedit.callbacks.metrics import MEASURED, EditMetrics
 from kedit.delta import Delta
 from kedit.deltafile import save_delta
@@ -95,9 +95,7 @@ class ResultsWriter(EditCallback):
         self, trainer: Trainer, module: EditingModule, rows: list[dict[str, Any]], batch: EditBatch | None
     ) -> None:
         """Lets every callback add to the rows, and writes them."""
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EditCallback):
-                callback.on_rows(trainer, module, rows, batch)
+        tell(trainer, "on_rows", module, rows, batch)
         append_rows(_folder(trainer) / RESULTS, rows)
 
     def _run(self, trainer: Trainer, module: EditingModule) -> dict[str, Any]:

@@ -45,3 +45,8 @@ class EditBatch:
     deltas: list[Delta | None] = field(default_factory=list)
     seconds: float = 0.0
     plain: list[Delta | None] | None = None
+
+
+def batch_seed(seed: int, index: int) -> int:
+    """A seed of its own for every edit batch, the same however the run got there."""
+    return (seed * 1_000_003 + index * 7_919 + 17) % 2**32

@@ -155,6 +155,26 @@ def score(
     return scores
 
 
+def score_records(
+    lm: LM,
+    records: Sequence[EditRecord],
+    lanes: Sequence[int] | None = None,
+    bank: LaneBank | None = None,
+    config: EvalConfig | None = None,
+    progress: Progress | None = None,
+) -> list[list[ProbeScore]]:
+    """`score` of every record's probes; `lanes` has one entry per record.
+
+    Returns:
+        Per record the scores of its probes, in their order.
+    """
+    counts = [len(record.probes) for record in records]
+    probes = [probe for record in records for probe in record.probes]
+    of_probe = None if lanes is None else [lane for lane, n in zip(lanes, counts, strict=True) for _ in range(n)]
+    flat = iter(score(lm, probes, of_probe, bank, config, progress))
+    return [[next(flat) for _ in range(n)] for n in counts]
+
+
 def known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = None) -> list[bool]:
     """Which facts the model knows: greedy decoding of the request's prompt begins with `target_true`.
 

@@ -46,19 +46,25 @@ def logits_at(lm: LM, ids: Tensor, rows: Tensor, cols: Tensor, **kwargs: Any) ->
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No dropout inside the block; the training mode of before afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """No gradients and no dropout inside the block; the training mode of before afterwards.
 
     `no_grad`, not `inference_mode`: some models keep tables that they compute in their forward (rotary
     embeddings), and an inference tensor left there would break the next backward pass.
     """
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        yield
 
 
 def lane_rows(bank: LaneBank | None, lanes: list[int]) -> AbstractContextManager[None]:

@@ -82,6 +82,7 @@ class LM:
         lengths = (getattr(config, key, None) for key in _CONTEXT_KEYS)
         self.context_length: int = next((n for n in lengths if n), 2048)
         self._n_front, self._n_back = _special_tokens(tokenizer)
+        self.packs: bool | None = None  # whether texts can be packed into one row; kedit.packing finds out
 
     @property
     def device(self) -> torch.device:

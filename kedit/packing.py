@@ -7,18 +7,15 @@ gives packed texts the logits that it gives them one by one; where it does not, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kedit.forward import frozen, logits_at
 from kedit.lm import LM
 from kedit.tokens import pad_right
 
 Texts = Sequence[tuple[int, ...]]
-
-_PACKS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def logits_of(lm: LM, texts: Texts, rows: Tensor, cols: Tensor) -> Tensor:
@@ -41,9 +38,9 @@ def logits_of(lm: LM, texts: Texts, rows: Tensor, cols: Tensor) -> Tensor:
 
 def packs(lm: LM) -> bool:
     """Whether the model gives packed texts their own logits; found out once for a model."""
-    if lm.model not in _PACKS:
-        _PACKS[lm.model] = lm.model.config._attn_implementation in ("sdpa", "eager") and _agrees(lm)
-    return _PACKS[lm.model]
+    if lm.packs is None:
+        lm.packs = lm.model.config._attn_implementation in ("sdpa", "eager") and _agrees(lm)
+    return lm.packs
 
 
 def _agrees(lm: LM) -> bool:
@@ -58,7 +55,7 @@ def _agrees(lm: LM) -> bool:
             lm.model(input_ids=torch.tensor([text], device=lm.device), use_cache=False).logits[0] for text in texts
         ]
     wanted = torch.cat(alone).float()
-    rounding = 64 * torch.finfo(lm.dtype).eps * float(wanted.abs().max())
+    rounding = min(64 * torch.finfo(lm.dtype).eps, 0.1) * float(wanted.abs().max())
     return float((found - wanted).abs().max()) <= rounding
 
 
@@ -76,4 +73,4 @@ def _packed(lm: LM, texts: Texts, rows: Tensor, cols: Tensor) -> Tensor:
 
 def _window(lm: LM) -> int:
     """Tokens that every layer sees: an explicit mask stands in the place of a sliding window."""
-    return getattr(lm.model.config, "sliding_window", None) or lm.model.config.max_position_embeddings
+    return getattr(lm.model.config, "sliding_window", None) or lm.context_length

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from kedit.errors import KeditError
+from kedit.errors import KeditError, at_least
 from kedit.lm import LM
 from kedit.passages import Passages
 from kedit.requests import EditRecord, EditRequest, Probe, Variants
@@ -65,8 +65,7 @@ class QueryConfig:
 
     def __post_init__(self) -> None:
         for name in ("paraphrases", "shuffles", "long_contexts", "train_long"):
-            if getattr(self, name) < 0:
-                raise KeditError(f"data.queries.{name}: {getattr(self, name)} is less than 0")
+            at_least(f"data.queries.{name}", getattr(self, name), 0)
         for name in ("long_words", "long_tokens"):
             if any(length < 1 for length in getattr(self, name)):
                 raise KeditError(f"data.queries.{name}: {getattr(self, name)} has a length less than 1")

@@ -5,8 +5,6 @@ Like a summary, a function of the rows of `results.jsonl` and of nothing else. W
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +12,7 @@ from rich.table import Table
 
 from kedit.intervals import bootstrap, paired
 from kedit.report import MOMENTS
+from kedit.runfolder import csv_text
 from kedit.summary import summarise
 
 FIGURES = (
@@ -76,11 +75,7 @@ def fluency_cell(rows: Sequence[Mapping[str, Any]], resamples: int = 2000, seed:
 
 def as_csv(lines: Iterable[Mapping[str, Any]]) -> str:
     """The lines of `figures` as CSV, with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_text(lines, COLUMNS)
 
 
 def robustness_table(lines: Sequence[Mapping[str, Any]]) -> Table:

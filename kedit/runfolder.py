@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kedit.errors import KeditError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = "results.jsonl"
 SUMMARY = "summary.json"
@@ -80,6 +85,25 @@ def keep_rows(path: Path, batches: int) -> None:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write JSON, replacing the file in one step."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as CSV, with a header; floats as they are, to the last bit."""
+    text = io.StringIO()
+    writer: csv.DictWriter[str] = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a matplotlib figure as PNG, replacing the file in one step."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    partial = path.with_suffix(".partial")
+    figure.savefig(partial, format="png")
+    partial.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kedit.runfolder import write_figure
 from kedit.similarity import KINDS
 from kedit.similarity_report import Row, layers_of, measured, values_of
 
@@ -35,7 +36,6 @@ def draw(rows: Iterable[Row], path: Path, method: Mapping[str, Any], data: Mappi
         method: What the run's module says of itself (`describe()`).
         data: What its data module says.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = measured(rows)
@@ -45,7 +45,6 @@ def draw(rows: Iterable[Row], path: Path, method: Mapping[str, Any], data: Mappi
     sides = ("before", "after") if adapted else ("before",)
     size = (3.6 + 6.4 * len(sides), 1.9 + 3.4 * len(layers))
     figure = Figure(figsize=size, dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(len(layers), len(sides), squeeze=False, sharex=True, sharey=True)
     outside: dict[str, list[bool]] = {side: [] for side in sides}
     for across, layer in zip(panels, layers, strict=True):
@@ -64,9 +63,7 @@ def draw(rows: Iterable[Row], path: Path, method: Mapping[str, Any], data: Mappi
     figure.legend(handles, labels, loc="outside right upper", frameon=False, title="query (number of keys)")
     figure.suptitle(_title(method, data, len(rows)), x=0.01, ha="left", fontsize=12)
     figure.supxlabel(_caption(outside), x=0.01, ha="left", fontsize=8.5, color="#444444")
-    partial = path.with_suffix(".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    write_figure(path, figure)
 
 
 def _panel(panel: Any, values: Mapping[str, Any]) -> None:

@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from kedit.runfolder import csv_text
 from kedit.similarity import EQUIVALENT, KINDS
 
 DELIVERED = 0.8
@@ -65,11 +64,7 @@ def values_of(rows: Iterable[Row], layer: str, kind: str, side: str) -> list[flo
 
 def as_csv(lines: Iterable[Mapping[str, Any]]) -> str:
     """The lines of `figures` as CSV, with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_text(lines, COLUMNS)
 
 
 def similarity_table(lines: Sequence[Mapping[str, Any]], rows: Iterable[Row]) -> Table:

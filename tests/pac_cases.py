@@ -22,8 +22,8 @@ from kedit.pac import (
     Selection,
     Sides,
     Site,
-    StepConfig,
     Steps,
+    TrainConfig,
     encode_request,
     sites,
 )
@@ -93,12 +93,14 @@ def sides_of(lm: LM, lr: float = 1e-2, shared: bool = False, theta: Theta = "upd
     return Sides(lm, options["bias"], lr, options["contrast_lr"], shared, theta)
 
 
-CONFIG = StepConfig("alternate", ContrastConfig(LAMBDA), KeepConfig(), 4, stop=False, margin=0.0, per_edit=True)
+TRAIN = TrainConfig(mini_batch=4, stop=False)
 
 
 def course_of(lm: LM, sides: Sides, requests: list[Request], passes: int = 3, **changed: Any) -> Steps:
     own = {key: changed.pop(key) for key in ("keeper", "earlier") if key in changed}
-    return Steps(lm, sides, requests, replace(CONFIG, **changed), passes, torch.Generator().manual_seed(0), **own)
+    contrast, keep = changed.pop("contrast", ContrastConfig(LAMBDA)), changed.pop("keep", KeepConfig())
+    generator = changed.pop("generator", torch.Generator().manual_seed(0))
+    return Steps(lm, sides, requests, replace(TRAIN, **changed), contrast, keep, passes, generator, **own)
 
 
 def step(course: Steps, optimizer: torch.optim.Optimizer) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,9 +14,9 @@ from kedit.arch import weight
 from kedit.delta import Delta, edited
 from kedit.errors import KeditError
 from kedit.lm import LM
-from kedit.pac import KeepConfig, Keeper, Objective, Site, Steps
+from kedit.pac import KeepConfig, Keeper, Objective, Site
 from kedit.requests import EditRecord, EditRequest, Probe
-from tests.pac_cases import CONFIG, asked, course_of, dense, draw, go, lines_of, sides_of, small
+from tests.pac_cases import asked, course_of, dense, draw, go, lines_of, sides_of, small
 
 
 def fact(case: str, prompt: str, subject: str | None, target: str, *neighbors: str) -> EditRecord:
@@ -143,8 +142,8 @@ def test_the_locality_term_reaches_top(objective: Objective) -> None:
     found: dict[float, tuple[float, dict[Site, Tensor]]] = {}
     for keep_weight in (0.0, 7.0):
         generator = torch.Generator().manual_seed(5)
-        config = replace(CONFIG, objective=objective, keep=KeepConfig(keep_weight))
-        course = Steps(lm, sides, requests, config, 1, generator, keeper if keep_weight else None)
+        options: dict[str, Any] = {"objective": objective, "keep": KeepConfig(keep_weight), "generator": generator}
+        course = course_of(lm, sides, requests, 1, keeper=keeper if keep_weight else None, **options)
         sides.take(draw(lm)).zero_grad()
         loss = course.loss()
         assert loss is not None

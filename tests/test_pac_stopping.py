@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from kedit.delta import edited
 from kedit.errors import KeditError
-from kedit.pac import Labelled, Objective, Steps
+from kedit.pac import Labelled, Objective
 from tests.pac_cases import (
-    CONFIG,
     asked,
     both_losses,
     course_of,
@@ -119,8 +116,8 @@ def test_an_edit_does_not_end_while_a_request_is_open(seed: int) -> None:
     requests = [asked(lm)[1], *easy(lm, 3)]
     sides = sides_of(lm, lr=1e-9)
     optimizer = sides.take(draw(lm))
-    config = replace(CONFIG, stop=True, mini_batch=2)
-    course = Steps(lm, sides, requests, config, 12, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    course = course_of(lm, sides, requests, 12, stop=True, mini_batch=2, generator=generator)
     go(course, optimizer)
     assert course.progress["2"].steps == 12
     assert not course.learned

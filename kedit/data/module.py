@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from kedit.data.batching import Batches, EpochSteps, form_batches
-from kedit.errors import KeditError
+from kedit.errors import KeditError, at_least
 from kedit.queries import REPLACED, QueryConfig, with_variants
 from kedit.requests import EditRecord, Probe
 
@@ -64,10 +64,10 @@ class EditData(LightningDataModule):
         queries: QueryConfig | None = None,
     ) -> None:
         super().__init__()
-        _at_least("limit", limit, 1)
-        _at_least("skip", skip, 0)
-        _at_least("max_probes", max_probes, 1)
-        _at_least("batch_size", batch_size, 1)
+        at_least("data.limit", limit, 1)
+        at_least("data.skip", skip, 0)
+        at_least("data.max_probes", max_probes, 1)
+        at_least("data.batch_size", batch_size, 1)
         self.name = type(self).__name__.lower()
         self.limit, self.skip, self.shuffle_seed = limit, skip, shuffle_seed
         self.probe_kinds, self.max_probes = probe_kinds, max_probes
@@ -108,7 +108,7 @@ class EditData(LightningDataModule):
             size: Requests in an edit batch; the constructor's `batch_size` when None.
             sort_by_length: As the constructor's, which None leaves in force.
         """
-        _at_least("batch_size", size, 1)
+        at_least("data.batch_size", size, 1)
         self._size = self.batch_size if size is None else size
         sort = self.sort_by_length if sort_by_length is None else sort_by_length
         self._batches = form_batches(self.records, self._size, sort)
@@ -253,8 +253,3 @@ class EditData(LightningDataModule):
                 raise KeditError(f"data.skip: {self.skip} passes over all {len(records)} records of {self.name}")
             raise KeditError(f"data.known: {self.known} keeps no record of {self.name}; false keeps all")
         return chosen
-
-
-def _at_least(option: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise KeditError(f"data.{option}: {value} is less than {least}")

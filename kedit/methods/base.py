@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch import LightningModule, seed_everything
 from torch import Tensor, nn
 
-from kedit.batch import EditBatch, Outcome
-from kedit.callbacks.base import EditCallback
+from kedit.batch import EditBatch, Outcome, batch_seed
+from kedit.callbacks.base import tell
 from kedit.delta import Delta, Weights
 from kedit.deltafile import pack, unpack
 from kedit.errors import KeditError
@@ -201,8 +201,8 @@ class EditingModule(LightningModule, ABC):
         index = self.trainer.current_epoch
         records = list(data.batches[index])
         self.batch = EditBatch(index, records, [Outcome(record) for record in records])
-        seed_everything(_batch_seed(self.seed, index), workers=False, verbose=False)
-        self._tell("on_edit_start")
+        seed_everything(batch_seed(self.seed, index), workers=False, verbose=False)
+        tell(self.trainer, "on_edit_start", self, self.batch)
         self._started = time.perf_counter()
         self._edit = self.edit(self.batch)
         self._next_phase(0)
@@ -254,7 +254,7 @@ class EditingModule(LightningModule, ABC):
                 if delta is not None:
                     self._commit(self._weights, delta)
         self.edits_done = self.batch.index + 1
-        self._tell("on_edit_end")
+        tell(self.trainer, "on_edit_end", self, self.batch)
 
     def _commit(self, weights: Weights, delta: Delta) -> None:
         """Writes a delta into the model and keeps it, by itself or in the sum of all."""
@@ -264,11 +264,6 @@ class EditingModule(LightningModule, ABC):
             self.deltas.clear()
         weights.add(delta)
         self.deltas.append(delta)
-
-    def _tell(self, hook: str) -> None:
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EditCallback):
-                getattr(callback, hook)(self.trainer, self, self.batch)
 
     # -- checkpoints: deltas and state, never the base weights -------------------------------------------
 
@@ -301,8 +296,3 @@ class EditingModule(LightningModule, ABC):
                     f"this checkpoint is of another run: its {key} is {theirs.get(key)!r}, here it is {value!r}"
                 )
         self._restored = state
-
-
-def _batch_seed(seed: int, index: int) -> int:
-    """A seed of its own for every edit batch, the same however the run got there."""
-    return (seed * 1_000_003 + index * 7_919 + 17) % 2**32

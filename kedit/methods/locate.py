@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from kedit.contexts import ContextConfig, context_templates
-from kedit.errors import KeditError
+from kedit.errors import KeditError, at_least
 from kedit.lm import LMConfig
 from kedit.methods.base import EditingModule, Regime
 from kedit.stats import StatsConfig
@@ -60,8 +60,7 @@ class LocateThenEdit(EditingModule):
             ("clamp_norm_factor", clamp_norm_factor, 0.0),
             ("kl_factor", kl_factor, 0.0),
         ):
-            if value is not None and value < least:
-                raise KeditError(f"model.{option}: {value} is less than {least}")
+            at_least(f"model.{option}", value, least)
         self.v_lr, self.steps = v_lr, v_num_grad_steps
         self.weight_decay, self.clamp = v_weight_decay, clamp_norm_factor
         if bare_weight is not None and not 0 <= bare_weight <= 1:

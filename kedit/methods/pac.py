@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from kedit.batch import EditBatch
 from kedit.data import read_facts
@@ -15,6 +14,7 @@ from kedit.delta import edited
 from kedit.errors import KeditError
 from kedit.lm import LMConfig
 from kedit.methods.base import EditingModule, Regime
+from kedit.methods.locate import finite
 from kedit.methods.phases import Edit, Phase, RectifyPhase
 from kedit.pac import (
     ContrastConfig,
@@ -26,19 +26,17 @@ from kedit.pac import (
     Request,
     Selection,
     Sides,
-    StepConfig,
     Steps,
     TraceConfig,
     TrainConfig,
     argmaxes,
-    check_room,
     choose,
     encode_request,
     greedy_answers,
     labelled,
     layer_weights,
+    nodes_to_choose_from,
     released,
-    sites,
 )
 from kedit.requests import EditRecord
 
@@ -116,9 +114,7 @@ class PAC(EditingModule):
 
     def start(self) -> None:
         """What the unedited model says: to every request, and to the prompts that are to stay as they are."""
-        trace = self.trace_config
-        if trace.pick != "all" and trace.mode == "per_matrix":
-            check_room(sites(self.lm, trace.include_gate), trace.nodes, trace.bottom)
+        nodes_to_choose_from(self.lm, self.trace_config)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         records = [record for batch in data.batches for record in batch]
         self.requests = {request.case: request for request in self._asked(records)}
@@ -172,7 +168,7 @@ class PAC(EditingModule):
             own = progress.get(request.case, Progress())
             outcome.info = {
                 "steps": own.steps,
-                "loss": own.loss if torch.tensor(own.loss).isfinite() else None,
+                "loss": finite(own.loss),
                 "answered": own.answered,
                 "nodes": nodes.get(request.case),
             }
@@ -201,16 +197,7 @@ class PAC(EditingModule):
     ) -> Generator[Phase, None, int]:
         """Traces, trains, and traces again every `retrace` passes; the number of nodes in T+ at last."""
         t, size = self.train_config, 0
-        steps = StepConfig(
-            t.objective,
-            self.contrast,
-            self.keep,
-            1 if self.scope == "edit" else t.mini_batch,
-            t.stop,
-            t.margin,
-            t.per_edit,
-            t.rehearse if self.scope == "edit" else 0,
-        )
+        own = replace(t, mini_batch=1) if self.scope == "edit" else replace(t, rehearse=0)
         period = t.retrace or t.passes
         for done in range(0, t.passes, period):
             with sides.installed("top"):
@@ -220,7 +207,8 @@ class PAC(EditingModule):
             optimizer = sides.take(selection, weights)
             size = sum(len(nodes) for nodes in selection.top.values())
             passes = min(period, t.passes - done)
-            course = Steps(self.lm, sides, requests, steps, passes, generator, self.keeper, progress, earlier)
+            options = (own, self.contrast, self.keep, passes, generator)
+            course = Steps(self.lm, sides, requests, *options, self.keeper, progress, earlier)
             phase = RectifyPhase(course, optimizer)
             yield phase
             if phase.error is not None:
@@ -263,10 +251,9 @@ class PAC(EditingModule):
         with edited(self.lm.model, sides.delta(self.contrast.merge)):
             for start in range(0, len(requests), _BATCH):
                 some = requests[start : start + _BATCH]
-                batch = labelled(self.lm, [request.text for request in some], per_edit=True)
+                batch = labelled(self.lm, [request.text for request in some])
                 logits = batch.logits(self.lm)
-                losses: Tensor = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
-                means = losses.new_zeros(len(some)).index_add_(0, batch.rows, losses * batch.weights * len(some))
+                means = batch.means(logits)
                 if not bool(means.isfinite().all()):
                     raise KeditError("the loss is not finite after the last step; a smaller model.train.lr may help")
                 for request, loss, yes in zip(some, means.tolist(), batch.answered(logits).tolist(), strict=True):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit.errors import KeditError
+from kedit.forward import evaluating
 from kedit.lm import LM
 from kedit.pac.labels import Labelled
 from kedit.pac.sites import Site
@@ -88,7 +89,7 @@ def stream(
     size = n_layers if graph_bytes is None else cost.size(graph_bytes)
     top, *below = spans(lowest, n_layers, size)
     taps, rerun = _Taps(lm, sites, use, scale, kept, kept_last), Rerun(lm, [top, *below])
-    with _evaluating(lm.model), torch.enable_grad(), taps.installed():
+    with evaluating(lm.model), torch.enable_grad(), taps.installed():
         taps.span = top
         with rerun.recorded():
             loss = batch.loss(lm) * scale
@@ -119,17 +120,6 @@ def token_counts(batch: Labelled, last_layer: bool) -> list[int]:
     if index is None:
         return [width] * len(batch.ids)
     return torch.bincount(index // width, minlength=len(batch.ids)).tolist()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout inside the block; the training mode of before afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 class _Taps:

@@ -9,13 +9,25 @@ import torch
 
 from kedit.lm import LM
 from kedit.pac.labels import Labelled
-from kedit.pac.select import Scores, Selection, TraceConfig, check_room, select
+from kedit.pac.select import Scores, Selection, TraceConfig, check_room, layer_profile, select
 from kedit.pac.sites import Site, sites
 from kedit.pac.tracing import trace
 
 
+def nodes_to_choose_from(lm: LM, config: TraceConfig) -> list[Site]:
+    """The matrices whose nodes are ranked.
+
+    Raises:
+        KeditError: One has too few nodes for T+ and T-.
+    """
+    found = sites(lm, config.include_gate)
+    if config.pick != "all" and config.mode == "per_matrix":
+        check_room(found, config.nodes, config.bottom)
+    return found
+
+
 def choose(
-    lm: LM, batches: Sequence[Labelled], config: TraceConfig, generator: torch.Generator, scored: bool = False
+    lm: LM, batches: Sequence[Labelled], config: TraceConfig, generator: torch.Generator
 ) -> tuple[Selection, Scores | None]:
     """T+ and T- of some requests.
 
@@ -24,7 +36,6 @@ def choose(
         batches: The requests; what is traced is the sum of the batches' losses.
         config: How.
         generator: Draws where `pick` is random.
-        scored: Trace also where the choice does not need it.
 
     Returns:
         The nodes, and the scores of all nodes (None where nothing was traced).
@@ -32,15 +43,12 @@ def choose(
     Raises:
         KeditError: A gradient is not finite, or a matrix has too few nodes.
     """
-    found = sites(lm, config.include_gate)
-    if config.pick != "all" and config.mode == "per_matrix":
-        check_room(found, config.nodes, config.bottom)
-    scores = trace(lm, batches, config, found) if scored or config.pick == "traced" else None
+    found = nodes_to_choose_from(lm, config)
     if config.pick == "random":
-        return Selection.random(found, config.nodes, config.bottom, generator), scores
+        return Selection.random(found, config.nodes, config.bottom, generator), None
     if config.pick == "all":
-        return Selection.all(found), scores
-    assert scores is not None
+        return Selection.all(found), None
+    scores = trace(lm, batches, config, found)
     if config.enough is not None:
         gains = scores if config.score == "l2" else trace(lm, batches, replace(config, score="l2"), found)
         config = replace(config, nodes=size_of(scores, gains, config.nodes, config.enough))
@@ -65,10 +73,8 @@ def size_of(scores: Scores, gains: Scores, most: int, enough: float) -> int:
 
 def layer_weights(scores: Scores, nodes: int) -> Mapping[Site, float]:
     """Weights of the sites by what their highest nodes score: mean 1 over the sites of a kind."""
-    peaks = {site: float(value.topk(min(nodes, len(value))).values.mean()) for site, value in scores.items()}
-    means = {
-        kind: sum(own) / len(own)
-        for kind in {site.kind for site in peaks}
-        for own in [[peak for site, peak in peaks.items() if site.kind == kind]]
-    }
-    return {site: peak / means[site.kind] if means[site.kind] > 0 else 1.0 for site, peak in peaks.items()}
+    kinds, profile = layer_profile(scores, nodes)
+    relative = profile.double() / profile.double().nanmean(0)
+    relative[:, profile.nanmean(0) <= 0] = 1.0
+    layers = sorted({site.layer for site in scores})
+    return {site: float(relative[layers.index(site.layer), kinds.index(site.kind)]) for site in scores}

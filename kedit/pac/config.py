@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from kedit.errors import KeditError
+from kedit.errors import KeditError, at_least
 from kedit.pac.rectify import Bias
 
 Objective = Literal["alternate", "joint"]
@@ -68,8 +68,7 @@ class KeepConfig:
         if self.weight < 0:
             raise KeditError(f"model.keep.weight: {self.weight:g} is negative")
         for name, least in (("prompts", 1), ("facts", 1), ("others", 0), ("positions", 1), ("top", 1)):
-            if getattr(self, name) < least:
-                raise KeditError(f"model.keep.{name}: {getattr(self, name)} is less than {least}")
+            at_least(f"model.keep.{name}", getattr(self, name), least)
 
 
 @dataclass
@@ -112,8 +111,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("passes", 1), ("mini_batch", 1), ("retrace", 0), ("rehearse", 0), ("margin", 0.0)):
-            if getattr(self, name) < least:
-                raise KeditError(f"model.train.{name}: {getattr(self, name)} is less than {least}")
+            at_least(f"model.train.{name}", getattr(self, name), least)
         if not self.lr > 0:
             raise KeditError(f"model.train.lr: {self.lr:g} is not above 0")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from kedit.runfolder import csv_text, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,11 +32,7 @@ CAUTIONS = {
 
 def as_csv(rows: Iterable[Row]) -> str:
     """`Profile.rows` as CSV, with a header; floats as they are, to the last bit."""
-    text = io.StringIO()
-    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows, COLUMNS)
 
 
 def draw(rows: Iterable[Row], traces: int, path: Path, method: Mapping[str, Any], data: Mapping[str, Any]) -> None:
@@ -49,13 +45,7 @@ def draw(rows: Iterable[Row], traces: int, path: Path, method: Mapping[str, Any]
         method: What the run's module says of itself (`describe()`).
         data: What its data module says; `records` are those edited.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure = importance_figure(rows, traces, method, data)
-    FigureCanvasAgg(figure)
-    partial = path.with_suffix(".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    write_figure(path, importance_figure(rows, traces, method, data))
 
 
 def importance_figure(rows: Iterable[Row], traces: int, method: Mapping[str, Any], data: Mapping[str, Any]) -> Figure:

@@ -40,6 +40,11 @@ class Labelled:
         """The model's logits at the labelled positions, `[m, vocab]` float32, with their graph."""
         return logits_at(lm, self.ids, self.rows, self.cols, use_cache=False)[0].float()
 
+    def means(self, logits: Tensor) -> Tensor:
+        """Mean of -log p(label) of every text, whatever the weights: `[B]`."""
+        losses = torch.nn.functional.cross_entropy(logits, self.labels, reduction="none")
+        return losses.new_zeros(len(self.ids)).index_add_(0, self.rows, losses) / torch.bincount(self.rows)
+
     def answered(self, logits: Tensor, margin: float = 0.0) -> Tensor:
         """Which texts have every label as the argmax, ahead of all other tokens by `margin` nats: `[B]` bool."""
         own = logits.gather(1, self.labels[:, None])[:, 0]

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kedit.errors import KeditError
+from kedit.errors import KeditError, at_least
 from kedit.pac.scores import Score
 from kedit.pac.sites import Site
 
@@ -60,8 +60,7 @@ class TraceConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("nodes", 1), ("bottom", 0)):
-            if getattr(self, name) < least:
-                raise KeditError(f"model.trace.{name}: {getattr(self, name)} is less than {least}")
+            at_least(f"model.trace.{name}", getattr(self, name), least)
         if not self.memory > 0:
             raise KeditError(f"model.trace.memory: {self.memory:g} is not above 0")
         if self.enough is not None:

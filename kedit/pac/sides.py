@@ -53,12 +53,10 @@ class Sides:
             The optimiser.
         """
         nothing = {site: nodes[:0] for site, nodes in selection.bottom.items()}
-        if self.contrast_lr is None:
-            self.top.take(Selection(selection.top, nothing), self.optimizer)
-        elif self.shared:
-            self.top.take(selection, self.optimizer)
-        else:
-            self.top.take(Selection(selection.top, nothing), self.optimizer)
+        contrasts = self.contrast_lr is not None
+        both = contrasts and self.shared
+        self.top.take(selection if both else Selection(selection.top, nothing), self.optimizer)
+        if contrasts and not self.shared:
             self.bottom.take(Selection(selection.bottom, nothing), self.optimizer)
         if self.optimizer is None:
             groups = [

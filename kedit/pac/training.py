@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from kedit.errors import KeditError
 from kedit.lm import LM
-from kedit.pac.config import ContrastConfig, KeepConfig, Objective
+from kedit.pac.config import ContrastConfig, KeepConfig, TrainConfig
 from kedit.pac.keep import Keeper, last_places
 from kedit.pac.labels import Labelled, labelled
 from kedit.pac.sides import Sides
@@ -52,20 +53,6 @@ class Progress:
 
 
 @dataclass
-class StepConfig:
-    """What a step is made of; `kedit.methods.PAC` says what the options mean."""
-
-    objective: Objective
-    contrast: ContrastConfig
-    keep: KeepConfig
-    mini_batch: int
-    stop: bool
-    margin: float
-    per_edit: bool
-    rehearse: int = 0
-
-
-@dataclass
 class Steps:
     """The steps of some passes over some requests, one loss after the other.
 
@@ -75,7 +62,9 @@ class Steps:
         lm: The model.
         sides: What is trained.
         requests: The requests.
-        config: What a step is made of.
+        train: Mini-batches, objective and stopping; its learning rate is in `sides`, its passes are not read.
+        contrast: The contrastive term.
+        keep: The locality term.
         passes: How often every request is seen.
         generator: Shuffles, and draws what is kept.
         keeper: The prompts of the locality term; None without one.
@@ -86,7 +75,9 @@ class Steps:
     lm: LM
     sides: Sides
     requests: Sequence[Request]
-    config: StepConfig
+    train: TrainConfig
+    contrast: ContrastConfig
+    keep: KeepConfig
     passes: int
     generator: torch.Generator
     keeper: Keeper | None = None
@@ -122,7 +113,7 @@ class Steps:
         if self._turn == "contrast":
             self.sides.train("bottom")
             with self.sides.installed("bottom"):
-                loss = self.config.contrast.weight * self._contrast(self._current)
+                loss = self.contrast.weight * self._contrast(self._current)
             self._turn = "edit"
             return self._checked("contrast", loss)
         for batch in self._order:
@@ -146,7 +137,7 @@ class Steps:
 
     def _edit(self, batch: list[Request]) -> Tensor | None:
         """L(y*) of the requests that need it, with what goes beside it; None where none does."""
-        joint = self.config.objective == "joint" and self._contrasts
+        joint = self.train.objective == "joint" and self._contrasts
         self.sides.train(*(("top", "bottom") if joint else ("top",)))
         texts, wanted = self._wanted(batch)
         kept = self.keeper.draw([r.case for r in batch], self.generator) if self.keeper is not None else None
@@ -160,20 +151,20 @@ class Steps:
         own = replace(wanted, weights=wanted.weights * needed[wanted.rows])
         loss = self._checked("edit", own.loss_of(logits))
         if kept is not None:
-            loss = loss + self._checked("keep", self.config.keep.weight * kept[1].kl(others))
+            loss = loss + self._checked("keep", self.keep.weight * kept[1].kl(others))
         if joint and contrast is None:
             with self.sides.installed("bottom"):
                 contrast = self._contrast(batch)
         if contrast is not None:
-            loss = loss + self._checked("contrast", self.config.contrast.weight * contrast)
+            loss = loss + self._checked("contrast", self.contrast.weight * contrast)
         return loss
 
     def _wanted(self, batch: list[Request]) -> tuple[list[tuple[int, ...]], Labelled]:
         """Texts and targets of a step, those to be rehearsed last; the weights of the others sum to 1."""
-        n = min(self.config.rehearse, len(self.earlier))
+        n = min(self.train.rehearse, len(self.earlier))
         order = torch.randperm(len(self.earlier), generator=self.generator)[:n].tolist() if n else []
         texts = [r.text for r in [*batch, *(self.earlier[i] for i in order)]]
-        wanted = labelled(self.lm, texts, self.config.per_edit)
+        wanted = labelled(self.lm, texts, self.train.per_edit)
         if order:
             wanted = replace(wanted, weights=wanted.weights / wanted.weights[wanted.rows < len(batch)].sum())
         return [text.ids[:-1] for text in texts], wanted
@@ -184,14 +175,14 @@ class Steps:
         """Logits of the labels `[m, vocab]`, and after the prompts `[n, vocab]`, from one forward pass."""
         rows, cols = wanted.rows, wanted.cols
         if prompts:
-            more, places = last_places(prompts, self.config.keep.positions, self.lm.device)
+            more, places = last_places(prompts, self.keep.positions, self.lm.device)
             rows, cols = torch.cat([rows, more + len(texts)]), torch.cat([cols, places])
         logits = logits_of(self.lm, [*texts, *prompts], rows, cols).float()
         return logits[: len(wanted.labels)], logits[len(wanted.labels) :]
 
     def _contrast(self, batch: list[Request], logits: Tensor | None = None) -> Tensor:
         """L(y), from the logits of L(y*) where they are at hand and y has the same positions."""
-        texts = labelled(self.lm, [r.original for r in batch], self.config.per_edit)
+        texts = labelled(self.lm, [r.original for r in batch], self.train.per_edit)
         said = torch.tensor([token for r in batch for token in r.said], device=self.lm.device)
         texts = texts.relabelled(said)
         if logits is not None and all(r.original is r.text for r in batch):
@@ -201,11 +192,8 @@ class Steps:
 
     def _note(self, batch: list[Request], wanted: Labelled, logits: Tensor) -> Tensor:
         """Keeps how the requests of the batch fare; which texts go on, `[B]` bool."""
-        losses = torch.nn.functional.cross_entropy(logits, wanted.labels, reduction="none")
-        counts = torch.bincount(wanted.rows)
-        means = losses.new_zeros(len(counts)).index_add_(0, wanted.rows, losses) / counts
-        right = wanted.answered(logits)
-        finished = wanted.answered(logits, self.config.margin) if self.config.stop else torch.zeros_like(right)
+        means, right = wanted.means(logits), wanted.answered(logits)
+        finished = wanted.answered(logits, self.train.margin) if self.train.stop else torch.zeros_like(right)
         for request, loss, yes, over in zip(batch, means.tolist(), right.tolist(), finished.tolist(), strict=False):
             own = self.progress[request.case]
             own.loss, own.answered, own.steps = loss, yes, own.steps + (not over)
@@ -213,18 +201,14 @@ class Steps:
 
     def _checked(self, name: str, loss: Tensor) -> Tensor:
         value = float(loss.detach())
-        if not torch.isfinite(loss.detach()):
-            raise KeditError(
-                f"the {name} loss is {value} after {self._steps()} steps; a smaller model.train.lr may help"
-            )
+        if not math.isfinite(value):
+            steps = max(own.steps for own in self.progress.values())
+            raise KeditError(f"the {name} loss is {value} after {steps} steps; a smaller model.train.lr may help")
         self.terms[name] = value
         return loss
 
-    def _steps(self) -> int:
-        return max(own.steps for own in self.progress.values())
-
     def _mini_batches(self) -> Iterator[list[Request]]:
-        size = self.config.mini_batch
+        size = self.train.mini_batch
         for _ in range(self.passes):
             order = torch.randperm(len(self.requests), generator=self.generator).tolist()
             for start in range(0, len(order), size):
@@ -232,7 +216,7 @@ class Steps:
 
     @property
     def _per_pass(self) -> int:
-        return -(-len(self.requests) // self.config.mini_batch)
+        return -(-len(self.requests) // self.train.mini_batch)
 
     @property
     def _contrasts(self) -> bool:
@@ -240,4 +224,4 @@ class Steps:
 
     @property
     def _alternates(self) -> bool:
-        return self._contrasts and self.config.objective == "alternate"
+        return self._contrasts and self.train.objective == "alternate"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kedit.errors import KeditError
+from kedit.errors import KeditError, at_least
 
 
 @dataclass
@@ -102,8 +102,7 @@ class AdapterConfig:
         if len(self.threshold_range) != 2 or not 0 < low <= high < 1:
             raise KeditError(f"model.adapter.threshold_range: wants 0 < low <= high < 1, not {self.threshold_range}")
         for name, least in (("rank", 1), ("steps", 0), ("positives", 1), ("negatives", 0), ("contexts", -1)):
-            if getattr(self, name) < least:
-                raise KeditError(f"model.adapter.{name}: {getattr(self, name)} is less than {least}")
+            at_least(f"model.adapter.{name}", getattr(self, name), least)
 
 
 def parity_config() -> AdapterConfig:
