@@ -7,5 +7,6 @@ from kedit.methods.pac import PAC
 from kedit.methods.rep import REP
 from kedit.methods.rome import ROME
 from kedit.methods.rrome import RROME
+from kedit.methods.steam import STEAM
 
-__all__ = ["EMMET", "MEMIT", "PAC", "REP", "ROME", "RROME", "EditingModule"]
+__all__ = ["EMMET", "MEMIT", "PAC", "REP", "ROME", "RROME", "STEAM", "EditingModule"]

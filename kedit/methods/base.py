@@ -49,6 +49,9 @@ class EditingModule(LightningModule, ABC):
     needs_subject = True
     """Whether every request must name its subject. A method that never looks for one sets it False."""
 
+    found_out: tuple[str, ...] = ("model", "contexts")
+    """What `describe` says that is known only once the run has started, or may differ when it is gone on with."""
+
     merges_deltas = False
     """Whether checkpoints keep the sum of the deltas: where they touch the same lines again and again (PAC)."""
 
@@ -281,7 +284,7 @@ class EditingModule(LightningModule, ABC):
     def _identity(self) -> dict[str, Any]:
         """What a run must share with the checkpoint that it goes on from."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        same = {key: value for key, value in self.describe().items() if key not in ("model", "contexts")}
+        same = {key: value for key, value in self.describe().items() if key not in self.found_out}
         return same | {"data": data.fingerprint, "edit_batches": len(data.batches)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from kedit.contexts import ContextConfig, context_templates
 from kedit.errors import KeditError, at_least
 from kedit.lm import LMConfig
 from kedit.methods.base import EditingModule, Regime
+from kedit.requests import EditRecord
 from kedit.stats import StatsConfig
 from kedit.values import NLL, KLDivergence, Term, ValueLanes, WeightDecay
 
@@ -34,6 +36,9 @@ class LocateThenEdit(EditingModule):
         stats: Where the covariance comes from.
         lanes: Requests optimised side by side; 0 lets the machine decide.
         seed: Every edit batch seeds itself from this and its number.
+
+    Attributes:
+        more_terms: Gives further terms of v*'s loss for some records, a lane each (STEAM).
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class LocateThenEdit(EditingModule):
         self.kl_factor, self.stop_loss, self.bare_weight = kl_factor, stop_loss, bare_weight
         self.context_config, self.stats_config = contexts, stats
         self.contexts: list[str] = []
+        self.more_terms: Callable[[Sequence[EditRecord]], Sequence[Term]] | None = None
 
     def fill_in(self, lr: float, steps: int, weight_decay: float, clamp: float) -> None:
         """Gives the v* options that the user left open the model's own values."""
@@ -94,9 +100,10 @@ class LocateThenEdit(EditingModule):
         if not self.contexts:  # a resumed run has them
             self.contexts = context_templates(self.lm, self.context_config)
 
-    def terms(self) -> list[Term]:
-        """The loss of v* (baselines 1.0, step 4)."""
-        return [NLL(), KLDivergence(self.kl_factor), WeightDecay(known(self.weight_decay))]
+    def terms(self, records: Sequence[EditRecord]) -> list[Term]:
+        """The loss of v* (baselines 1.0, step 4) for some records, a lane each, with what a method adds to it."""
+        own: list[Term] = [NLL(), KLDivergence(self.kl_factor), WeightDecay(known(self.weight_decay))]
+        return own if self.more_terms is None else [*own, *self.more_terms(records)]
 
     def method_state(self) -> dict[str, Any]:
         """The contexts, so that a resumed run edits with the same."""

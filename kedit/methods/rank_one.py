@@ -67,7 +67,7 @@ class RankOne(LocateThenEdit):
             self.contexts,
             self._layer,
             site="mlp",
-            terms=self.terms(),
+            terms=self.terms(batch.records),
             bare_weight=self.bare_weight,
         )
         lanes = ValueLanes(objective, self.stop_loss, known(self.clamp))

@@ -15,8 +15,7 @@ from kedit.data import read_facts
 from kedit.delta import Delta
 from kedit.errors import KeditError
 from kedit.lanes import LaneBank
-from kedit.lm import LM
-from kedit.methods.base import EditingModule
+from kedit.methods.composed import Composed
 from kedit.methods.locate import LocateThenEdit
 from kedit.methods.phases import AdapterPhase, Edit, Phase
 from kedit.methods.rome import ROME
@@ -38,7 +37,7 @@ from kedit.requests import EditRecord
 from kedit.stats import corpus_lines
 
 
-class REP(EditingModule):
+class REP(Composed):
     """Robust Edit Pathway: an adapter per edit and layer that brings the subject's other forms to the edited key.
 
     An edit has two phases: the editor's own steps, then the adapter's, on keys read once. The model, the regime and
@@ -60,46 +59,29 @@ class REP(EditingModule):
         parity: bool = False,
         adapter: AdapterConfig = AdapterConfig(),
     ) -> None:
-        super().__init__(lm=editor.lm_config, regime=editor.regime, lanes=editor.lanes, seed=editor.seed)
+        super().__init__(editor)
         if parity and mode == "closed_form":
             raise KeditError("model.parity: the paper's recipe trains its adapter; use mode: trained")
         if mode == "closed_form" and adapter.gate == "mlp":
             raise KeditError("model.adapter.gate: the closed form fits a logistic gate; mlp is for mode: trained")
         if parity and adapter not in (AdapterConfig(), parity_config()):
             raise KeditError("model.parity: the paper's recipe replaces model.adapter; give one of the two, not both")
-        self.editor, self.mode, self.parity = editor, mode, parity
+        self.mode, self.parity = mode, parity
         self.adapter = parity_config() if parity else adapter
         self.source: KeySource | None = None
         self._claims: Claims = {}  # of a run that is gone on with
 
-    @property
-    def lm(self) -> LM:
-        """The editor's model."""
-        return self.editor.lm
-
-    def use_lm(self, lm: LM) -> None:
-        """Edit a model that is already in memory."""
-        self.editor.use_lm(lm)
-
-    def lane_count(self) -> int:
-        """The editor's."""
-        return self.editor.lane_count()
-
-    def prepare_records(self, records: list[EditRecord]) -> list[EditRecord]:
-        """The editor's checks."""
-        return self.editor.prepare_records(records)
-
     def setup(self, stage: str) -> None:
         """The editor's, and the adapter's steps."""
-        self.editor.setup(stage)
+        super().setup(stage)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         chunks = 1 if self.regime == "single" else -(-data.batch_size // self.lane_count())
         adapters = chunks * len(self.editor.edited_layers)
-        self.steps_per_batch = self.editor.steps_per_batch + adapters * self.adapter.steps
+        self.steps_per_batch += adapters * self.adapter.steps
 
     def start(self) -> None:
         """The editor's preparation; then what all adapters share: contexts, other subjects, ordinary text."""
-        self.editor.start()
+        super().start()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         records = [record for batch in data.batches for record in batch]
         plain = [record for record in records if record.variants is None]
@@ -217,17 +199,17 @@ class REP(EditingModule):
             layer: {case: (subject, keys.cpu()) for case, (subject, keys) in of_layer.items()}
             for layer, of_layer in claims.items()
         }
-        return self.editor.method_state() | {"claims": kept}
+        return super().method_state() | {"claims": kept}
 
     def load_method_state(self, state: dict[str, Any]) -> None:
         """Both are taken back."""
-        self.editor.load_method_state(state)
+        super().load_method_state(state)
         self._claims = state["claims"]
 
     def describe(self) -> dict[str, Any]:
         """Provenance: the editor's hyperparameters, then the adapter's."""
         own = {"mode": self.mode, "parity": self.parity, "adapter": asdict(self.adapter)}
-        return self.editor.describe() | {"method": "REP", "editor": type(self.editor).__name__} | own
+        return super().describe() | own
 
 
 _Edit = tuple[int, int, int]  # record, delta, row of the delta's factors

@@ -143,10 +143,15 @@ class Spread(LocateThenEdit):
         order = sorted(range(n), key=lambda i: suffix_length(batch.records[i]))
         z = torch.zeros(n, self.lm.d_model, dtype=torch.float64, device=self.lm.device)
         for chunk in (order[start : start + size] for start in range(0, n, size)):
-            requests = [batch.records[i].request for i in chunk]
-            last = self._layers[-1]
+            records = [batch.records[i] for i in chunk]
             objective = ValueObjective(
-                self.lm, requests, self.contexts, last, "input", self.terms(), bare_weight=self.bare_weight
+                self.lm,
+                [record.request for record in records],
+                self.contexts,
+                self._layers[-1],
+                "input",
+                self.terms(records),
+                bare_weight=self.bare_weight,
             )
             lanes = ValueLanes(objective, self.stop_loss, known(self.clamp))
             yield ValuePhase(lanes, known(self.v_lr), int(known(self.steps)))

@@ -7,6 +7,8 @@ frozen and leaves the batch, and the others go on as if it had never been there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,8 @@ class ValueLanes:
 
     Args:
         objective: Gives the losses.
-        stop_loss: A lane whose total loss falls below this is finished (baselines 1.0, step 5).
+        stop_loss: A lane whose loss falls below this is finished (baselines 1.0, step 5). Terms that do not count
+            towards it must have settled too.
         clamp_norm_factor: ||delta|| is kept at or below this times ||v_init||.
 
     Attributes:
@@ -63,12 +66,21 @@ class ValueLanes:
                 self.terms.setdefault(name, torch.full_like(self.total, float("nan")))[self._lanes] = value
             finite = torch.isfinite(total)
             self.failed[self._lanes] |= ~finite
-            goes_on = finite & (total >= self.stop_loss)
+            goes_on = finite & ~self._finished(terms, total)
             self.running[self._lanes] = goes_on
             self._kept.copy_(self.delta)
         if not bool(goes_on.any()):
             return self.delta.sum() * 0.0
         return total[goes_on].sum()
+
+    def _finished(self, terms: Mapping[str, Tensor], total: Tensor) -> Tensor:
+        """Lanes whose counted loss is below `stop_loss`, where all other terms have settled: `[m]` bool."""
+        others = [term for term in self.objective.terms if not term.counts]
+        if not others:
+            return total < self.stop_loss
+        counted = torch.stack([terms[term.name] for term in self.objective.terms if term.counts]).sum(0)
+        settled = torch.stack([term.settled(self._lanes) for term in others]).all(0)
+        return (counted < self.stop_loss) & settled
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -24,13 +24,14 @@ KL_PROMPT = "{} is a"
 
 @dataclass(frozen=True)
 class _Labels:
-    """Where a target's token is predicted: row, suffix position, token id, lane, weight; each `[n_labels]`."""
+    """Where a target's token is predicted: row, suffix position, token id, lane, weight, ...; each `[n_labels]`."""
 
     row: Tensor
     position: Tensor
     token: Tensor
     lane: Tensor
     weight: Tensor
+    first: Tensor  # whether it is its target's first token, bool
 
     def select(self, row_map: Tensor, lane_map: Tensor) -> _Labels:
         """Labels of the kept lanes, with rows and lanes renumbered (-1 in the maps means dropped)."""
@@ -41,6 +42,7 @@ class _Labels:
             self.token[keep],
             lane_map[self.lane[keep]],
             self.weight[keep],
+            self.first[keep],
         )
 
 
@@ -84,7 +86,8 @@ class ValueObjective:
         rows, labels = _rows(lm, requests, contexts, bare_weight)
         self.labels = labels
         self.replay = Replay(lm, rows, layer + 1 if site == "input" else layer)
-        self.row_lane = torch.arange(self.n_lanes, device=lm.device).repeat_interleave(self.n_contexts + 1)
+        self.lanes = torch.arange(self.n_lanes, device=lm.device)
+        self.row_lane = self.lanes.repeat_interleave(self.n_contexts + 1)
         self.v_init = self.replay.first_output(site)[:: self.n_contexts + 1]
         kl_rows = self.replay.select(self._kl_rows())
         with torch.no_grad():
@@ -97,7 +100,15 @@ class ValueObjective:
 
     def __call__(self, delta: Tensor) -> dict[str, Tensor]:
         """Every term's loss, `{name: [n_lanes]}`, for `delta: [n_lanes, d_model]` float32."""
-        final = self.replay.run({self.site: delta[self.row_lane]})
+        firsts = self.labels.row[self.labels.first], self.labels.position[self.labels.first]
+        wanted = {layer for term in self.terms for layer in term.layers}
+        hidden: dict[int, Tensor] = {}
+
+        def read(layer: int, state: Tensor) -> None:
+            if layer in wanted:
+                hidden[layer] = state[firsts].float()
+
+        final = self.replay.run({self.site: delta[self.row_lane]}, read if wanted else None)
         n = len(self.labels.row)
         picked = torch.cat([final[self.labels.row, self.labels.position], final[self._kl_rows(), 0]])
         logp = _logp(self.lm, picked)
@@ -109,6 +120,10 @@ class ValueObjective:
             label_weight=self.labels.weight,
             kl_logp=logp[n:],
             kl_reference=self.kl_reference,
+            lanes=self.lanes,
+            hidden=hidden,
+            row_lane=self.labels.lane[self.labels.first],
+            bare=firsts[0] % (self.n_contexts + 1) == 0,
         )
         return {term.name: term(state) for term in self.terms}
 
@@ -127,7 +142,7 @@ class ValueObjective:
     def select(self, lanes: Tensor) -> ValueObjective:
         """The same objective for some of its lanes, `lanes: [m]` int64 in ascending order."""
         part = copy(self)
-        part.n_lanes = len(lanes)
+        part.n_lanes, part.lanes = len(lanes), self.lanes[lanes]
         rows = (lanes[:, None] * (self.n_contexts + 1) + torch.arange(self.n_contexts + 1, device=lanes.device)).view(
             -1
         )
@@ -151,24 +166,25 @@ def _rows(
     shares = [1.0 / n] * n
     if bare_weight is not None and n > 1:
         shares = [bare_weight, *[(1.0 - bare_weight) / (n - 1)] * (n - 1)]
-    found: list[tuple[int, int, int, int, float]] = []
+    found: list[tuple[int, int, int, int, float, bool]] = []
     for lane, request in enumerate(requests):
         name, subject = f"record {request.case_id}", request.named()
         for context, share in zip(contexts, shares, strict=True):
             t = encode_subject(lm, request.prompt, subject, request.target_new, context, name)
             weight = share / len(t.target)
             for i, token in enumerate(t.target):
-                found.append((len(rows), t.n_prompt - 1 + i - t.subject_last, token, lane, weight))
+                found.append((len(rows), t.n_prompt - 1 + i - t.subject_last, token, lane, weight, i == 0))
             rows.append(Row(t.ids[:-1], t.subject_last))
         t = encode_subject(lm, KL_PROMPT, subject, name=name)
         rows.append(Row(t.ids[: t.subject_last + 1], t.subject_last))  # what follows the read position is not needed
-    row, position, token, lane_of, weights = zip(*found, strict=True)
+    row, position, token, lane_of, weights, first = zip(*found, strict=True)
 
     def integers(x: Sequence[int]) -> Tensor:
         return torch.tensor(x, dtype=torch.long, device=lm.device)
 
     weight_of = torch.tensor(weights, dtype=torch.float32, device=lm.device)
-    return rows, _Labels(integers(row), integers(position), integers(token), integers(lane_of), weight_of)
+    of_label = (integers(row), integers(position), integers(token), integers(lane_of), weight_of)
+    return rows, _Labels(*of_label, torch.tensor(first, device=lm.device))
 
 
 def _logp(lm: LM, hidden: Tensor) -> Tensor:

@@ -5,9 +5,11 @@ A method chooses its terms; a new one (STEAM's alignment) is a new callable, not
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,6 +26,11 @@ class State:
         label_weight: 1 / (rows of the lane * tokens of its target), `[n_labels]`.
         kl_logp: Next-token log-probabilities at the subject's last token of the KL prompt, `[m, vocab]`.
         kl_reference: The same before the edit, `[m, vocab]`.
+        lanes: What number each of the `m` lanes had when the optimisation began, `[m]`, int64.
+        hidden: Layer -> residual stream that leaves it where the target's first token is predicted, one row for every
+            rewriting row, `[n_rows, d]`; only the layers that a term asks for.
+        row_lane: Lane of each of these rows, `[n_rows]`, int64 in 0..m-1.
+        bare: Which of these rows are bare prompts, `[n_rows]` bool.
     """
 
     delta: Tensor
@@ -33,6 +40,10 @@ class State:
     label_weight: Tensor
     kl_logp: Tensor
     kl_reference: Tensor
+    lanes: Tensor
+    hidden: Mapping[int, Tensor]
+    row_lane: Tensor
+    bare: Tensor
 
 
 class Term(Protocol):
@@ -43,13 +54,45 @@ class Term(Protocol):
         """Labels the term in logs and results."""
         ...
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers whose states the term reads (`State.hidden`)."""
+        ...
+
+    @property
+    def counts(self) -> bool:
+        """Whether the term is part of the loss that `stop_loss` bounds; one that is not says when it has `settled`."""
+        ...
+
+    def settled(self, lanes: Tensor) -> Tensor:
+        """Which lanes (by their first numbers, `[m]`) need no further step for this term's sake, `[m]` bool."""
+        ...
+
     def __call__(self, state: State) -> Tensor:
         """Loss of every lane, `[m]`."""
         ...
 
 
+class _Counted:
+    """A term that reads no states and is part of the loss that `stop_loss` bounds."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """None."""
+        return ()
+
+    @property
+    def counts(self) -> bool:
+        """It does."""
+        return True
+
+    def settled(self, lanes: Tensor) -> Tensor:
+        """All of them: `stop_loss` decides."""
+        return torch.ones_like(lanes, dtype=torch.bool)
+
+
 @dataclass(frozen=True)
-class NLL:
+class NLL(_Counted):
     """Mean over the rewriting rows of the mean over the target's tokens of -log p(token)."""
 
     factor: float = 1.0
@@ -62,7 +105,7 @@ class NLL:
 
 
 @dataclass(frozen=True)
-class KLDivergence:
+class KLDivergence(_Counted):
     """factor * KL(P_edited || P_original) at the subject's last token of the KL prompt.
 
     The edited distribution is the first argument, as in ROME's published code.
@@ -78,7 +121,7 @@ class KLDivergence:
 
 
 @dataclass(frozen=True)
-class WeightDecay:
+class WeightDecay(_Counted):
     """factor * ||delta|| / ||v_init||^2; the numerator is not squared (baselines 1.0, step 4)."""
 
     factor: float = 0.5

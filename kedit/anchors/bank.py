@@ -1,0 +1,187 @@
+"""The anchors of a run: one for every distinct new object, made on the unedited model and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kedit.anchors.config import AnchorConfig, Centre
+from kedit.anchors.pool import Pool, normal
+from kedit.anchors.positioning import SOURCES, Anchor, Leaks, position, recipe
+from kedit.anchors.probe import LayerProbe, probe
+from kedit.cache import cache_dir
+from kedit.errors import KeditError
+from kedit.requests import EditRecord
+from kedit.states import states
+from kedit.stats.store import read, write
+from kedit.tokens import encode
+
+if TYPE_CHECKING:
+    from kedit.lm import LM
+
+Progress = Callable[[int, int], None]
+
+CONTEXTS = 4  # templates of the fallback `in_context`, at most
+PROBED = 24  # objects that the probe looks at, at most
+OBJECTS = 5  # anchors that `center: objects` needs
+NEUTRAL = (
+    "The next thing on the list is",
+    "What I saw there was",
+    "The word that fits here is",
+    "They finally decided on",
+    "Everybody was talking about",
+    "The answer to the question is",
+    "On the table there was",
+    "The story is about",
+    "It is usually called",
+    "The first one that comes to mind is",
+    "Later that day we found",
+    "The letter was sent to",
+    "In the end he chose",
+    "The report mentions",
+    "She had always wanted",
+    "This is known as",
+    "The best example of this is",
+    "The sign on the door said",
+    "Most people would say",
+    "The package came from",
+    "The last chapter deals with",
+    "What they needed was",
+    "The name in the book was",
+    "Our next guest is",
+)
+"""Prompts of our own that ask for no object in particular; their mean state is `center: generic`."""
+
+
+class AnchorBank:
+    """Positions objects, each once.
+
+    Args:
+        lm: The model, unedited for as long as anchors are made.
+        records: The records of the run; what they edit and what is scored for them stays out of every anchor.
+        pool: Where references are looked up.
+        config: How.
+        contexts: Context templates of the run, for the fallback `in_context`.
+        keep: Keep anchors in kedit's cache, and take them from there.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        records: Sequence[EditRecord],
+        pool: Pool,
+        config: AnchorConfig,
+        contexts: Sequence[str] = ("{}",),
+        keep: bool = True,
+    ) -> None:
+        self.lm, self.pool, self.config = lm, pool, config
+        self.records = list(records)
+        self.contexts = list(contexts[:CONTEXTS]) or ["{}"]
+        self.leaks = Leaks.of(self.records)
+        self._folder = cache_dir() / "anchors" / recipe(lm, pool, self.leaks, config) if keep else None
+        self._found: dict[str, Anchor] = {}
+
+    def fill(self, progress: Progress | None = None) -> None:
+        """Positions the objects of all records."""
+        for i, record in enumerate(self.records):
+            self.anchor(record)
+            if progress is not None:
+                progress(i + 1, len(self.records))
+
+    def anchor(self, record: EditRecord) -> Anchor:
+        """The anchor of a record's new object: one for all records that get the object, unless it was told the fact."""
+        name, case = _name(record), f"case {record.request.case_id}"
+        if name in self._found:
+            return self._found[name]
+        if case not in self._found:
+            found = self._cached(name) or self._position(record)
+            self._found[name if found.used else case] = found
+            return found
+        return self._found[case]
+
+    @property
+    def positioned(self) -> int:
+        """How many anchors were made or read."""
+        return len(self._found)
+
+    def counts(self) -> dict[str, int]:
+        """How many of the records have their anchor from each source."""
+        seen = Counter(self.anchor(record).source for record in self.records)
+        return {source: seen[source] for source in SOURCES if seen[source]}
+
+    def centre(self, kind: Centre) -> Tensor | None:
+        """What `align.center` subtracts, `[n_layers, d_model]`; None for `none`.
+
+        Raises:
+            KeditError: `objects` with fewer than five anchors.
+        """
+        if kind == "none":
+            return None
+        if kind == "generic":
+            rows = [encode(self.lm, prompt).ids for prompt in NEUTRAL]
+            return states(self.lm, [(-1, row) for row in rows], [len(row) - 1 for row in rows]).mean(0)
+        means = [anchor.mean for anchor in self._found.values() if anchor.mean is not None]
+        if len(means) < OBJECTS:
+            raise KeditError(
+                f"model.align.center: objects needs anchors of {OBJECTS} objects, this run has {len(means)}; "
+                "edit more records, or use generic"
+            )
+        return torch.stack(means).mean(0)
+
+    def probe(self, most: int = PROBED) -> list[LayerProbe]:
+        """The anchor probe over some of the objects that have references.
+
+        Args:
+            most: Objects to look at, at most; in the order of their names.
+
+        Raises:
+            KeditError: Fewer than two objects have two references.
+        """
+        by_name = {_name(record): record for record in self.records}
+        hidden: list[Tensor] = []
+        for name in sorted(by_name):
+            if len(hidden) < most and self.anchor(by_name[name]).n > 1 and self.anchor(by_name[name]).used:
+                found = self._position(by_name[name], keep_hidden=True)
+                if found.hidden is not None:
+                    hidden.append(found.hidden)
+        if len(hidden) < 2:
+            raise KeditError(
+                f"the anchor probe needs two objects with references, this run has {len(hidden)}; "
+                "give model.anchors.records or model.anchors.knowledge"
+            )
+        return probe(hidden)
+
+    def _position(self, record: EditRecord, keep_hidden: bool = False) -> Anchor:
+        answer_id = record.meta.get("target_new_id")
+        found = position(
+            self.lm, record.request, answer_id, self.pool, self.leaks, self.config, self.contexts, keep_hidden
+        )
+        if self._folder is not None and found.used and not keep_hidden and found.mean is not None:
+            card = found.card() | {"key": {"object": _name(record)}, "texts": [r.text for r in found.used]}
+            write(self._path(_name(record)), {"mean": found.mean}, card)
+        return found
+
+    def _cached(self, name: str) -> Anchor | None:
+        if self._folder is None or not self._path(name).is_file():
+            return None
+        tensors, card = read(self._path(name))
+        used = tuple(r for r in self.pool.references if r.text in set(card["texts"]))
+        names = ("n", "relations", "source", "recall", "asked", "known")
+        return Anchor(tensors["mean"], **{key: card[key] for key in names}, used=used)
+
+    def _path(self, name: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
+
+
+def _name(record: EditRecord) -> str:
+    answer_id = record.meta.get("target_new_id")
+    return (
+        normal(record.request.target_new) if answer_id is None else f"{answer_id} {normal(record.request.target_new)}"
+    )

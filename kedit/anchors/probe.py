@@ -1,0 +1,84 @@
+"""The anchor probe: in which layers do anchors carry the object, and not merely "here comes an answer" (spec 7.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerProbe:
+    """Mean cosines of one layer, over references.
+
+    Attributes:
+        layer: The layer.
+        own: Of a reference's state to the mean of its object's other references.
+        other: To the anchors of other objects.
+        own_centred: `own`, after the mean over objects was subtracted.
+        other_centred: `other`, likewise.
+    """
+
+    layer: int
+    own: float
+    other: float
+    own_centred: float
+    other_centred: float
+
+    @property
+    def margin(self) -> float:
+        """own - other: near 0, the layer says nothing of the object."""
+        return self.own - self.other
+
+    @property
+    def margin_centred(self) -> float:
+        """The same of the centred states."""
+        return self.own_centred - self.other_centred
+
+
+def probe(objects: Sequence[Tensor]) -> list[LayerProbe]:
+    """Leave-one-out cosines of every layer.
+
+    Args:
+        objects: States of each object's references, `[n_i, n_layers, d_model]`; at least two objects with two
+            references each. The own anchor of a state leaves that state out.
+
+    Raises:
+        ValueError: Fewer objects.
+    """
+    objects = [states.double() for states in objects if len(states) > 1]
+    if len(objects) < 2:
+        raise ValueError("the anchor probe needs at least two objects with two references each")
+    means = torch.stack([states.mean(0) for states in objects])  # [objects, n_layers, d_model]
+    centre = means.mean(0)
+    raw, centred = _cosines(objects, means), _cosines([s - centre for s in objects], means - centre)
+    return [LayerProbe(layer, *(float(x[layer]) for x in (*raw, *centred))) for layer in range(means.shape[1])]
+
+
+def _cosines(objects: Sequence[Tensor], means: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean own and other cosines, `[n_layers]` each: means over references, objects alike."""
+    own, other = [], []
+    for i, states in enumerate(objects):
+        rest = (means[i] * len(states) - states) / (len(states) - 1)
+        own.append(F.cosine_similarity(states, rest, dim=-1).mean(0))
+        others = torch.cat([means[:i], means[i + 1 :]])
+        other.append(F.cosine_similarity(states[:, None], others[None], dim=-1).mean((0, 1)))
+    return torch.stack(own).mean(0), torch.stack(other).mean(0)
+
+
+def best_window(probes: Sequence[LayerProbe], first: int) -> list[int]:
+    """A quarter of the depth, contiguous, with the largest mean centred margin.
+
+    Args:
+        probes: One per layer.
+        first: First layer that may be in it; the last layer of the model never is.
+    """
+    n = len(probes)
+    width = max(1, round(0.25 * n))
+    last = max(first, n - 2)
+    starts = range(first, max(first, last - width + 1) + 1)
+    windows = [[layer for layer in range(start, start + width) if layer <= last] for start in starts]
+    return max(windows, key=lambda w: sum(probes[layer].margin_centred for layer in w) / len(w))

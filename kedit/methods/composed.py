@@ -1,0 +1,60 @@
+"""`Composed`: a method built around another one, whose model, regime, lanes and seed it shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kedit.lm import LM
+from kedit.methods.base import EditingModule
+from kedit.methods.locate import LocateThenEdit
+from kedit.requests import EditRecord
+
+
+class Composed(EditingModule):
+    """Base of the methods that add to an editor (REP, STEAM).
+
+    Args:
+        editor: The method that edits.
+    """
+
+    def __init__(self, editor: LocateThenEdit) -> None:
+        super().__init__(lm=editor.lm_config, regime=editor.regime, lanes=editor.lanes, seed=editor.seed)
+        self.editor = editor
+
+    @property
+    def lm(self) -> LM:
+        """The editor's model."""
+        return self.editor.lm
+
+    def use_lm(self, lm: LM) -> None:
+        """Edit a model that is already in memory."""
+        self.editor.use_lm(lm)
+
+    def lane_count(self) -> int:
+        """The editor's."""
+        return self.editor.lane_count()
+
+    def prepare_records(self, records: list[EditRecord]) -> list[EditRecord]:
+        """The editor's checks."""
+        return self.editor.prepare_records(records)
+
+    def setup(self, stage: str) -> None:
+        """The editor's."""
+        self.editor.setup(stage)
+        self.steps_per_batch = self.editor.steps_per_batch
+
+    def start(self) -> None:
+        """The editor's preparation."""
+        self.editor.start()
+
+    def method_state(self) -> dict[str, Any]:
+        """The editor's."""
+        return self.editor.method_state()
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """The editor takes it back."""
+        self.editor.load_method_state(state)
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance: the editor's hyperparameters."""
+        return self.editor.describe() | {"method": type(self).__name__, "editor": type(self.editor).__name__}

@@ -1,0 +1,158 @@
+"""STEAM: semantic anchors and an alignment loss on a locate-then-edit method (EMNLP Findings 2025; specs/steam.md)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kedit.anchors import (
+    AlignConfig,
+    AnchorBank,
+    AnchorConfig,
+    Pool,
+    align_layers,
+    read_knowledge,
+    read_templates,
+    references_of,
+)
+from kedit.bars import stage
+from kedit.batch import EditBatch
+from kedit.data import read_counterfact, read_records
+from kedit.methods.composed import Composed
+from kedit.methods.locate import LocateThenEdit, finite, known
+from kedit.methods.phases import Edit
+from kedit.requests import EditRecord
+from kedit.values import Alignment, Term
+
+log = logging.getLogger(__name__)
+
+
+class STEAM(Composed):
+    """Draws the edited fact's hidden states to those with which the model says the new object by itself.
+
+    Before the first edit every new object is positioned on the unedited model (its anchor); each v* is then optimised
+    with lambda times the alignment loss beside the editor's own terms. Keys, solver and layers stay the editor's, as
+    do the model, the regime and the seed.
+
+    Args:
+        editor: The method that edits: any that optimises v*.
+        anchors: Where anchors come from.
+        align: The alignment loss.
+    """
+
+    found_out = (*Composed.found_out, "aligned_layers", "anchor_sources")
+
+    def __init__(
+        self, editor: LocateThenEdit, anchors: AnchorConfig = AnchorConfig(), align: AlignConfig = AlignConfig()
+    ) -> None:
+        super().__init__(editor)
+        self.anchor_config, self.align = anchors, align
+        self.bank: AnchorBank | None = None
+        self.layers: list[int] = []
+        self._centre: torch.Tensor | None = None
+        self._terms: dict[str, tuple[Alignment, int]] = {}  # case -> its term and lane
+        editor.more_terms = self._more_terms
+
+    def setup(self, stage: str) -> None:
+        """The editor's, and the layers, as far as they can be known without running the model."""
+        super().setup(stage)
+        if self.align.layers != "auto":
+            self.layers = self._choose_layers()
+
+    def start(self) -> None:
+        """The editor's preparation; then the anchors of all objects of the run, of the unedited model."""
+        super().start()
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        records = [record for batch in data.batches for record in batch]
+        if self.align.off:
+            return
+        pool = pool_of(data.read(), self.anchor_config)
+        self.bank = AnchorBank(self.lm, records, pool, self.anchor_config, self.editor.contexts)
+        with stage("anchors of the new objects") as progress:
+            self.bank.fill(progress)
+        counts = self.bank.counts()
+        log.info("anchors of %d records: %s", len(records), ", ".join(f"{n} {name}" for name, n in counts.items()))
+        if counts.get("none"):
+            log.warning("%d records have no anchor: they are edited by %s alone", counts["none"], self._editor_name)
+        self.layers = self._choose_layers()
+        centre = self.bank.centre(self.align.center)
+        self._centre = None if centre is None else centre[self.layers].to(self.lm.device)
+
+    def edit(self, batch: EditBatch) -> Edit:
+        """The editor's algorithm, its v* with the alignment term."""
+        self._terms = {}
+        deltas = yield from self.editor.edit(batch)
+        for outcome in batch.outcomes:
+            outcome.info["anchor"] = self._figures(outcome.record)
+        return deltas
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance: the editor's hyperparameters, then those of anchors and alignment."""
+        own = {"anchors": asdict(self.anchor_config), "align": asdict(self.align), "aligned_layers": self.layers}
+        sources = None if self.bank is None else self.bank.counts()
+        return super().describe() | own | {"anchor_sources": sources}
+
+    def _more_terms(self, records: Sequence[EditRecord]) -> Sequence[Term]:
+        """The alignment term of some records, a lane each; none where no record has an anchor."""
+        if self.bank is None:
+            return []
+        found = [self.bank.anchor(record).mean for record in records]
+        if all(mean is None for mean in found):
+            return []
+        missing = torch.full((len(self.layers), self.lm.d_model), float("nan"))
+        means = torch.stack([missing if mean is None else mean[self.layers] for mean in found])
+        a = self.align
+        term = Alignment(
+            means.to(self.lm.device),
+            self.layers,
+            self._centre,
+            a.weighting,
+            a.ratio if a.weighting == "grad_ratio" else a.weight,
+            warmup=int(known(self.editor.steps)) // 2 if a.schedule == "linear_warmup" else 0,
+            on=a.align_on,
+            patience=a.patience,
+            tolerance=a.tolerance,
+        )
+        self._terms |= {record.request.case_id: (term, lane) for lane, record in enumerate(records)}
+        return [term]
+
+    def _figures(self, record: EditRecord) -> dict[str, Any] | None:
+        """What results keep of an edit's anchor and alignment; None where there is none."""
+        if self.bank is None:
+            return None
+        card: dict[str, Any] = dict(self.bank.anchor(record).card())
+        if record.request.case_id not in self._terms:
+            return card
+        term, lane = self._terms[record.request.case_id]
+        weight = None if term.weight is None else finite(float(term.weight[lane]))
+        cosines = {name: finite(float(x[lane].mean())) for name, x in (("first", term.first), ("last", term.last))}
+        return card | {"lambda": weight, "cosine": cosines if card["source"] != "none" else None}
+
+    def _choose_layers(self) -> list[int]:
+        bank, edited = self.bank, self.editor.edited_layers[-1]
+        return align_layers(self.align.layers, self.lm.arch.n_layers, edited, lambda: bank.probe() if bank else [])
+
+    @property
+    def _editor_name(self) -> str:
+        return type(self.editor).__name__
+
+
+def pool_of(records: Sequence[EditRecord], config: AnchorConfig) -> Pool:
+    """References of a data set's records, of further files, and of a user's knowledge bases.
+
+    Raises:
+        KeditError: A file cannot be read, or a triple has no template.
+    """
+    references = references_of(records)
+    for path in config.records:
+        further = read_records(path) if Path(path).suffix == ".jsonl" else read_counterfact(path)
+        references += references_of(further)
+    templates = {} if config.templates is None else read_templates(config.templates)
+    for path in config.knowledge:
+        references += read_knowledge(path, templates)
+    return Pool(references)
