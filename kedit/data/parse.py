@@ -32,6 +32,13 @@ ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "text": ("prompt", "loc"),
         "answer": ("answer", "ground_truth", "loc_ans"),
         "old_answer": ("old_answer",),
+        # fields of MQuAKE's cases, rewrites and hops
+        "question": ("question",),
+        "questions": ("questions",),
+        "new_answer": ("new_answer",),
+        "new_answer_alias": ("new_answer_alias",),
+        "cloze": ("cloze",),
+        "answer_alias": ("answer_alias",),
     }
 )
 """Our name of a field -> the names it has in the files people have; the first one present is read."""
