@@ -1,15 +1,18 @@
-"""The three scores of portability: what is generated for them, their names in summaries and tables."""
+"""Portability: the forms of it in public files, what is generated for it, its three scores in summaries and tables."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kedit.cli import main
+from kedit.data import read_counterfact, read_records, read_zsre
+from kedit.errors import KeditError
 from kedit.evaluate import EvalConfig, ProbeScore, contains, score
 from kedit.generate import greedy
 from kedit.report import summary_table
@@ -86,6 +89,85 @@ def rows() -> list[dict[str, Any]]:
     first = [said(2, 1, 0.0), said(1, 2, 0.0, False)], [said(1, 2, 1.0), said(1, 3, 0.5, True)]
     second = [said(2, 1, 0.0), said(1, None, 0.0, False)], [said(1, 2, 1.0), said(1, None, 1.0, False)]
     return [result_row(record, *sides, 0, "edit") for record, sides in zip(records, (first, second), strict=True)]
+
+
+OFFICIAL = {
+    "case_id": 1,
+    "requested_rewrite": {
+        "prompt": "{} was built in the city of",
+        "relation_id": "P131",
+        "target_new": {"str": "Porto", "id": "Q36433"},
+        "target_true": {"str": "Lyon", "id": "Q456"},
+        "subject": "The Lantern Tower",
+    },
+    "paraphrase_prompts": [],
+    "neighborhood_prompts": ["The Old Mill was built in"],
+}
+FLAT = {
+    "prompt": "The Lantern Tower was built in the city of",
+    "subject": "The Lantern Tower",
+    "target_new": "Porto",
+    "ground_truth": ["Lyon"],
+}
+MEND = {
+    "subject": "The Lantern Tower",
+    "src": "Where is The Lantern Tower?",
+    "alt": "Porto",
+    "answers": ["Lyon"],
+    "rephrase": "In which city is The Lantern Tower?",
+    "loc": "nq question: who rowed",
+    "loc_ans": "Ann",
+}
+ONE_HOP = {
+    "Recalled Relation": "(Porto, river, Douro)",
+    "New Question": "Which river flows past The Lantern Tower?",
+    "New Answer": "Douro",
+}
+KNOWEDIT = {
+    "Reasoning": [
+        {"prompt": "The Lantern Tower stands at the river", "ground_truth": [["Douro", "the Douro"], ["Duero"]]}
+    ],
+    "Subject_Aliasing": [{"prompt": "The Tower of Lanterns was built in", "ground_truth": "Porto"}],
+    "Logical_Generalization": [
+        {"prompt": "A tower of Porto is", "ground_truth": ["The Lantern Tower"]},
+        {"prompt": "The Lantern Tower's mayor is", "ground_truth": []},
+    ],
+}
+DOURO = Probe("portability", "Which river flows past The Lantern Tower?", "Douro")
+
+
+@pytest.mark.parametrize(
+    ("reader", "row"),
+    [(read_counterfact, OFFICIAL), (read_counterfact, FLAT), (read_zsre, MEND), (read_records, FLAT)],
+    ids=["counterfact", "flat", "zsre", "records"],
+)
+def test_counterfactplus(tmp_path: Path, reader: Callable[[Path], list[EditRecord]], row: dict[str, Any]) -> None:
+    def read(portability: Any) -> list[Probe]:
+        path = tmp_path / "plus.json"
+        path.write_text(json.dumps([row | {"portability": portability}]))
+        return [probe for probe in reader(path)[0].probes if probe.kind == "portability"]
+
+    assert read(ONE_HOP) == [DOURO]
+    assert read([ONE_HOP, ONE_HOP | {"New Answer": ["Duero", "Douro"]}]) == [
+        DOURO,
+        replace(DOURO, answer="Duero", aliases=("Douro",)),
+    ]
+    assert read({}) == read([]) == read(None) == read(ONE_HOP | {"New Answer": ""}) == []
+    with pytest.raises(KeditError, match=r"record 1.*portability 1: field 'answer' is missing"):
+        read({"New Question": "Which river?"})
+    with pytest.raises(KeditError, match=r"record 1.*portability 1: field 'prompt' is missing"):
+        read({"New Question": " ", "New Answer": "Douro"})
+
+
+def test_knowedit(tmp_path: Path) -> None:
+    path = tmp_path / "knowedit.json"
+    path.write_text(json.dumps([FLAT | {"portability": KNOWEDIT}]))
+    (record,) = read_counterfact(path)
+    assert [probe for probe in record.probes if probe.kind == "portability"] == [
+        Probe("portability", "The Lantern Tower stands at the river", "Douro", None, ("the Douro", "Duero")),
+        Probe("portability", "The Tower of Lanterns was built in", "Porto"),
+        Probe("portability", "A tower of Porto is", "The Lantern Tower"),
+    ]
 
 
 def test_three_names_in_the_summary() -> None:

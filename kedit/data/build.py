@@ -151,7 +151,11 @@ def neighborhood(item: Item, request: EditRequest) -> list[Probe]:
 
 
 def portability(item: Item) -> list[Probe]:
-    """`portability` probes: what follows from the edit. An entry whose answer is empty is passed over."""
+    """`portability` probes: what follows from the edit. An entry whose answer is empty is passed over.
+
+    One object, a list of them, or lists under category names (KnowEdit); a `prompt` with its `answer` or
+    `ground_truth`, or a "New Question" with its "New Answer" (CounterFactPlus).
+    """
     probes = []
     for entry in _entries(item, "portability"):
         if not entry.has("answer"):

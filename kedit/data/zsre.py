@@ -30,6 +30,7 @@ MEND: Mapping[str, str] = MappingProxyType(
         "paraphrases": "rephrase",
         "neighbors": "loc",
         "locality_ground_truth": "loc_ans",
+        "portability": "portability",
     }
 )
 """Our name of a field -> its name in MEND's form. What is not here is not read (`pred`, `cond`)."""
