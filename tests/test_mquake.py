@@ -257,7 +257,7 @@ def test_cases_that_the_limit_cuts_are_said(tmp_path: Path, caplog: pytest.LogCa
     data = MQuAKE(write(tmp_path, [ONE, TWO]), limit=2)
     data.prepare(lambda records: records)
     assert [record.message for record in caplog.records if "not edited whole" in record.message] == [
-        "mquake/mquake: 1 cases are not edited whole; no multi-hop questions of them"
+        "mquake/mquake: 1 cases are not edited whole (skip, limit, known); no multi-hop questions of them"
     ]
     data = MQuAKE(write(tmp_path, [ONE, TWO]))
     data.prepare(lambda records: records[:1] + records[2:])  # the model does not know "31.1"

@@ -148,7 +148,11 @@ class MQuAKE(EditData):
                 len(cases),
             )
         elif cases:
-            log.info("%s: %d cases are not edited whole; no multi-hop questions of them", self.name, len(cases))
+            log.info(
+                "%s: %d cases are not edited whole (skip, limit, known); no multi-hop questions of them",
+                self.name,
+                len(cases),
+            )
         if self.regime != "single" and (found := conflicting(records)):
             log.info("%s: %d edits contradict another one of the same prompt", self.name, found)
         return without_multi_hop(records, cases)
