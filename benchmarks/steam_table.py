@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,12 @@ from editing import Listed, arm_of, fit
 from kedit.anchors import AnchorBank, AnchorConfig
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
+from kedit.consistency import collection, references_of
 from kedit.data import read_facts, read_robust
 from kedit.delta import Delta
 from kedit.evaluate import EvalConfig, score_records
-from kedit.fluency import fluency
-from kedit.intervals import paired
+from kedit.fluency import ngram_entropy, sampled_texts
+from kedit.intervals import bootstrap, paired
 from kedit.lanes import LaneBank
 from kedit.methods import STEAM, EditingModule
 from kedit.methods.steam import pool_of
@@ -39,6 +41,7 @@ from kedit.results import result_row
 from kedit.runfolder import append_rows, read_rows
 from kedit.states import states
 from kedit.summary import summarise
+from kedit.tfidf import Tfidf
 from kedit.tokens import encode
 
 Row = dict[str, Any]
@@ -50,10 +53,12 @@ SHOWN = (
     ("paraphrase", "exact"),
     ("neighborhood", "success"),
     ("neighborhood", "unchanged"),
-    ("portability", "token_accuracy"),
-    ("portability", "generated"),
-    ("portability", "success"),
+    ("portability", "port_acc"),
+    ("portability", "port_em"),
+    ("portability", "port_ll"),
 )
+TEXTS = ("fluency", "consistency")
+SUFFIX = "The answer to this question, most simply, is"  # of port_em, as a public evaluator has it
 
 
 class Measure(EditCallback):
@@ -61,7 +66,7 @@ class Measure(EditCallback):
 
     def __init__(self, anchors: AnchorConfig, path: Path) -> None:
         self.anchors, self.path = anchors, path
-        self.config = EvalConfig(generate=["portability"])
+        self.config = EvalConfig(generate=["portability"], port_suffix=SUFFIX)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         data = trainer.datamodule
@@ -69,6 +74,9 @@ class Measure(EditCallback):
         editor = pl_module.editor if isinstance(pl_module, STEAM) else pl_module
         self.bank = AnchorBank(pl_module.lm, records, pool_of(data.read(), self.anchors), self.anchors, editor.contexts)
         self.bank.fill()
+        pool = data.read()
+        self.tfidf = Tfidf.fit(collection(pool))
+        self.references = {record.request.case_id: " ".join(references_of(record, pool)) for record in records}
 
     def on_edit_end(self, trainer: Any, module: EditingModule, batch: EditBatch) -> None:
         n, records = len(batch.records), batch.records
@@ -77,16 +85,25 @@ class Measure(EditCallback):
         scores = score_records(module.lm, records * 2, lanes, bank, self.config)
         cosines = self._cosines(module, records, lanes, bank)
         prompts = [record.request.text.strip() for record in records]
-        varied = fluency(module.lm, prompts * 2, [record.request.case_id for record in records] * 2, lanes, bank)
+        texts = sampled_texts(module.lm, prompts * 2, [record.request.case_id for record in records] * 2, lanes, bank)
         rows = []
         for i, outcome in enumerate(batch.outcomes):
             more: Row = {"edit": outcome.info, "error": outcome.error, "seconds": batch.seconds / n}
             more |= {"cosine": {"before": cosines[i], "after": cosines[n + i]}}
             more |= {"source": self.bank.anchor(outcome.record).source}
-            more |= {"fluency": {"before": varied[i], "after": varied[n + i]}}
+            case = outcome.record.request.case_id
+            more |= {"texts": {"before": self._text(case, texts[i]), "after": self._text(case, texts[n + i])}}
             rows.append(result_row(outcome.record, scores[i], scores[n + i], batch.index, "edit", **more))
         append_rows(self.path, rows)
         print(f"  {batch.index + 1} of {len(trainer.datamodule.batches)} batches", end="\r", flush=True)
+
+    def _text(self, case: str, text: str | None) -> dict[str, float | None]:
+        """Bits, and percent."""
+        if text is None:
+            return {"fluency": None, "consistency": None}
+        references = self.references[case]
+        return {"fluency": ngram_entropy(text),
+                "consistency": 100 * self.tfidf.cosine(text, references) if references else None}  # fmt: skip
 
     def _cosines(
         self, module: EditingModule, records: Sequence[EditRecord], lanes: list[int], bank: LaneBank
@@ -111,6 +128,17 @@ def per_record(row: Row, kind: str, metric: str) -> float:
     return float("nan") if cell is None or cell["after"] is None else cell["after"] / 100
 
 
+def text_cell(rows: list[Row], name: str) -> Row | None:
+    """Mean before and after, and the interval of after; None where no record has it."""
+    values = [(row["texts"]["before"][name], row["texts"]["after"][name]) for row in rows]
+    values = [(x, y) for x, y in values if x is not None and y is not None]
+    if not values:
+        return None
+    before, after = ([v[i] for v in values] for i in (0, 1))
+    means = {"before": sum(before) / len(before), "after": sum(after) / len(after)}
+    return means | {"ci": list(bootstrap(after, scale="other")), "n": len(values)}
+
+
 def aligned(row: Row, layers: Sequence[int], side: str) -> float:
     """Mean cosine over the aligned layers."""
     return sum(row["cosine"][side][layer] for layer in layers) / len(layers)
@@ -129,12 +157,13 @@ def compared(rows: list[Row], with_: list[Row], layers: Sequence[int]) -> Row:
             low, high = paired(before, after)
             change = sum(y - x for x, y in values) / len(values)
             found[f"{kind}/{metric}"] = {"change": 100 * change, "ci": [100 * low, 100 * high], "n": len(values)}
-    drawn = [(a["fluency"]["after"], b["fluency"]["after"]) for a, b in pairs]
-    drawn = [(x, y) for x, y in drawn if x is not None and y is not None]
-    if drawn:
-        before, after = ([v[i] for v in drawn] for i in (0, 1))
-        change = sum(y - x for x, y in drawn) / len(drawn)
-        found["fluency"] = {"change": change, "ci": list(paired(before, after, scale="other")), "n": len(drawn)}
+    for name in TEXTS:
+        drawn = [(a["texts"]["after"][name], b["texts"]["after"][name]) for a, b in pairs]
+        drawn = [(x, y) for x, y in drawn if x is not None and y is not None]
+        if drawn:
+            before, after = ([v[i] for v in drawn] for i in (0, 1))
+            change = sum(y - x for x, y in drawn) / len(drawn)
+            found[name] = {"change": change, "ci": list(paired(before, after, scale="other")), "n": len(drawn)}
     if layers:
         sides = [
             (aligned(a, layers, "before"), aligned(a, layers, "after"), aligned(b, layers, "after")) for a, b in pairs
@@ -196,6 +225,8 @@ def main() -> None:
                 for kind, metric in SHOWN
                 if metric in found.get(kind, {})
             },
+            "texts": {name: text_cell(rows, name) for name in TEXTS},
+            "sources": dict(Counter(row["source"] for row in rows)),
             "failed": sum(row["error"] is not None for row in rows),
             "seconds_per_edit": sum(row["seconds"] for row in rows) / len(rows),
             "steps_mean": sum(row["edit"].get("steps", 0) for row in rows) / len(rows),
