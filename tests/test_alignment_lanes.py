@@ -28,7 +28,8 @@ def lanes_of(
 ) -> tuple[ValueLanes, Alignment | None]:
     """Lanes of some requests, aligned or (phi None) the editor's own."""
     which = list(range(len(REQUESTS))) if which is None else which
-    term = None if phi is None else Alignment(phi[which][:, LAYERS], LAYERS, **({"strength": 3.0} | more))
+    more = {"strength": 3.0} | more
+    term = None if phi is None else Alignment(phi[which][:, LAYERS], LAYERS, **more)
     terms = TERMS if term is None else (*TERMS, term)
     objective = ValueObjective(lm, [REQUESTS[i] for i in which], CONTEXTS, 1, "mlp", terms)
     return ValueLanes(objective, stop_loss, clamp_norm_factor=5.0), term
@@ -126,7 +127,7 @@ def test_lanes_equal_one_at_a_time(kind: str, weighting: Any) -> None:
     """Also after some have converged and left the batch."""
     lm, phi = tiny_lm(kind), anchors()
     stop = middle_loss(lm, 15)
-    more = {"weighting": weighting, "strength": 0.3, "patience": 1, "tolerance": 1e-2}
+    more: dict[str, Any] = {"weighting": weighting, "strength": 0.3, "patience": 1, "tolerance": 1e-2}
     together, of_all = lanes_of(lm, phi, stop, **more)
     optimise(together, lr=0.1, steps=15)
     assert of_all is not None
