@@ -103,14 +103,14 @@ def test_a_window_lies_above_the_edit(n_layers: int) -> None:
 def naive_probe(objects: list[Tensor], layer: int, centred: bool) -> tuple[float, float]:
     """Mean own and other cosine of one layer, one pair of vectors after the other."""
     states = [[state.double() for state in states[:, layer]] for states in objects if len(states) > 1]
-    means = [sum(rows) / len(rows) for rows in states]
-    centre = sum(means) / len(means) if centred else torch.zeros_like(states[0][0])
+    means = [torch.stack(rows).mean(0) for rows in states]
+    centre = torch.stack(means).mean(0) if centred else torch.zeros_like(means[0])
     own, other = [], []
     for i, rows in enumerate(states):
         mine, theirs = [], []
         for j, h in enumerate(rows):
-            rest = [x - centre for k, x in enumerate(rows) if k != j]
-            mine.append(float(F.cosine_similarity(h - centre, sum(rest) / len(rest), dim=0)))  # type: ignore[arg-type]
+            rest = torch.stack([x - centre for k, x in enumerate(rows) if k != j]).mean(0)
+            mine.append(float(F.cosine_similarity(h - centre, rest, dim=0)))
             for k, mean in enumerate(means):
                 if k != i:
                     theirs.append(float(F.cosine_similarity(h - centre, mean - centre, dim=0)))

@@ -21,7 +21,8 @@ def read_counterfact(path: str | Path) -> list[EditRecord]:
     """Reads CounterFact in its official or its flat form.
 
     Probes: `rewrite`, `paraphrase`, `neighborhood`, and `portability` where the file has it. Attribute and
-    generation prompts go to `meta`, with the Wikidata id of the new target (`target_new_id`).
+    generation prompts go to `meta`, with the Wikidata ids of the targets (`target_new_id`,
+    `target_true_id`).
 
     Raises:
         KeditError: See `kedit.data.parse.read_items`; a missing field; a subject missing from its prompt;
@@ -56,6 +57,6 @@ def _flat(item: Item, meta: dict[str, Any]) -> Item:
         target = rewrite.get(name)
         if isinstance(target, dict):
             fields[name] = target.get("str")
-    if isinstance(rewrite.get("target_new"), dict) and "id" in rewrite["target_new"]:
-        meta["target_new_id"] = rewrite["target_new"]["id"]
+            if "id" in target:
+                meta[f"{name}_id"] = target["id"]
     return Item(item.where, {**item.raw, **fields})
