@@ -66,12 +66,13 @@ def world() -> list[EditRecord]:
     ]
 
 
-def knowing(model_type: str, answer: str, factor: float = 6.0, **kwargs: Any) -> LM:
-    """A tiny model that is fond of the first token of `answer`: about half of all prompts go on with it."""
+def fond_of(model_type: str, answer: str, factor: float, **kwargs: Any) -> LM:
+    """A tiny model of three layers whose head says the tokens of `answer` louder: it goes on with them now and then."""
+    kwargs = {"n_layers": 3} | kwargs
     lm = tiny_lm(model_type, **kwargs)
     head: Any = lm.model.get_output_embeddings()
     with torch.no_grad():
-        head.weight[encode(lm, "It rains in", answer).target[0]] *= factor
+        head.weight[list(set(encode(lm, "It rains in", answer).target))] *= factor
     return lm
 
 

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -240,10 +241,11 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
 
 
 def test_options_that_contradict_each_other() -> None:
-    for options, message in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"n_min": 9, "n_max": 8}, "model.anchors.n_min: 9 is more than n_max, 8"),
         ({"candidates": 8}, "model.anchors.candidates: 8 is less than n_max, 32"),
         ({"n_min": 0}, "model.anchors.n_min: 0 is less than 1"),
-    ]:
+    ]
+    for options, message in cases:
         with pytest.raises(KeditError, match=message):
             AnchorConfig(**options)
