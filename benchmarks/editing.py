@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ class Listed(EditData):
 def arm_of(arm: str, regime: Regime) -> tuple[str, EditingModule, int, list[str]]:
     """Name, method, edit batch size and changed options of NAME=CONFIG[,OPTION=VALUE...]."""
     name, _, spec = arm.partition("=")
-    config, *changes = spec.split(",")
+    config, *changes = re.split(r",(?![^\[]*\])", spec)  # a list's commas stay
     whole = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     model = whole["model"]
     args = model.setdefault("init_args", {})
