@@ -194,6 +194,7 @@ def main() -> None:
     options.add_argument("--save", required=True, help="name of the figures under benchmarks/results")
     a = options.parse_args()
     records, anchors = read(a.data), AnchorConfig(records=a.references)
+    kinds = [kind for kind in KINDS if any(probe.kind == kind for record in records for probe in record.probes)]
     path = ROOT / "benchmarks" / "results" / f"{a.save}.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     a.rows.mkdir(parents=True, exist_ok=True)
@@ -203,7 +204,7 @@ def main() -> None:
         if isinstance(module, STEAM):
             module.anchor_config = anchors
         cut = {"limit": a.records, "skip": a.skip, "max_probes": a.max_probes, "known": a.known}
-        data = Listed(Path(a.data).stem, records, KINDS, **cut)
+        data = Listed(Path(a.data).stem, records, kinds, **cut)
         rows_path = a.rows / f"{a.save}.{name}.jsonl"
         rows = list(read_rows(rows_path))
         describe: Row = {}
