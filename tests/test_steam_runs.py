@@ -23,7 +23,7 @@ from kedit.lm import LM
 from kedit.methods import EMMET, MEMIT, ROME, RROME, STEAM
 from kedit.methods.locate import LocateThenEdit
 from kedit.stats import StatsConfig
-from tests.steam_cases import FAMILIES, Given, records, run, world
+from tests.steam_cases import FAMILIES, Given, answer_states, naive_alignment, records, run, world
 from tests.test_spread import TEXTS, bits, dense
 from tests.tiny import tiny_lm
 
@@ -113,6 +113,7 @@ def test_what_results_say_of_an_edit(editor: str, schedule: Any, center: Any) ->
     module = STEAM(EDITORS[editor](v_num_grad_steps=20), ANCHORS, align)
     edits = found(run(module, small(), given()))
     assert module.bank is not None
+    centre = module.bank.centre(center)
     assert module.describe()["anchor_sources"] == module.bank.counts()
     assert module.describe()["aligned_layers"] == [2, 4]
     for record in records():
@@ -121,6 +122,11 @@ def test_what_results_say_of_an_edit(editor: str, schedule: Any, center: Any) ->
         assert info["anchor"].items() >= anchor.card().items()
         assert info["anchor"]["lambda"] == 30
         assert info["anchor"]["cosine"]["last"] > info["anchor"]["cosine"]["first"]
+        assert anchor.mean is not None
+        zero = torch.zeros(module.lm.d_model)
+        states = answer_states(module.lm, record.request, module.editor.contexts, "mlp", 1, zero)
+        want = 1 - float(naive_alignment(states, anchor.mean, [2, 4], centre))
+        assert info["anchor"]["cosine"]["first"] == pytest.approx(want, abs=1e-4)
         assert info["la"] == pytest.approx(30 * (1 - info["anchor"]["cosine"]["last"]), rel=1e-3)
 
 
