@@ -1,9 +1,7 @@
-"""STEAM from end to end on tiny models: around every editor, in every regime, resumed, and through the command."""
+"""STEAM from end to end on tiny models: around every editor, in every regime, and resumed."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,6 @@ from kedit.anchors import AlignConfig, AnchorConfig
 from kedit.anchors.bank import AnchorBank
 from kedit.batch import EditBatch
 from kedit.callbacks import EditCheckpoint
-from kedit.cli import main
 from kedit.delta import Delta
 from kedit.errors import KeditError
 from kedit.lm import LM
@@ -27,7 +24,6 @@ from tests.steam_cases import FAMILIES, Given, answer_states, naive_alignment, r
 from tests.test_spread import TEXTS, bits, dense
 from tests.tiny import tiny_lm
 
-RECORDS = str(Path(__file__).parent / "fixtures" / "records.jsonl")
 SMALL: dict[str, Any] = {"v_num_grad_steps": 5, "contexts": TEXTS, "stats": StatsConfig(tokens=400), "lanes": 2}
 EDITORS: dict[str, Callable[..., LocateThenEdit]] = {
     "ROME": lambda **more: ROME(layer=1, **(SMALL | more)),
@@ -37,7 +33,6 @@ EDITORS: dict[str, Callable[..., LocateThenEdit]] = {
 }
 ANCHORS = AnchorConfig(n_min=3)
 STRONG = AlignConfig(weighting="fixed", weight=30.0)
-Rows = list[dict[str, Any]]
 
 
 def small(kind: str = "llama") -> LM:
@@ -216,75 +211,3 @@ def test_too_few_objects_for_their_mean() -> None:
     module = STEAM(EDITORS["ROME"](), ANCHORS, replace(STRONG, center="objects"))
     with pytest.raises(KeditError, match=r"model\.align\.center: objects needs anchors of 5 objects, this run has 2"):
         run(module, small(), given())
-
-
-# -- the command ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def words(tiny_folder: Callable[..., str], tmp_path: Path) -> Callable[..., list[str]]:
-    """`words("MEMIT")`: the command of STEAM around an editor."""
-
-    def command(editor: str) -> list[str]:
-        folder = tiny_folder("llama", n_layers=5, context=128)
-        layers = ("layers", "[0,1]") if editor == "MEMIT" else ("layer", "1")
-        of_editor = {"lm.name": folder, "contexts.lengths": "[[3,2]]", "stats.tokens": 400, layers[0]: layers[1]}
-        options: dict[str, Any] = {"model": "STEAM", "model.editor": editor}
-        options |= {f"model.editor.{key}": value for key, value in of_editor.items()}
-        options |= {"data": "Records", "data.path": RECORDS, "data.limit": 3}
-        options |= {"run.root": tmp_path, "run.name": "one", "trainer.accelerator": "cpu"}
-        options |= {"metrics.scoring.generate": "[]", "results.resamples": 50}
-        return ["fit", *(part for key, value in options.items() for part in (f"--{key}", str(value)))]
-
-    return command
-
-
-@pytest.mark.parametrize("editor", ["ROME", "MEMIT"])
-def test_fast_dev_run(editor: str, words: Any, tmp_path: Path, rows_of: Callable[[Path], Rows]) -> None:
-    main([*words(editor), "--trainer.fast_dev_run", "true"])
-    rows = rows_of(tmp_path / "one")
-    assert rows
-    for row in rows:
-        assert row["status"] == "edited"
-        for probe in row["probes"]:
-            values = [v for when in ("before", "after") for v in probe[when].values() if isinstance(v, float)]
-            assert values
-            assert all(math.isfinite(value) for value in values)
-        anchor = row["edit"]["anchor"]
-        assert anchor["source"] in ("single_relation", "multi_relation", "string_match", "in_context")
-        assert anchor["n"] >= 1
-        assert 0 < anchor["lambda"] <= 100
-        assert -1 <= anchor["cosine"]["first"] <= 1
-        assert -1 <= anchor["cosine"]["last"] <= 1
-    summary = json.loads((tmp_path / "one" / "summary.json").read_text())
-    assert summary["method"]["method"] == "STEAM"
-    assert summary["method"]["editor"] == editor
-    assert summary["method"]["aligned_layers"] == [2, 3]
-    assert sum(summary["method"]["anchor_sources"].values()) == 3
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("--model.align.layers [1,2]", "model.align.layers: layer 1 is not above the edited layer 1; what is edited"),
-        ("--model.align.layers [5]", "model.align.layers: 5 does not exist; the model's layers are 0 to 4"),
-        ("--model.align.layers []", "model.align.layers: the list is empty"),
-        ("--model.align.layers top", "model.align.layers: "),
-        ("--model.align.ratio -1", "model.align.ratio: -1.0 is less than 0"),
-        ("--model.align.patience -1", "model.align.patience: -1 is less than 0"),
-        ("--model.align.weighting none", "model.align.weighting: wants one of grad_ratio, fixed, not 'none'"),
-        ("--model.anchors.n_min 40", "model.anchors.n_min: 40 is more than n_max, 32"),
-        ("--model.anchors.recall often", "model.anchors.recall: wants one of greedy, first_top1, first_topk"),
-        ("--model.anchors.knowledge [nowhere.tsv]", "nowhere.tsv: cannot be read: No such file"),
-        ("--model.anchors.templates nowhere.json", "nowhere.json: cannot be read: No such file"),
-        ("--model.anchors.records [nowhere.json]", "nowhere.json: no such file"),
-        ("--model.align.center objects", "model.align.center: objects needs anchors of 5 objects"),
-        ("--model.editor STEAM", "model.editor: there is no class 'STEAM' for it; there are EMMET, MEMIT, ROME, RROME"),
-    ],
-)
-def test_slips(option: str, message: str, words: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([*words("ROME"), *option.split()])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("kedit: error: ")
-    assert error.startswith(message)
