@@ -109,6 +109,7 @@ def arm_of(arm: str, regime: Regime) -> tuple[str, EditingModule, int, list[str]
         group = args
         for part in path:
             group = group.setdefault(part, {})
+            group = group.setdefault("init_args", {}) if "class_path" in group else group
         group[last] = yaml.safe_load(value)
     reader = ArgumentParser(exit_on_error=False)
     reader.add_subclass_arguments(EditingModule, "model")

@@ -13,6 +13,7 @@ from torch import Tensor
 from kedit.anchors import Anchor, AnchorConfig, Leaks, Pool, Reference, position
 from kedit.anchors.config import RECALLS
 from kedit.delta import Delta, Factors, edited
+from kedit.errors import KeditError
 from kedit.lanes import LaneBank
 from kedit.lm import LM
 from kedit.requests import EditRecord, EditRequest, Probe
@@ -239,6 +240,13 @@ def test_in_context(kind: str) -> None:
             want.append(block_states(lm, ids, len(ids) - 1))
     assert anchor.mean is not None
     torch.testing.assert_close(anchor.mean, torch.stack(want).mean(0), atol=1e-5, rtol=1e-5)
+
+
+def test_a_reference_longer_than_the_context_is_named() -> None:
+    lm = tiny_lm("gpt2", n_layers=3, context=64)
+    found = [*references("Rome"), Reference("It rains in " * 40 + "the city of", "Rome")]
+    with pytest.raises(KeditError, match=r"^the anchors' reference 'It rains in .*': \d+ tokens, more than the 64 of"):
+        position(lm, request_of("Rome"), None, Pool(found), NOTHING, AnchorConfig())
 
 
 def test_cards_are_json() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kedit.anchors import AlignConfig, AnchorConfig
 from kedit.cli import main
 from kedit.defaults import EMMET_TABLE, MEMIT_TABLE, TABLE
 from kedit.deltafile import load_delta
@@ -78,6 +79,7 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "_lambda0": {"contrast.weight": 0.0},
     "_lambda0_lr": {"contrast.weight": 0.0, "train.lr": None},
 }  # of PAC: how each differs from configs/pac_smollm2.yaml; the learning rate is 1.41 times its
+STEAM_MODELS = ("smollm2", "gpt2_xl", "gptj", "llama3", "qwen2")
 OWN = ("model", "data", "metrics", "texts", "results", "run", "checkpoint", "progress")
 
 ROBUST = ("robustness", "similarity")  # of runs with robust queries
@@ -127,12 +129,12 @@ def overrides(config: Tree, folder: str, root: Path) -> list[str]:
 def deepest(config: Tree) -> int:
     """The highest layer that a configuration names."""
     named = [value for path, value in leaves(config["model"]) if re.search(r"(^|_)layers?$", path[-1])]
-    numbers = [n for value in named for n in (value if isinstance(value, list) else [value]) if n is not None]
+    numbers = [n for value in named for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
     return max(numbers, default=2)
 
 
 def editor_of(config: Tree) -> tuple[str, Tree]:
-    """Class and options of the method that edits: of REP's editor, or the method itself."""
+    """Class and options of the method that edits: of REP's or STEAM's editor, or the method itself."""
     model = config["model"]
     model = model["init_args"].get("editor", model)
     return model["class_path"], model["init_args"]
@@ -157,6 +159,7 @@ def test_the_configs_are_there() -> None:
     wanted = {f"{method}_{model}" for method in ("rome", "rrome", "memit") for model in KINDS if model != "qwen2"}
     wanted |= {f"rep_{model}" for model in ("smollm2", "rrome_smollm2", "memit_smollm2", "emmet_smollm2")}
     wanted |= {f"rep_{model}" for model in ("llama2", "mistral", "qwen2")}
+    wanted |= {f"steam_{editor}_{model}" for editor in ("rome", "memit") for model in STEAM_MODELS}
     wanted |= {f"emmet_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3")}
     wanted |= {f"pac{arm}_smollm2" for arm in ("", "_edit", "_parity", *CONTROLS)}
     wanted |= {f"pac_{data}_{model}" for data in ("zsre", "counterfact") for model in ("gptj", "llama2", "llama3")}
@@ -274,6 +277,23 @@ def test_what_the_paper_did_differently_from_our_rome(file: Path) -> None:
     name = {("init_args", "lm", "name"): "Qwen/Qwen2-7B"} if "qwen" in file.stem else {}
     assert changed == {("init_args", "stop_loss"): 0.0, ("init_args", "stats", "corpus"): corpus, **name}
     assert data["queries"] == asdict(QueryConfig(corpus=corpus))
+
+
+@pytest.mark.parametrize("file", [f for f in CONFIGS if f.stem.startswith("steam_")], ids=lambda file: file.stem)
+def test_steam_shows_its_defaults_around_an_editor_of_its_own_config(file: Path) -> None:
+    config = yaml.safe_load(file.read_text())
+    args = config["model"]["init_args"]
+    assert args["anchors"] == asdict(AnchorConfig())
+    assert args["align"] == asdict(AlignConfig())
+    own = yaml.safe_load((file.parent / f"{file.name.removeprefix('steam_').replace('qwen2', 'qwen25')}").read_text())
+    changed = {path: value for path, value in leaves(args["editor"]) if dict(leaves(own["model"]))[path] != value}
+    assert args["editor"].keys() == own["model"].keys()
+    assert changed == ({("init_args", "lm", "name"): "Qwen/Qwen2-7B"} if "qwen" in file.stem else {})
+    differ = {path for path, value in leaves(config) if path[0] != "model" and dict(leaves(own))[path] != value}
+    assert differ == ({("data", "init_args", "limit")} if "smollm2" in file.stem else set())  # more is done for each
+    header = " ".join(line.removeprefix("# ") for line in file.read_text().partition("\n\n")[0].splitlines())
+    assert "Findings of EMNLP 2025" in header
+    assert "kedit's choice: the paper's lambda, layers and numbers of references were not available to us" in header
 
 
 def test_pac_shows_its_defaults() -> None:

@@ -190,7 +190,7 @@ def _said(lm: LM, references: Sequence[Reference]) -> tuple[Tensor, list[int], l
         `[n, n_layers, d_model]`; for each reference the number of tokens more probable than the object's first; and
         whether every token of it is the argmax.
     """
-    tokens = [encode(lm, reference.text, reference.answer) for reference in references]
+    tokens = [encode(lm, r.text, r.answer, f"the anchors' reference {r.text[:40]!r}") for r in references]
     ranks, greedy = [0] * len(tokens), [False] * len(tokens)
 
     def last(part: list[int], state: Tensor) -> None:

@@ -108,6 +108,8 @@ class Alignment:
         """lambda of every lane; the first evaluation has them all."""
         if self.weighting == "fixed":
             return self.strength * self.has.float()
+        if not loss.requires_grad:  # no step is left to make (trainer.fast_dev_run, the lanes after the first)
+            return torch.zeros_like(loss)
         (nll,) = torch.autograd.grad(NLL()(state).sum(), state.delta, retain_graph=True)
         (own,) = torch.autograd.grad(loss.sum(), state.delta, retain_graph=True)
         ratio = nll.float().norm(dim=-1) / own.float().norm(dim=-1)
