@@ -1,8 +1,9 @@
-"""Lightning callbacks around edits: metrics, results, robustness, similarity, importance, progress, checkpoints."""
+"""Lightning callbacks around edits: metrics, results, robustness, similarity, importance, latent, checkpoints."""
 
 from kedit.callbacks.base import EditCallback
 from kedit.callbacks.checkpoint import EditCheckpoint
 from kedit.callbacks.importance import PathImportance
+from kedit.callbacks.latent import LatentFigures
 from kedit.callbacks.metrics import EditMetrics
 from kedit.callbacks.progress import EditProgress
 from kedit.callbacks.results import ResultsWriter
@@ -15,6 +16,7 @@ __all__ = [
     "EditCheckpoint",
     "EditMetrics",
     "EditProgress",
+    "LatentFigures",
     "PathImportance",
     "ResultTable",
     "ResultsWriter",

@@ -24,6 +24,7 @@ from kedit.callbacks import (
     EditCheckpoint,
     EditMetrics,
     EditProgress,
+    LatentFigures,
     PathImportance,
     ResultsWriter,
     ResultTable,
@@ -73,6 +74,7 @@ class KeditCLI(LightningCLI):
         parser.add_lightning_class_args(Robustness, "robustness")  # reads what ResultsWriter wrote
         parser.add_lightning_class_args(WhitenedSimilarity, "similarity")  # this too
         parser.add_lightning_class_args(PathImportance, "importance")
+        parser.add_lightning_class_args(LatentFigures, "latent")
         parser.add_lightning_class_args(ResultTable, "table")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -198,7 +200,17 @@ def _placed(model: Namespace) -> Iterator[None]:
 
 def _check_groups(config: Namespace) -> None:
     """A plain value where a group of options belongs (`lm: gpt2`), which the parser lets pass."""
-    options = ("run", "metrics", "results", "progress", "checkpoint", "robustness", "similarity", "importance")
+    options = (
+        "run",
+        "metrics",
+        "results",
+        "progress",
+        "checkpoint",
+        "robustness",
+        "similarity",
+        "importance",
+        "latent",
+    )
     groups = {name: config[name] for name in options}
     parts = {"model": config.model, "data": config.data}
     if config.model.init_args.get("editor") is not None:
