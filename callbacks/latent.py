@@ -41,11 +41,12 @@ class LatentFigures(EditCallback):
     """Draws how near edited states come to their anchors, LogitLens by layer, and some edits in a plane of states.
 
     `latent_cosine`, `latent_logitlens` and `latent_space`, a PNG and a CSV each, of the unedited model and STEAM, and
-    of the editor alone with `model.compare`. For STEAM in the single regime.
+    of the editor alone with `model.compare`. For STEAM in the single regime. Edits whose anchor has no references are
+    left out: the model told the fact is not what the edit should be compared with.
 
     Args:
         enabled: Measure and draw.
-        max_edits: Edits that are measured: the first so many that were made and have an anchor.
+        max_edits: Edits that are measured: the first so many that were made and whose anchor has references.
         examples: Of these, how many get panels of their own in `latent_space`.
     """
 
@@ -82,9 +83,10 @@ class LatentFigures(EditCallback):
             return
         module = _steam(pl_module)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        records = [record for batch in data.batches for record in batch][: self.max_edits]
+        bank = _bank(module)
+        records = [record for batch in data.batches for record in batch if bank.anchor(record).used]
         with stage("states of the references"):
-            self._native = native(module.lm, _bank(module).with_references(records).values())
+            self._native = native(module.lm, bank.with_references(records[: self.max_edits]).values())
 
     def on_edit_end(self, trainer: Trainer, module: Any, batch: EditBatch) -> None:
         """Measures the batch's edits."""
@@ -94,20 +96,19 @@ class LatentFigures(EditCallback):
         steam, bank = _steam(module), _bank(_steam(module))
         arms: dict[str, list[Delta | None]] = {} if batch.plain is None else {"editor": batch.plain}
         arms["steam"] = batch.deltas
-        means = [bank.anchor(record).mean for record in batch.records]
-        made = [i for i, m in enumerate(means) if m is not None and all(own[i] is not None for own in arms.values())]
-        made = made[:room]
+        known = [i for i, record in enumerate(batch.records) if bank.anchor(record).used]
+        made = [i for i in known if all(own[i] is not None for own in arms.values())][:room]
         if not made:
             return
         deltas = {name: [own[i] or Delta() for i in made] for name, own in arms.items()}
         records = [batch.records[i] for i in made]
-        anchors = torch.stack([mean for i in made if (mean := means[i]) is not None])
+        anchors = torch.stack([mean for record in records if (mean := bank.anchor(record).mean) is not None])
         centre = None if self._native is None else self._native.centre
         for name, found in curves(steam.lm, records, anchors, deltas, centre).items():
             self._seen.setdefault(name, []).append(found)
         depths = depths_of(steam.lm.arch.n_layers, steam.editor.edited_layers[-1], steam.layers)
         for place, record in enumerate(records):
-            if len(self._scenes) < self.examples and bank.anchor(record).used:
+            if len(self._scenes) < self.examples:
                 own = {name: arm[place] for name, arm in deltas.items()}
                 self._scenes.append(scene(steam.lm, record, bank.with_states(record), own, depths))
 
@@ -131,7 +132,7 @@ class LatentFigures(EditCallback):
         if not self.enabled:
             return
         if not self._seen:
-            log.warning("latent: no edit was made that has an anchor, there is nothing to draw")
+            log.warning("latent: no edit was made whose anchor has references, there is nothing to draw")
             return
         module, folder = _steam(pl_module), Path(trainer.default_root_dir)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -146,8 +147,6 @@ class LatentFigures(EditCallback):
         if self._scenes:
             write_text(folder / "latent_space.csv", as_csv(space_lines(self._scenes), SPACE_COLUMNS))
             write_figure(folder / "latent_space.png", space_figure(self._scenes, about))
-        elif self.examples:
-            log.warning("latent: no edit has references, latent_space is left out")
 
 
 def _steam(module: LightningModule) -> STEAM:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from textwrap import shorten
+from textwrap import shorten, wrap
 from typing import TYPE_CHECKING, Any
 
 from kedit.latent import BASE, Scene
@@ -59,6 +59,7 @@ def lens_figure(lines: Sequence[Line], about: About) -> Figure:
     panels[0].set_ylabel("probability of the object’s first token, mean")
     panels[0].set_ylim(-0.02, 1.02)
     panels[1].set_yscale("log")
+    panels[1].yaxis.set_major_formatter("{x:g}")
     panels[1].invert_yaxis()
     panels[1].set_ylabel("rank of the token (1: most probable), median")
     caption = (
@@ -83,9 +84,9 @@ def space_figure(scenes: Sequence[Scene], about: About) -> Figure:
             first, second = (100 * float(share) for share in scene.shares[layer])
             panel.set_xlabel(f"axis 1 ({first:.0f} % of variance)", fontsize=9)
             panel.set_ylabel(f"axis 2 ({second:.0f} %)", fontsize=9)
-        prompt = shorten(scene.title, 44, placeholder="…")
+        prompt = "\n".join(wrap(shorten(scene.title, 120, placeholder="…"), 42))
         row[0].annotate(
-            prompt, (-0.32, 0.5), xycoords="axes fraction", rotation=90, ha="right", va="center", fontsize=9.5
+            prompt, (-0.3, 0.5), xycoords="axes fraction", rotation=90, ha="right", va="center", fontsize=9.5
         )
     handles, labels = rows[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
@@ -157,7 +158,7 @@ def _scatter(panel: Any, groups: Mapping[str, Any], about: About) -> None:
 
 def _cosines(scene: Scene, layer: int, about: About) -> str:
     """The title of a panel: its layer, and mean cos(C, phi), cos(D, phi)."""
-    shown = [arm for arm in ("editor", "steam") if arm in scene.cosines[layer]]
+    shown = [arm for arm in STYLES if arm in scene.cosines[layer]]
     what = " (aligned)" if layer in about.aligned else ""
     cells = [f"{about.names[arm]} {float(scene.cosines[layer][arm].mean()):.3f}" for arm in shown]
     return f"layer {layer}{what}\ncos to φ: " + "\n".join(cells)

@@ -54,7 +54,8 @@ class About:
         return cls(
             {BASE: "unedited", "editor": f"{editor} alone", "steam": f"{editor} + {method['method']}"},
             f"{editor} + {method['method']} on {method['model']}",
-            f"{edits} ({data['records']} records in the run), each alone on the unedited model, seed {method['seed']}; "
+            f"{edits} ({data['records']} records in the run; those with references), "
+            f"each alone on the unedited model, seed {method['seed']}; "
             f"alignment: {weight}, center {align['center']}",
             edited,
             list(method["aligned_layers"]),

@@ -55,13 +55,15 @@ def test_a_run_with_the_editor_beside_it(words: list[str], tmp_path: Path, monke
         assert min(image.shape[:2]) > 400
         assert (image[..., :3].min(-1) < 0.9).mean() > 0.01
     assert {row["arm"] for row in rows["latent_cosine"]} == {"base", "editor", "steam", "own", "other"}
-    assert {row["n"] for row in rows["latent_cosine"] if row["arm"] == "steam"} == {"6"}
+    assert {row["n"] for row in rows["latent_cosine"] if row["arm"] == "steam"} == {"5"}
     assert {row["n"] for row in rows["latent_cosine"] if row["arm"] == "own"} == {"4"}
     assert {row["arm"] for row in rows["latent_logitlens"]} == {"base", "editor", "steam", "native"}
     assert len({row["case_id"] for row in rows["latent_space"]}) == 2
     assert {row["layer"] for row in rows["latent_space"]} == {"2", "4"}  # 2: above the edit; 4: aligned, last but one
     assert "Brazil" not in {row["case_id"] for row in rows["latent_space"]}  # its object has no references
-    assert said[0].protocol.startswith("6 edits of records/facts (6 records in the run), each alone")
+    assert said[0].protocol.startswith(
+        "5 edits of records/facts (6 records in the run; those with references), each alone"
+    )
     assert not list(folder.glob("*.partial"))
 
     value = {(row["view"], row["arm"], row["layer"]): float(row["mean"]) for row in rows["latent_cosine"]}
@@ -78,7 +80,7 @@ def test_few_edits_and_steam_alone(words: list[str], tmp_path: Path, monkeypatch
     assert {row["arm"] for row in rows} == {"base", "steam", "own", "other"}
     assert {row["n"] for row in rows if row["arm"] == "base"} == {"3"}
     assert not list(folder.glob("latent_space*"))
-    assert said[0].protocol.startswith("3 edits of records/facts (6 records in the run)")
+    assert said[0].protocol.startswith("3 edits of records/facts (6 records in the run;")
 
 
 def test_edits_that_fail_are_left_out(
@@ -93,22 +95,27 @@ def test_edits_that_fail_are_left_out(
     monkeypatch.setattr(ValueLanes, "close", breaks)
     main([*words, *ON])
     rows = read(tmp_path / "runs" / "one", "latent_cosine")
-    assert {row["n"] for row in rows if row["arm"] == "steam"} == {"3"}  # of two lanes the first fails
+    assert {row["n"] for row in rows if row["arm"] == "steam"} == {"2"}  # of 2 lanes the first fails, and Brazil
     monkeypatch.setattr(ValueLanes, "close", lambda self: (close(self), self.failed.fill_(True)))
     main([*words, *ON, "--run.name", "none"])
     assert not list((tmp_path / "runs" / "none").glob("latent*"))
-    assert "latent: no edit was made that has an anchor" in caplog.text
+    assert "latent: no edit was made whose anchor has references" in caplog.text
 
 
-def test_without_references_there_is_no_ceiling(
+def test_without_references_there_is_nothing_to_draw(
     words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     main([*words, *ON, "--model.anchors.knowledge", "[]"])
+    assert not list((tmp_path / "runs" / "one").glob("latent*"))
+    assert "latent: no edit was made whose anchor has references" in caplog.text
+
+
+def test_a_single_object_has_no_other_to_compare_with(words: list[str], tmp_path: Path) -> None:
+    main([*words, *ON, "--data.limit", "1"])
     folder = tmp_path / "runs" / "one"
-    rows = read(folder, "latent_cosine")
-    assert {(row["view"], row["arm"]) for row in rows} == {("raw", "base"), ("raw", "steam")}
-    assert not list(folder.glob("latent_space*"))
-    assert "no edit has references" in caplog.text
+    assert {(row["view"], row["arm"]) for row in read(folder, "latent_cosine")} == {("raw", "base"), ("raw", "steam")}
+    assert {row["arm"] for row in read(folder, "latent_logitlens")} == {"base", "steam"}
+    assert (folder / "latent_space.png").exists()
 
 
 def test_off_by_default_and_free(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
