@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -266,6 +267,15 @@ def scene(lm: LM, record: EditRecord, anchor: Anchor, arms: Mapping[str, Delta],
 
 
 def depths_of(n_layers: int, edited: int, aligned: Sequence[int]) -> list[int]:
-    """Layers of a scene: just above the edited one, the middle and the end of the aligned ones, the last but one."""
+    """Layers of a scene: just above the edited one, the middle and the end of the aligned ones, the last but one.
+
+    Where some of these are the same, layers halfway between others take their places, up to four in all.
+    """
     wanted = {edited + 1, aligned[len(aligned) // 2], aligned[-1], n_layers - 2}
-    return sorted(layer for layer in wanted if 0 <= layer < n_layers)
+    found = sorted(layer for layer in wanted if 0 <= layer < n_layers)
+    while len(found) < 4:
+        gap, below = max(((b - a, a) for a, b in pairwise(found)), default=(0, 0))
+        if gap < 2:
+            break
+        found = sorted([*found, below + gap // 2])
+    return found

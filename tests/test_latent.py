@@ -174,7 +174,12 @@ def test_states_of_arms_are_in_the_order_of_the_prompts(lm: LM) -> None:
 
 @pytest.mark.parametrize(
     ("edited_layer", "aligned", "depths"),
-    [(5, list(range(12, 22)), [6, 17, 21, 28]), (1, [2], [2, 4]), (3, [4, 5], [4, 5])],
+    [
+        (5, list(range(12, 22)), [6, 17, 21, 28]),
+        (5, list(range(23, 29)), [6, 16, 26, 28]),
+        (1, [2], [2, 3, 4]),
+        (3, [4, 5], [4, 5]),
+    ],
 )
 def test_depths(edited_layer: int, aligned: list[int], depths: list[int]) -> None:
     assert depths_of(30 if edited_layer == 5 else 6, edited_layer, aligned) == depths

@@ -59,7 +59,7 @@ def test_a_run_with_the_editor_beside_it(words: list[str], tmp_path: Path, monke
     assert {row["n"] for row in rows["latent_cosine"] if row["arm"] == "own"} == {"4"}
     assert {row["arm"] for row in rows["latent_logitlens"]} == {"base", "editor", "steam", "native"}
     assert len({row["case_id"] for row in rows["latent_space"]}) == 2
-    assert {row["layer"] for row in rows["latent_space"]} == {"2", "4"}  # 2: above the edit; 4: aligned, last but one
+    assert {row["layer"] for row in rows["latent_space"]} == {"2", "3", "4"}  # 2: above the edit; 4: aligned
     assert "Brazil" not in {row["case_id"] for row in rows["latent_space"]}  # its object has no references
     assert said[0].protocol.startswith(
         "5 edits of records/facts (6 records in the run; those with references), each alone"
