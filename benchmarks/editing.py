@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from lightning.pytorch import Callback, Trainer
 from kedit.cli.quiet import quiet_lightning
 from kedit.data import EditData, RobustQueries
 from kedit.methods import EditingModule
+from kedit.methods.base import Regime
 from kedit.methods.locate import LocateThenEdit
 from kedit.queries import QueryConfig
+from kedit.requests import EditRecord
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -73,6 +76,44 @@ def fit(module: EditingModule, data: EditData, callback: Callback) -> None:
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
         ).fit(module, datamodule=data)
+
+
+class Listed(EditData):
+    """Records that are at hand."""
+
+    def __init__(self, name: str, records: Sequence[EditRecord], kinds: Sequence[str], **options: Any) -> None:
+        super().__init__(probe_kinds=list(kinds), **options)
+        self.name, self._listed = name, list(records)
+
+    def read(self) -> list[EditRecord]:
+        return list(self._listed)
+
+
+def arm_of(arm: str, regime: Regime) -> tuple[str, EditingModule, int, list[str]]:
+    """Name, method, edit batch size and changed options of NAME=CONFIG[,OPTION=VALUE...]."""
+    name, _, spec = arm.partition("=")
+    config, *changes = re.split(r",(?![^\[]*\])", spec)  # a list's commas stay
+    whole = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    model = whole["model"]
+    args = model.setdefault("init_args", {})
+    inner = args
+    while "editor" in inner:  # whose regime it is, where there is one
+        inner = inner["editor"]["init_args"]
+    inner["regime"] = regime
+    for change in changes:
+        option, _, value = change.partition("=")
+        if option == "batch_size":
+            whole["data"]["init_args"]["batch_size"] = int(value)
+            continue
+        *path, last = option.split(".")
+        group = args
+        for part in path:
+            group = group.setdefault(part, {})
+        group[last] = yaml.safe_load(value)
+    reader = ArgumentParser(exit_on_error=False)
+    reader.add_subclass_arguments(EditingModule, "model")
+    method = reader.instantiate(reader.parse_object({"model": model}))["model"]
+    return name, method, whole["data"]["init_args"].get("batch_size", 1), [Path(config).name, *changes]
 
 
 def rows_file(a: argparse.Namespace, again: bool = False) -> Path:

@@ -18,19 +18,16 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from common import ROOT, save
-from editing import fit
-from jsonargparse import ArgumentParser
+from editing import Listed, arm_of, fit
 
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
-from kedit.data import EditData, read_robust, read_zsre
+from kedit.data import read_robust, read_zsre
 from kedit.evaluate import EvalConfig, ProbeScore, score_records
 from kedit.lm import LM
 from kedit.methods import EditingModule
@@ -41,17 +38,6 @@ from kedit.summary import TOKEN_COLUMNS, TOKENS, summarise
 
 Row = dict[str, Any]
 KINDS = ("rewrite", "paraphrase", "neighborhood")
-
-
-class Listed(EditData):
-    """Records that are at hand."""
-
-    def __init__(self, name: str, records: Sequence[EditRecord], **options: Any) -> None:
-        super().__init__(probe_kinds=list(KINDS), **options)
-        self.name, self._listed = name, list(records)
-
-    def read(self) -> list[EditRecord]:
-        return list(self._listed)
 
 
 class AtEnd(EditCallback):
@@ -104,30 +90,6 @@ def read(path: Path, paraphrases: Path | None, without: Path | None) -> list[Edi
     return found
 
 
-def module_of(arm: str) -> tuple[str, EditingModule, int, list[str]]:
-    """Name, method, edit batch size and changed options of NAME=CONFIG[,OPTION=VALUE...]."""
-    name, _, spec = arm.partition("=")
-    config, *changes = spec.split(",")
-    whole = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    model = whole["model"]
-    args = model.setdefault("init_args", {})
-    args["regime"] = "sequential"
-    for change in changes:
-        option, _, value = change.partition("=")
-        if option == "batch_size":
-            whole["data"]["init_args"]["batch_size"] = int(value)
-            continue
-        *path, last = option.split(".")
-        group = args
-        for part in path:
-            group = group.setdefault(part, {})
-        group[last] = yaml.safe_load(value)
-    reader = ArgumentParser(exit_on_error=False)
-    reader.add_subclass_arguments(EditingModule, "model")
-    method = reader.instantiate(reader.parse_object({"model": model}))["model"]
-    return name, method, whole["data"]["init_args"].get("batch_size", 1), [Path(config).name, *changes]
-
-
 def figures(rows: list[Row]) -> dict[str, Any]:
     """The paper's measures and kedit's."""
     found = summarise(rows)
@@ -154,8 +116,10 @@ def main() -> None:
     path = ROOT / "benchmarks" / "results" / f"{a.save}.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for arm in a.arms:
-        name, module, size, spec = module_of(arm)
-        data = Listed(a.data.stem, records, limit=a.records, skip=a.skip, max_probes=a.max_probes, batch_size=size)
+        name, module, size, spec = arm_of(arm, "sequential")
+        data = Listed(
+            a.data.stem, records, KINDS, limit=a.records, skip=a.skip, max_probes=a.max_probes, batch_size=size
+        )
         watch, clock = AtEnd(), time.process_time()
         fit(module, data, watch)
         rows_path = (a.rows or Path("runs")) / f"{a.save}.{name}.jsonl"

@@ -1,4 +1,4 @@
-"""Lightning callbacks around edits: metrics, results, robustness, similarity, importance, latent, checkpoints."""
+"""Lightning callbacks around edits: metrics, results, robustness, texts, similarity, importance, ..."""
 
 from kedit.callbacks.base import EditCallback
 from kedit.callbacks.checkpoint import EditCheckpoint
@@ -10,6 +10,7 @@ from kedit.callbacks.results import ResultsWriter
 from kedit.callbacks.robustness import Robustness
 from kedit.callbacks.similarity import WhitenedSimilarity
 from kedit.callbacks.table import ResultTable
+from kedit.callbacks.texts import Texts
 
 __all__ = [
     "EditCallback",
@@ -21,5 +22,6 @@ __all__ = [
     "ResultTable",
     "ResultsWriter",
     "Robustness",
+    "Texts",
     "WhitenedSimilarity",
 ]

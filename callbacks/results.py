@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,7 @@ class ResultsWriter(EditCallback):
                 "regime": module.regime,
                 "measured": MEASURED[when],
                 "scorer": "teacher-forced probabilities and argmax; free greedy generation where named",
+                "scoring": asdict(measured[0].scoring) if measured else None,
                 "fast_dev_run": bool(trainer.fast_dev_run),  # type: ignore[attr-defined]
             },
             "method": module.describe(),

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from kedit.lanes import LaneBank
     from kedit.lm import LM
 
+PORTABILITY = "portability"
+"""The kind of probe whose free answer is searched for the new one (`port_em`)."""
+
 
 @dataclass
 class EvalConfig:
@@ -33,12 +36,15 @@ class EvalConfig:
         generate: Kinds of probe that free greedy generation answers too, e.g. [rewrite, portability].
         max_new_tokens: Tokens after which a free generation ends (more where an answer is longer).
         stop: Characters that end a free generation, beside the model's end-of-text token.
+        port_suffix: Text put after a portability question for `port_em` alone, e.g. the public CounterFact
+            evaluator's "The answer to this question, most simply, is".
     """
 
     batch_tokens: int | None = None
     generate: list[str] = field(default_factory=lambda: ["rewrite"])
     max_new_tokens: int = 16
     stop: str = "\n"
+    port_suffix: str = ""
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "max_new_tokens"):
@@ -60,6 +66,8 @@ class ProbeScore:
         top1: Argmax token ids at the answer's positions (compared before and after an edit).
         generated: Free greedy continuation, where one was asked for.
         generated_match: `generated` begins with the answer or an alias (see `begins_with`).
+        port_generated: Of a `portability` probe, where one was asked for: the continuation after `port_suffix`.
+        port_match: `port_generated` contains the answer or an alias (see `contains`).
     """
 
     nll_answer: float
@@ -69,6 +77,8 @@ class ProbeScore:
     top1: tuple[int, ...]
     generated: str | None = None
     generated_match: bool | None = None
+    port_generated: str | None = None
+    port_match: bool | None = None
 
     @property
     def success(self) -> bool | None:
@@ -106,6 +116,8 @@ class ProbeScore:
         }
         if self.generated is not None:
             row |= {"generated": self.generated, "generated_match": self.generated_match}
+        if self.port_generated is not None:
+            row |= {"port_generated": self.port_generated, "port_match": self.port_match}
         return row
 
 
@@ -201,6 +213,12 @@ def begins_with(text: str, answers: Sequence[str]) -> bool:
     return any(re.match(re.escape(a) + r"(?!\w)", said) is not None for a in map(_normalise, answers) if a)
 
 
+def contains(text: str, answers: Sequence[str]) -> bool:
+    """One of `answers` stands somewhere in `text`, as words of its own; what does not count is as in `begins_with`."""
+    said = _normalise(text)
+    return any(re.search(rf"(?<!\w){re.escape(a)}(?!\w)", said) is not None for a in map(_normalise, answers) if a)
+
+
 def _normalise(text: str) -> str:
     return " ".join(text.split()).casefold().strip("\"'“”‘’«»` ")
 
@@ -221,23 +239,27 @@ def _generate(
     config: EvalConfig,
     scores: list[ProbeScore],
 ) -> None:
-    """Fill in `generated` and `generated_match` of the kinds that `config` names."""
+    """Fill in what is generated freely, of the kinds that `config` names. Equal prompts are continued once."""
     chosen = [i for i, probe in enumerate(probes) if probe.kind in config.generate]
     if not chosen:
         return
+    ported = [i for i in chosen if probes[i].kind == PORTABILITY]
     longest = max(len(scores[i].top1) for i in chosen)
     texts = greedy(
         lm,
-        [probes[i].text for i in chosen],
+        [probes[i].text for i in chosen] + [f"{probes[i].text} {config.port_suffix}".strip() for i in ported],
         max(config.max_new_tokens, longest),
-        [lanes[i] for i in chosen],
+        [lanes[i] for i in chosen + ported],
         bank,
         config.stop,
         config.batch_tokens,
     )
-    for i, text in zip(chosen, texts, strict=True):
+    for i, text in zip(chosen, texts, strict=False):
         match = begins_with(text, (probes[i].answer, *probes[i].aliases))
         scores[i] = replace(scores[i], generated=text, generated_match=match)
+    for i, text in zip(ported, texts[len(chosen) :], strict=True):
+        match = contains(text, (probes[i].answer, *probes[i].aliases))
+        scores[i] = replace(scores[i], port_generated=text, port_match=match)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -50,7 +50,19 @@ def fluency(
     lanes: Sequence[int] | None = None,
     bank: LaneBank | None = None,
 ) -> list[float | None]:
-    """N-gram entropy of a text of 100 tokens that begins with each prompt, the prompt included.
+    """N-gram entropy of `sampled_texts`, in bits; None for a prompt that leaves no room for a text."""
+    texts = sampled_texts(lm, prompts, seeds, lanes, bank)
+    return [None if text is None else ngram_entropy(text) for text in texts]
+
+
+def sampled_texts(
+    lm: LM,
+    prompts: Sequence[str],
+    seeds: Sequence[str],
+    lanes: Sequence[int] | None = None,
+    bank: LaneBank | None = None,
+) -> list[str | None]:
+    """A text of 100 tokens that begins with each prompt, the prompt included.
 
     Args:
         lm: Model and tokenizer.
@@ -60,13 +72,13 @@ def fluency(
         bank: The deltas that `lanes` index.
 
     Returns:
-        Bits per prompt; None for a prompt that leaves no room for a text.
+        A text per prompt; None for a prompt that leaves no room for one.
     """
     rows = [lm.encode(prompt) for prompt in prompts]
     lane_of = [-1] * len(rows) if lanes is None else list(lanes)
     total = min(TOKENS, lm.context_length)
     special = set(lm.tokenizer.all_special_ids)
-    results: list[float | None] = [None] * len(rows)
+    results: list[str | None] = [None] * len(rows)
     chosen = [i for i, row in enumerate(rows) if len(row) < total]
     texts = sample(
         lm,
@@ -80,7 +92,7 @@ def fluency(
         bank=bank,
     )
     for i, ids in zip(chosen, texts, strict=True):
-        results[i] = ngram_entropy(lm.decode([token for token in ids if token not in special]))
+        results[i] = lm.decode([token for token in ids if token not in special])
     return results
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -105,6 +105,29 @@ def paired(
     """Interval of mean(after - before), the two measured on the same records."""
     change = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     return bootstrap(change.tolist(), resamples, seed, level, scale)
+
+
+def paired_cell(pairs: Sequence[tuple[float, float]], resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Means of a quantity that is no rate, with intervals over records, rounded to 4 decimals.
+
+    Args:
+        pairs: (before, after) per record, at least one.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Returns:
+        `before`, `after`, `change`, `ci` of after, `change_ci`, `n_records`.
+    """
+    before, after = ([pair[i] for pair in pairs] for i in (0, 1))
+    n = len(pairs)
+    return {
+        "before": round(sum(before) / n, 4),
+        "after": round(sum(after) / n, 4),
+        "change": round((sum(after) - sum(before)) / n, 4),
+        "ci": [round(end, 4) for end in bootstrap(after, resamples, seed, scale="other")],
+        "change_ci": [round(end, 4) for end in paired(before, after, resamples, seed, scale="other")],
+        "n_records": n,
+    }
 
 
 def harmonic_mean(values: ArrayLike) -> Floats:

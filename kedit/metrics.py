@@ -7,15 +7,19 @@ update is one record; values are in percent, means over records of the mean over
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from kedit.consistency import LOCAL
 from kedit.evaluate import ProbeScore
+from kedit.fluency import ngram_entropy
 from kedit.intervals import harmonic_mean
 from kedit.results import METRICS, RATES, unchanged
 from kedit.summary import SCORED
+from kedit.tfidf import Tfidf
 
 EXACT_DIGITS = 17
 
@@ -111,6 +115,72 @@ class EditScore(Metric):
         """The score; NaN until each of the three kinds was measured."""
         means = (self.sums / self.counts).tolist()
         return torch.tensor(100 * float(harmonic_mean(means)), device=self.sums.device)
+
+
+class Fluency(Metric):
+    """Mean n-gram entropy of texts, in bits: how varied they are (`kedit.fluency.ngram_entropy`)."""
+
+    full_state_update = False
+    higher_is_better = True
+
+    total: Tensor  # sum over texts
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for state in ("total", "count"):
+            self.add_state(state, torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, texts: Sequence[str]) -> None:
+        """Take texts, each with its prompt."""
+        self.total += sum(map(ngram_entropy, texts))
+        self.count += len(texts)
+
+    def compute(self) -> Tensor:
+        """Bits; NaN before the first text."""
+        return self.total / self.count
+
+
+class Consistency(Metric):
+    """Mean TF-IDF cosine of a record's texts and its reference texts, in percent (ROME's "consistency").
+
+    It depends on what the word weights were learnt from, so name that beside it: see `card`.
+
+    Args:
+        tfidf: The word weights.
+        name: What the number is called: `consistency_local` where weights and references are the data set's own
+            (`kedit.consistency`).
+
+    Attributes:
+        fitted: What TF-IDF was fitted on: fingerprint, number of texts and of words.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+
+    total: Tensor  # sum over records
+    count: Tensor
+
+    def __init__(self, tfidf: Tfidf, name: str = LOCAL) -> None:
+        super().__init__()
+        self.tfidf, self.name = tfidf, name
+        self.fitted = tfidf.card()
+        for state in ("total", "count"):
+            self.add_state(state, torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, texts: Sequence[str], references: Sequence[str]) -> None:
+        """Take one record; both sides are joined. Without texts or references it does not count."""
+        if texts and references:
+            self.total += self.tfidf.cosine(" ".join(texts), " ".join(references))
+            self.count += 1
+
+    def compute(self) -> Tensor:
+        """Percent; NaN before the first record."""
+        return 100 * self.total / self.count
+
+    def card(self) -> dict[str, Any]:
+        """Name, unit and what TF-IDF was fitted on, JSON-able."""
+        return {"name": self.name, "unit": "percent", "fitted_on": dict(self.fitted)}
 
 
 def _values(scores: Sequence[ProbeScore]) -> dict[str, list[float]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from kedit.summary import INVARIANT, TITLES, TOKEN_COLUMNS, TOKENS
+from kedit.summary import INVARIANT, PORT, TITLES, TOKEN_COLUMNS, TOKENS
 
 SHOWN = ("success", "exact", "generated")
 PAPER = {"PAC": {kind: (metric,) for kind, metric in TOKEN_COLUMNS} | {"score": (TOKENS,)}}
@@ -42,6 +42,11 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
             "\ntoken_accuracy: share of the answer's tokens that are the argmax   unchanged_tokens: share as before"
             f"\n{TOKENS}: mean of the three, the paper's score"
         )
+    if any("portability" in kinds for kinds in summary["results"].values()):
+        caption += (
+            "\nport_acc: share of the new answer's tokens that are the argmax   port_ll: p(new) > p(old)"
+            "\nport_em: free greedy generation contains the new answer (metrics.scoring: generate, port_suffix)"
+        )
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     table.add_column("probe")
     table.add_column("metric")
@@ -61,6 +66,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
             name = TITLES.get(kind, kind).replace("_", " ")
             shown = ("success",) if kind == "score" else (*SHOWN, "unchanged")
             shown += PAPER.get(method["method"], {}).get(kind, ())
+            shown += tuple(PORT) if kind == "portability" else ()
             for metric in shown:
                 if metric in metrics and not (kind in INVARIANT and metric == "exact"):
                     cell = metrics[metric]

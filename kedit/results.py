@@ -27,11 +27,13 @@ METRICS: Mapping[str, Callable[[Saved], float | None]] = MappingProxyType(
         "exact": lambda score: score["exact"],
         "token_accuracy": lambda score: score["token_accuracy"],
         "generated": lambda score: score.get("generated_match"),
+        "port_em": lambda score: score.get("port_match"),
         "p_answer": lambda score: exp(-score["nll_answer"]),
         "magnitude": _magnitude,
     }
 )
-"""Quantities of one probe; None where it has none. All but `magnitude` are shares in [0, 1]."""
+"""Quantities of one probe; None where it has none (`port_em`: all kinds but `portability`). All but `magnitude` are
+shares in [0, 1]."""
 
 RATES = ("success", "exact", "token_accuracy", "generated")
 

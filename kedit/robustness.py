@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from kedit.intervals import bootstrap, paired
+from kedit.intervals import paired_cell
 from kedit.report import MOMENTS
 from kedit.runfolder import csv_text
 from kedit.summary import summarise
@@ -58,19 +58,7 @@ def fluency_cell(rows: Sequence[Mapping[str, Any]], resamples: int = 2000, seed:
     """Mean n-gram entropy before and after, over the records that have both; None where none has."""
     found = {str(row["case_id"]): row["fluency"] for row in rows if row.get("fluency") is not None}
     pairs = [(f["before"], f["after"]) for f in found.values() if None not in (f["before"], f["after"])]
-    if not pairs:
-        return None
-    before, after = ([pair[i] for pair in pairs] for i in (0, 1))
-    n = len(pairs)
-    return {
-        "before": round(sum(before) / n, 4),
-        "after": round(sum(after) / n, 4),
-        "change": round((sum(after) - sum(before)) / n, 4),
-        "ci": [round(end, 4) for end in bootstrap(after, resamples, seed, scale="other")],
-        "change_ci": [round(end, 4) for end in paired(before, after, resamples, seed, scale="other")],
-        "n_records": n,
-        "n_probes": n,
-    }
+    return {**paired_cell(pairs, resamples, seed), "n_probes": len(pairs)} if pairs else None
 
 
 def as_csv(lines: Iterable[Mapping[str, Any]]) -> str:

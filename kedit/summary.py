@@ -41,6 +41,9 @@ TOKENS = "tokens_arithmetic"
 TOKEN_COLUMNS = (("rewrite", "token_accuracy"), ("paraphrase", "token_accuracy"), ("neighborhood", "unchanged_tokens"))
 """What PAC's score is the arithmetic mean of (its equations 9 to 11; specs/pac.md 2.7)."""
 
+PORT: Mapping[str, str] = MappingProxyType({"port_acc": "token_accuracy", "port_em": "port_em", "port_ll": "success"})
+"""The three scores of portability (specs/steam.md 7.2) and the metric of `portability` probes that each is."""
+
 INVARIANT = ("neighborhood",)
 """Kinds whose argmax tokens an edit should leave alone."""
 
@@ -118,6 +121,9 @@ class Scoreboard:
         result: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
         for kind, metric in dict.fromkeys((kind, metric) for kind, metric, _ in names):
             result[kind][metric] = table.cell(kind, metric)
+        if "portability" in result:
+            cells = result["portability"]
+            cells |= {name: cells[metric] for name, metric in PORT.items() if metric in cells}
         for metric in RATES:
             cell = table.score(metric)
             if cell is not None:

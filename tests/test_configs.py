@@ -78,7 +78,7 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "_lambda0": {"contrast.weight": 0.0},
     "_lambda0_lr": {"contrast.weight": 0.0, "train.lr": None},
 }  # of PAC: how each differs from configs/pac_smollm2.yaml; the learning rate is 1.41 times its
-OWN = ("model", "data", "metrics", "results", "run", "checkpoint", "progress")
+OWN = ("model", "data", "metrics", "texts", "results", "run", "checkpoint", "progress")
 
 ROBUST = ("robustness", "similarity")  # of runs with robust queries
 

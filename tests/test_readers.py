@@ -48,6 +48,7 @@ def test_official_counterfact() -> None:
         "attribute_prompts": ["The Ribeira Wharf stands in"],
         "generation_prompts": ["People come to The Lantern Tower because"],
         "target_new_id": "Q36433",
+        "target_true_id": "Q597",
     }
     assert language.request.text == "The first language of Marieke Boomgaard is"
 

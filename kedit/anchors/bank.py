@@ -172,7 +172,7 @@ class AnchorBank:
             self.lm, record.request, answer_id, self.pool, self.leaks, self.config, self.contexts, keep_hidden
         )
         if self._folder is not None and found.used and not keep_hidden and found.mean is not None:
-            card = found.card() | {"key": {"object": _name(record)}, "texts": [r.text for r in found.used]}
+            card = found.card() | {"key": {"object": _name(record)}, "used": [[r.text, r.answer] for r in found.used]}
             write(self._path(_name(record)), {"mean": found.mean}, card)
         return found
 
@@ -180,7 +180,8 @@ class AnchorBank:
         if self._folder is None or not self._path(name).is_file():
             return None
         tensors, card = read(self._path(name))
-        used = tuple(r for r in self.pool.references if r.text in set(card["texts"]))
+        by_text = {(r.text, r.answer): r for r in self.pool.references}
+        used = tuple(by_text[text, answer] for text, answer in card["used"])
         names = ("n", "relations", "source", "recall", "asked", "known")
         return Anchor(tensors["mean"], **{key: card[key] for key in names}, used=used)
 

@@ -27,7 +27,8 @@ def read_templates(path: str | Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for relation, value in raw.items():
         templates = [value] if isinstance(value, str) else value
-        if not isinstance(templates, list) or not all(isinstance(t, str) and t.count("{}") == 1 for t in templates):
+        good = isinstance(templates, list) and all(isinstance(t, str) and t.count("{}") == 1 for t in templates)
+        if not good or not templates:
             raise KeditError(f"{path}: relation {relation!r} needs templates with exactly one {{}} each")
         found[relation] = templates
     return found
@@ -44,7 +45,7 @@ def read_knowledge(path: str | Path, templates: Mapping[str, Sequence[str]]) -> 
         KeditError: The file cannot be read; a line lacks a field, or its relation a template; names the line.
     """
     found: list[Reference] = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -34,7 +33,7 @@ def align_layers(
     if wanted == "auto":
         return best_window(probes(), first)
     if wanted == "mid":
-        middle = range(math.ceil(0.4 * n_layers), math.floor(0.7 * n_layers) + 1)
+        middle = range(-(-4 * n_layers // 10), 7 * n_layers // 10 + 1)
         return [layer for layer in middle if layer >= first] or list(range(first, max(first, n_layers - 2) + 1))
     layers = sorted(set(wanted))
     if not layers:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kedit.lm import LM
 
 TOP = 5  # of `first_topk`
+VERSION = 2  # of what is kept on disk: raised when the same options would give other anchors, or another card
 SOURCES = ("multi_relation", "single_relation", "string_match", "in_context", "none")
 """Where an anchor comes from: references of several relations, of one, of a looser name of the object; the model told
 the fact; nowhere."""
@@ -124,9 +125,8 @@ def position(lm: LM, request: EditRequest, answer_id: str | None, pool: Pool, le
     references = leaks.keep(pool.lookup(answer, answer_id), name, strict)
     looser = False
     if len(references) < config.n_min:
-        more = leaks.keep(pool.alike(answer), name, strict)
-        looser = len(more) > len(references)
-        references = more if looser else references
+        more = [r for r in leaks.keep(pool.alike(answer), name, strict) if r not in references]
+        looser, references = bool(more), [*references, *more]
     if len(references) >= config.n_min:
         anchor = _of_references(lm, references, config, f"{config.seed}/{name}", keep_hidden)
         source = "string_match" if looser else "multi_relation" if anchor.relations > 1 else "single_relation"
@@ -211,6 +211,6 @@ def _said(lm: LM, references: Sequence[Reference]) -> tuple[Tensor, list[int], l
 
 def recipe(lm: LM, pool: Pool, leaks: Leaks, config: AnchorConfig) -> str:
     """16 hex digits that stand for everything that anchors of a run depend on."""
-    parts = [lm.fingerprint, str(lm.dtype), pool.fingerprint, repr(sorted(leaks.subjects)), repr(config)]
+    parts = [str(VERSION), lm.fingerprint, str(lm.dtype), pool.fingerprint, repr(sorted(leaks.subjects)), repr(config)]
     parts += [repr(sorted((k, sorted(v)) for k, v in x.items())) for x in (leaks.texts, leaks.own)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

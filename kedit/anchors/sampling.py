@@ -28,8 +28,7 @@ def stratified(references: Sequence[Reference], most: int, seed: str, cap: int |
         strata.setdefault(references[i].relation or "", []).append(i)
     for relation, members in strata.items():
         random.Random(f"{seed}/{relation}").shuffle(members)
-    bound = most if len(strata) < 2 else -(-most // 2)
-    bound = min(bound, cap or bound)
+    bound = cap or (most if len(strata) < 2 else -(-most // 2))
     drawn: list[int] = []
     for turn in range(bound):
         for relation in sorted(strata):

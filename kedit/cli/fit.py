@@ -29,6 +29,7 @@ from kedit.callbacks import (
     ResultsWriter,
     ResultTable,
     Robustness,
+    Texts,
     WhitenedSimilarity,
 )
 from kedit.cli.messages import Interrupted, of_kedit
@@ -72,7 +73,8 @@ class KeditCLI(LightningCLI):
         parser.add_lightning_class_args(EditProgress, "progress")
         parser.add_lightning_class_args(EditCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Robustness, "robustness")  # reads what ResultsWriter wrote
-        parser.add_lightning_class_args(WhitenedSimilarity, "similarity")  # this too
+        parser.add_lightning_class_args(Texts, "texts")  # these too
+        parser.add_lightning_class_args(WhitenedSimilarity, "similarity")
         parser.add_lightning_class_args(PathImportance, "importance")
         parser.add_lightning_class_args(LatentFigures, "latent")
         parser.add_lightning_class_args(ResultTable, "table")
@@ -200,17 +202,8 @@ def _placed(model: Namespace) -> Iterator[None]:
 
 def _check_groups(config: Namespace) -> None:
     """A plain value where a group of options belongs (`lm: gpt2`), which the parser lets pass."""
-    options = (
-        "run",
-        "metrics",
-        "results",
-        "progress",
-        "checkpoint",
-        "robustness",
-        "similarity",
-        "importance",
-        "latent",
-    )
+    more = ("robustness", "texts", "similarity", "importance", "latent")
+    options = ("run", "metrics", "results", "progress", "checkpoint", *more)
     groups = {name: config[name] for name in options}
     parts = {"model": config.model, "data": config.data}
     if config.model.init_args.get("editor") is not None:

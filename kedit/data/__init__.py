@@ -9,24 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 from kedit.data.counterfact import read_counterfact
 from kedit.data.facts import read_facts
+from kedit.data.mquake import read_mquake
 from kedit.data.records import read_records
 from kedit.data.robust import read_robust
 from kedit.data.zsre import read_zsre
 
 if TYPE_CHECKING:
     from kedit.data.module import EditData
-    from kedit.data.sets import CounterFact, Facts, Records, RobustQueries, ZsRE
+    from kedit.data.sets import CounterFact, Facts, MQuAKE, Records, RobustQueries, ZsRE
 
 __all__ = [
     "CounterFact",
     "EditData",
     "Facts",
+    "MQuAKE",
     "Records",
     "RobustQueries",
     "ZsRE",
     "datasets_index",
     "read_counterfact",
     "read_facts",
+    "read_mquake",
     "read_records",
     "read_robust",
     "read_zsre",
@@ -40,6 +43,7 @@ def datasets_index() -> list[tuple[str, str, bool]]:
         ("Records", "your own facts, in kedit's JSONL form (docs/data.md)", True),
         ("CounterFact", "CounterFact, multi_counterfact, and the flat files of the editing toolkits", True),
         ("RobustQueries", "CounterFact or ZsRE with many rewordings of subject and prompt (REP)", True),
+        ("MQuAKE", "cases of several edits with the multi-hop questions that follow from them", True),
         ("ZsRE", "ZsRE questions, in the flat form of PAC or the official one of MEND; cleaned", True),
     ]
 

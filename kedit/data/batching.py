@@ -27,6 +27,22 @@ def form_batches(records: Sequence[EditRecord], size: int, sort_by_length: bool 
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
+def form_groups(groups: Sequence[Sequence[EditRecord]], size: int) -> Batches:
+    """Edit batches of whole groups, in order, of at most `size` requests; a larger group is a batch by itself.
+
+    Args:
+        groups: Records that must be edited together.
+        size: Requests in an edit batch.
+    """
+    batches: Batches = []
+    for group in groups:
+        if batches and len(batches[-1]) + len(group) <= size:
+            batches[-1] += group
+        else:
+            batches.append(list(group))
+    return batches
+
+
 def suffix_length(record: EditRecord) -> int:
     """Characters from the subject's end to the target's end: what replay recomputes at each step.
 

@@ -6,13 +6,18 @@ Each format's file (`counterfact.py`, `robust.py`, `records.py`) says only what 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kedit.data.parse import Item, kind_of, read_items
 from kedit.errors import KeditError
 from kedit.requests import EditRecord, EditRequest, Probe
+
+IDS = ("target_new_id", "target_true_id")
+"""Fields of `meta`: Wikidata ids of the targets, where a file has them."""
 
 
 def read_with(path: str | Path, build: Callable[[Item], EditRecord | None]) -> list[EditRecord]:
@@ -22,15 +27,30 @@ def read_with(path: str | Path, build: Callable[[Item], EditRecord | None]) -> l
     """
     records = []
     for item in read_items(path):
-        try:
+        with said_of(item):
             record = build(item)
-        except KeditError as error:
-            message = str(error).removeprefix(f"record {item.raw['case_id']}: ")
-            prefix = "" if message.startswith(item.where) else f"{item.where}: "
-            raise KeditError(f"{prefix}{message}") from None
         if record is not None:
             records.append(record)
     return records
+
+
+@contextmanager
+def said_of(item: Item) -> Iterator[None]:
+    """Inside, whatever is refused is reported with the item's file and record, once."""
+    try:
+        yield
+    except KeditError as error:
+        message = str(error).removeprefix(f"record {item.raw['case_id']}: ")
+        prefix = "" if message.startswith(item.where) else f"{item.where}: "
+        raise KeditError(f"{prefix}{message}") from None
+
+
+def conflicting(records: Sequence[EditRecord]) -> int:
+    """Records whose prompt another one wants to end otherwise."""
+    wishes: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        wishes[record.request.text].add(record.request.target_new)
+    return sum(len(wishes[record.request.text]) > 1 for record in records)
 
 
 def template_of(prompt: str, subject: str, item: Item) -> str:
@@ -131,7 +151,11 @@ def neighborhood(item: Item, request: EditRequest) -> list[Probe]:
 
 
 def portability(item: Item) -> list[Probe]:
-    """`portability` probes: what follows from the edit. An entry whose answer is empty is passed over."""
+    """`portability` probes: what follows from the edit. An entry whose answer is empty is passed over.
+
+    One object, a list of them, or lists under category names (KnowEdit); a `prompt` with its `answer` or
+    `ground_truth`, or a "New Question" with its "New Answer" (CounterFactPlus).
+    """
     probes = []
     for entry in _entries(item, "portability"):
         if not entry.has("answer"):

@@ -14,14 +14,14 @@ from kedit.data import build
 from kedit.data.parse import Item, kind_of
 from kedit.requests import EditRecord
 
-NOTES = ("attribute_prompts", "generation_prompts")  # for fluency, consistency, essence: they have no answer
+NOTES = ("attribute_prompts", "generation_prompts", *build.IDS)  # prompts without an answer: for fluency, consistency
 
 
 def read_counterfact(path: str | Path) -> list[EditRecord]:
     """Reads CounterFact in its official or its flat form.
 
     Probes: `rewrite`, `paraphrase`, `neighborhood`, and `portability` where the file has it. Attribute and
-    generation prompts go to `meta`, with the Wikidata id of the new target (`target_new_id`).
+    generation prompts go to `meta`, with the Wikidata ids of the targets (`target_new_id`, `target_true_id`).
 
     Raises:
         KeditError: See `kedit.data.parse.read_items`; a missing field; a subject missing from its prompt;
@@ -33,7 +33,7 @@ def read_counterfact(path: str | Path) -> list[EditRecord]:
 def _build(item: Item) -> EditRecord:
     meta: dict[str, Any] = {name: item.raw[name] for name in NOTES if name in item.raw}
     if "requested_rewrite" in item.raw:
-        item = _flat(item, meta)
+        item = flat(item, meta)
     request = build.request_of(item)
     probes = [
         *build.rewrite_and_paraphrases(item, request),
@@ -43,19 +43,19 @@ def _build(item: Item) -> EditRecord:
     return EditRecord(request, tuple(probes), meta)
 
 
-def _flat(item: Item, meta: dict[str, Any]) -> Item:
-    """Official form to flat form: the rewrite's fields move up, targets lose their Wikidata ids."""
+def flat(item: Item, meta: dict[str, Any]) -> Item:
+    """Official form to flat form: the rewrite's fields move up, the Wikidata ids of its targets go to `meta`."""
     rewrite = item.raw["requested_rewrite"]
     if not isinstance(rewrite, dict):
         raise item.error(
             f"field 'requested_rewrite' must be an object, not {kind_of(rewrite)}; "
-            "several edits per record (MQuAKE) are not CounterFact"
+            "several edits per record are MQuAKE's: use that data set"
         )
     fields = dict(rewrite)
     for name in ("target_new", "target_true"):
         target = rewrite.get(name)
         if isinstance(target, dict):
             fields[name] = target.get("str")
-    if isinstance(rewrite.get("target_new"), dict) and "id" in rewrite["target_new"]:
-        meta["target_new_id"] = rewrite["target_new"]["id"]
+            if "id" in target:
+                meta[f"{name}_id"] = target["id"]
     return Item(item.where, {**item.raw, **fields})

@@ -49,6 +49,7 @@ class EditData(LightningDataModule):
     Attributes:
         name: What results call the data set, e.g. `"facts/test"`.
         filter_known: Whether `prepare` has to ask the model which records it knows.
+        regime: That of the module that is trained; None before `setup`.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class EditData(LightningDataModule):
         self.batch_size, self.sort_by_length = batch_size, sort_by_length
         self.known, self.queries = known, queries
         self.filter_known = known is True
+        self.regime: str | None = None
         self._records: list[EditRecord] | None = None
         self._batches: Batches | None = None
         self._size = batch_size
@@ -111,8 +113,21 @@ class EditData(LightningDataModule):
         at_least("data.batch_size", size, 1)
         self._size = self.batch_size if size is None else size
         sort = self.sort_by_length if sort_by_length is None else sort_by_length
-        self._batches = form_batches(self.records, self._size, sort)
+        self._batches = self.form(self.records, self._size, sort)
         return self._batches
+
+    def form(self, records: list[EditRecord], size: int, sort_by_length: bool) -> Batches:
+        """How records become edit batches; a data set whose records belong together has its own way."""
+        return form_batches(records, size, sort_by_length)
+
+    def shuffled(self, records: list[EditRecord], seed: int) -> list[EditRecord]:
+        """The records in another order, the same for one seed."""
+        random.Random(seed).shuffle(records)
+        return records
+
+    def measurable(self, records: list[EditRecord]) -> list[EditRecord]:
+        """The records to edit, without the probes that these edits cannot meet in `regime`; called by `prepare`."""
+        return records
 
     def prepare(
         self, prepare_records: Callable[[list[EditRecord]], list[EditRecord]], lm: Callable[[], LM] | None = None
@@ -149,6 +164,7 @@ class EditData(LightningDataModule):
                 raise ValueError("queries need a model: give prepare() its lm")
             records = with_variants(lm(), self._records, self.queries)
             self._records = [dataclasses.replace(record, probes=self._keep(record.probes)) for record in records]
+        self._records = self.measurable(self._records)
         self._batches, self._prepared = None, True
         log.info("%s: %d records to edit", self.name, len(self._records))
 
@@ -156,6 +172,7 @@ class EditData(LightningDataModule):
         """Reads the records; the module that is trained may check and choose (`prepare_records`)."""
         module = None if self.trainer is None else self.trainer.lightning_module
         prepare_records = getattr(module, "prepare_records", None)
+        self.regime = getattr(module, "regime", None)
         if prepare_records is not None:
             self.prepare(prepare_records, lambda: module.lm)  # type: ignore[union-attr]
         log.debug("%s: %d edit batches", self.name, len(self.batches))  # and so a bad file stops here
@@ -223,9 +240,7 @@ class EditData(LightningDataModule):
                     f"it has {', '.join(sorted(present))}"
                 )
             records = [dataclasses.replace(record, probes=self._keep(record.probes)) for record in records]
-        if self.shuffle_seed is not None:
-            random.Random(self.shuffle_seed).shuffle(records)
-        return records
+        return records if self.shuffle_seed is None else self.shuffled(records, self.shuffle_seed)
 
     def _queried(self, records: list[EditRecord]) -> list[EditRecord]:
         """The same records, which must name their subjects if `queries` are to be drawn."""

@@ -29,9 +29,16 @@ ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "portability": ("portability",),
         "subject_aliases": ("subject_aliases", "subject_rephrase"),
         # fields of the objects inside `neighbors` and `portability`
-        "text": ("prompt", "loc"),
-        "answer": ("answer", "ground_truth", "loc_ans"),
+        "text": ("prompt", "loc", "New Question"),
+        "answer": ("answer", "ground_truth", "loc_ans", "New Answer"),
         "old_answer": ("old_answer",),
+        # fields of MQuAKE's cases, rewrites and hops
+        "question": ("question",),
+        "questions": ("questions",),
+        "new_answer": ("new_answer",),
+        "new_answer_alias": ("new_answer_alias",),
+        "cloze": ("cloze",),
+        "answer_alias": ("answer_alias",),
     }
 )
 """Our name of a field -> the names it has in the files people have; the first one present is read."""

@@ -20,7 +20,7 @@ def read_robust(path: str | Path) -> list[EditRecord]:
     Probes: `rewrite`; `paraphrase` for CounterFact's own two; `rewording` for the machine-made others, which
     are looser (some drop the subject), without repeats and without the request's own words; `neighborhood`;
     `subject_rephrase`, one per other name of the subject, in the file's order. The names are in
-    `meta["subject_aliases"]` too.
+    `meta["subject_aliases"]` too, and the Wikidata ids of the targets where the file has them.
 
     Raises:
         KeditError: As `read_counterfact`.
@@ -44,4 +44,5 @@ def robust_record(item: Item) -> EditRecord:
         *build.neighborhood(item, request),
         *build.subject_rephrase(aliases, request),
     ]
-    return EditRecord(request, tuple(probes), {"subject_aliases": aliases})
+    ids = {name: item.raw[name] for name in build.IDS if name in item.raw}
+    return EditRecord(request, tuple(probes), {"subject_aliases": aliases} | ids)

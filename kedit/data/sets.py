@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import random
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from kedit.data.batching import Batches, form_groups
+from kedit.data.build import conflicting
 from kedit.data.counterfact import read_counterfact
 from kedit.data.facts import read_facts
 from kedit.data.module import EditData
+from kedit.data.mquake import read_mquake, unmet, without_multi_hop
 from kedit.data.records import read_records
 from kedit.data.robust import read_robust
 from kedit.data.zsre import Cleaning, clean_zsre
@@ -91,6 +97,87 @@ class RobustQueries(EditData):
     def read(self) -> list[EditRecord]:
         """The file's records."""
         return read_robust(self.path)
+
+
+class MQuAKE(EditData):
+    """MQuAKE: cases of one to four edits, and the multi-hop questions that follow from them (docs/data.md).
+
+    An edit batch of the `batch` regime holds whole cases, at most `batch_size` requests; `shuffle_seed` shuffles cases.
+    Multi-hop questions are asked where all edits of their case are made: never in the `single` regime, unless the case
+    has one edit.
+
+    Args:
+        path: File to read, e.g. `MQuAKE-CF-3k.json`.
+    """
+
+    def __init__(self, path: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.sort_by_length:
+            raise KeditError(
+                "data.sort_by_length: the edits of a case of MQuAKE keep their order; use false "
+                "(the single regime sorts its lanes anyway)"
+            )
+        self.path = path
+        self.name = f"mquake/{Path(path).stem}"
+
+    def read(self) -> list[EditRecord]:
+        """The file's records."""
+        return read_mquake(self.path)
+
+    def shuffled(self, records: list[EditRecord], seed: int) -> list[EditRecord]:
+        """Cases in another order, the edits of each in their own."""
+        cases = _cases(records)
+        random.Random(seed).shuffle(cases)
+        return [record for case in cases for record in case]
+
+    def form(self, records: list[EditRecord], size: int, sort_by_length: bool) -> Batches:
+        """Batches of whole cases, where the edits of a batch are undone before the next."""
+        if self.regime in ("single", "sequential"):
+            return super().form(records, size, sort_by_length)
+        return form_groups(_cases(records), size)
+
+    def measurable(self, records: list[EditRecord]) -> list[EditRecord]:
+        """Leaves out the multi-hop questions that cannot be met; the log says of how many cases."""
+        self._check(records)
+        cases = unmet(records, self.regime)
+        if cases and self.regime == "single":
+            log.info(
+                "%s: the multi-hop questions of %d cases are left out: they follow from several edits, and the single "
+                "regime makes each alone (use batch or sequential)",
+                self.name,
+                len(cases),
+            )
+        elif cases:
+            log.info(
+                "%s: %d cases are not edited whole (skip, limit, known); no multi-hop questions of them",
+                self.name,
+                len(cases),
+            )
+        if self.regime != "single" and (found := conflicting(records)):
+            log.info("%s: %d edits contradict another one of the same prompt", self.name, found)
+        return without_multi_hop(records, cases)
+
+    def _cut(self, records: list[EditRecord]) -> list[EditRecord]:
+        kept = super()._cut(records)
+        self._check(kept)  # before the model is asked, where it is
+        return without_multi_hop(kept, unmet(kept))
+
+    def _check(self, records: list[EditRecord]) -> None:
+        """Whether every case fits into an edit batch.
+
+        Raises:
+            KeditError: It does not, in the `batch` regime.
+        """
+        for case in _cases(records):
+            if self.regime == "batch" and len(case) > self.batch_size:
+                raise KeditError(
+                    f"data.batch_size: the {len(case)} edits of case {case[0].meta['case']} are made at once "
+                    f"in the batch regime, and {self.batch_size} is too small for them"
+                )
+
+
+def _cases(records: Sequence[EditRecord]) -> list[list[EditRecord]]:
+    return [list(case) for _, case in groupby(records, key=lambda record: record.meta["case"])]
 
 
 class ZsRE(EditData):

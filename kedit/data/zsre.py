@@ -7,8 +7,8 @@ and pointless targets: what was found of them is counted, and it is for the call
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ MEND: Mapping[str, str] = MappingProxyType(
         "paraphrases": "rephrase",
         "neighbors": "loc",
         "locality_ground_truth": "loc_ans",
+        "portability": "portability",
     }
 )
 """Our name of a field -> its name in MEND's form. What is not here is not read (`pred`, `cond`)."""
@@ -101,7 +102,7 @@ def clean_zsre(path: str | Path, clean: bool = True) -> tuple[list[EditRecord], 
         no_op=count["no_op"],
         kept=len(records),
         trimmed=count["trimmed"],
-        conflicting=_conflicting(records),
+        conflicting=build.conflicting(records),
     )
     if not records:
         raise KeditError(
@@ -171,10 +172,3 @@ def _answered(item: Item) -> Item:
         raise item.error(f"{len(answers)} answers for {len(asked)} neighbors; give one answer, or one for each")
     pairs = [{"prompt": t, "answer": "" if a is None else a} for t, a in zip(asked, answers, strict=True)]
     return Item(item.where, {**item.raw, "neighbors": pairs, "locality_ground_truth": None})
-
-
-def _conflicting(records: Sequence[EditRecord]) -> int:
-    wanted: dict[str, set[str]] = defaultdict(set)
-    for record in records:
-        wanted[record.request.text].add(record.request.target_new)
-    return sum(len(wanted[record.request.text]) > 1 for record in records)

@@ -1,0 +1,251 @@
+"""STEAM beside its editor, and its sweeps: every record edited once, on the unedited model (single regime).
+
+    python benchmarks/steam_table.py --data facts:test --records 100 --save steam_facts_test \\
+        --arms rome=configs/rome_smollm2.yaml rome_steam=configs/steam_rome_smollm2.yaml
+    python benchmarks/steam_table.py --data ../shared/data/rep_counterfact_test.json --records 100 \\
+        --references ../shared/data/counterfact_edit.json --save steam_counterfact_test --arms ...
+
+An arm is NAME=CONFIG[,OPTION=VALUE...], as in pac_table.py. All arms share records, probes, contexts and anchors; the
+cosines of every arm, the editor's included, are taken to these. The first arm is what the others are compared with,
+record by record. Arms that the result file has already of the same records stay in it (docs/steam_smollm2.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import ROOT, save
+from editing import Listed, arm_of, fit
+
+from kedit.anchors import AnchorBank, AnchorConfig
+from kedit.batch import EditBatch
+from kedit.callbacks.base import EditCallback
+from kedit.consistency import collection, references_of
+from kedit.data import read_facts, read_robust
+from kedit.delta import Delta
+from kedit.evaluate import EvalConfig, score_records
+from kedit.fluency import ngram_entropy, sampled_texts
+from kedit.intervals import bootstrap, paired
+from kedit.lanes import LaneBank
+from kedit.methods import STEAM, EditingModule
+from kedit.methods.steam import pool_of
+from kedit.requests import EditRecord
+from kedit.results import result_row
+from kedit.runfolder import append_rows, read_rows
+from kedit.states import states
+from kedit.summary import summarise
+from kedit.tfidf import Tfidf
+from kedit.tokens import encode
+
+Row = dict[str, Any]
+KINDS = ("rewrite", "paraphrase", "neighborhood", "portability")
+SHOWN = (
+    ("rewrite", "success"),
+    ("rewrite", "exact"),
+    ("paraphrase", "success"),
+    ("paraphrase", "exact"),
+    ("neighborhood", "success"),
+    ("neighborhood", "unchanged"),
+    ("portability", "port_acc"),
+    ("portability", "port_em"),
+    ("portability", "port_ll"),
+)
+TEXTS = ("fluency", "consistency")
+SUFFIX = "The answer to this question, most simply, is"  # of port_em, as a public evaluator has it
+
+
+class Measure(EditCallback):
+    """Scores every record under its own edit, and how near its states are to its anchor."""
+
+    def __init__(self, anchors: AnchorConfig, path: Path) -> None:
+        self.anchors, self.path = anchors, path
+        self.config = EvalConfig(generate=["portability"], port_suffix=SUFFIX)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        data = trainer.datamodule
+        records = [record for batch in data.batches for record in batch]
+        editor = pl_module.editor if isinstance(pl_module, STEAM) else pl_module
+        self.bank = AnchorBank(pl_module.lm, records, pool_of(data.read(), self.anchors), self.anchors, editor.contexts)
+        self.bank.fill()
+        pool = data.read()
+        self.tfidf = Tfidf.fit(collection(pool))
+        self.references = {record.request.case_id: " ".join(references_of(record, pool)) for record in records}
+
+    def on_edit_end(self, trainer: Any, module: EditingModule, batch: EditBatch) -> None:
+        n, records = len(batch.records), batch.records
+        bank = LaneBank(module.lm.model, [delta or Delta() for delta in batch.deltas])
+        lanes = [*[-1] * n, *range(n)]
+        scores = score_records(module.lm, records * 2, lanes, bank, self.config)
+        cosines = self._cosines(module, records, lanes, bank)
+        prompts = [record.request.text.strip() for record in records]
+        texts = sampled_texts(module.lm, prompts * 2, [record.request.case_id for record in records] * 2, lanes, bank)
+        rows = []
+        for i, outcome in enumerate(batch.outcomes):
+            more: Row = {"edit": outcome.info, "error": outcome.error, "seconds": batch.seconds / n}
+            more |= {"cosine": {"before": cosines[i], "after": cosines[n + i]}}
+            more |= {"source": self.bank.anchor(outcome.record).source}
+            case = outcome.record.request.case_id
+            more |= {"texts": {"before": self._text(case, texts[i]), "after": self._text(case, texts[n + i])}}
+            rows.append(result_row(outcome.record, scores[i], scores[n + i], batch.index, "edit", **more))
+        append_rows(self.path, rows)
+        print(f"  {batch.index + 1} of {len(trainer.datamodule.batches)} batches", end="\r", flush=True)
+
+    def _text(self, case: str, text: str | None) -> dict[str, float | None]:
+        """Bits, and percent."""
+        if text is None:
+            return {"fluency": None, "consistency": None}
+        references = self.references[case]
+        return {"fluency": ngram_entropy(text),
+                "consistency": 100 * self.tfidf.cosine(text, references) if references else None}  # fmt: skip
+
+    def _cosines(
+        self, module: EditingModule, records: Sequence[EditRecord], lanes: list[int], bank: LaneBank
+    ) -> list[list[float]]:
+        """Cosine of the state where the bare prompt's answer is predicted to the anchor, at every layer."""
+        tokens = [encode(module.lm, record.request.text.strip()).ids for record in records] * 2
+        found = states(module.lm, list(zip(lanes, tokens, strict=True)), [len(row) - 1 for row in tokens], bank)
+        nothing = torch.full(found.shape[1:], float("nan"))
+        means = [self.bank.anchor(record).mean for record in records] * 2
+        anchors = torch.stack([nothing if mean is None else mean for mean in means])
+        return [[round(x, 6) for x in row] for row in F.cosine_similarity(found, anchors, dim=-1).tolist()]
+
+
+def read(data: str) -> list[EditRecord]:
+    """`facts:SPLIT` or a robust-query file."""
+    return read_facts(data.removeprefix("facts:")) if data.startswith("facts:") else read_robust(data)
+
+
+def per_record(row: Row, kind: str, metric: str) -> float:
+    """A record's mean over its probes of a kind, NaN where it has none."""
+    cell = summarise([row]).get(kind, {}).get(metric)
+    return float("nan") if cell is None or cell["after"] is None else cell["after"] / 100
+
+
+def text_cell(rows: list[Row], name: str) -> Row | None:
+    """Mean before and after, and the interval of after; None where no record has it."""
+    values = [(row["texts"]["before"][name], row["texts"]["after"][name]) for row in rows]
+    values = [(x, y) for x, y in values if x is not None and y is not None]
+    if not values:
+        return None
+    before, after = ([v[i] for v in values] for i in (0, 1))
+    means = {"before": sum(before) / len(before), "after": sum(after) / len(after)}
+    return means | {"ci": list(bootstrap(after, scale="other")), "n": len(values)}
+
+
+def aligned(row: Row, layers: Sequence[int], side: str) -> float:
+    """Mean cosine over the aligned layers."""
+    return sum(row["cosine"][side][layer] for layer in layers) / len(layers)
+
+
+def compared(rows: list[Row], with_: list[Row], layers: Sequence[int]) -> Row:
+    """Differences to the first arm, paired by record: mean and 95 % interval, and how often the cosine rises."""
+    by_case = {row["case_id"]: row for row in with_}
+    pairs = [(by_case[row["case_id"]], row) for row in rows if row["case_id"] in by_case]
+    found: Row = {}
+    for kind, metric in SHOWN:
+        values = [(per_record(a, kind, metric), per_record(b, kind, metric)) for a, b in pairs]
+        values = [(x, y) for x, y in values if x == x and y == y]
+        if values:
+            before, after = ([v[i] for v in values] for i in (0, 1))
+            low, high = paired(before, after)
+            change = sum(y - x for x, y in values) / len(values)
+            found[f"{kind}/{metric}"] = {"change": 100 * change, "ci": [100 * low, 100 * high], "n": len(values)}
+    for name in TEXTS:
+        drawn = [(a["texts"]["after"][name], b["texts"]["after"][name]) for a, b in pairs]
+        drawn = [(x, y) for x, y in drawn if x is not None and y is not None]
+        if drawn:
+            before, after = ([v[i] for v in drawn] for i in (0, 1))
+            change = sum(y - x for x, y in drawn) / len(drawn)
+            found[name] = {"change": change, "ci": list(paired(before, after, scale="other")), "n": len(drawn)}
+    if layers:
+        sides = [
+            (aligned(a, layers, "before"), aligned(a, layers, "after"), aligned(b, layers, "after")) for a, b in pairs
+        ]
+        sides = [x for x in sides if x[0] == x[0]]
+        found["cosine"] = {
+            "unedited": sum(x[0] for x in sides) / len(sides),
+            "first_arm": sum(x[1] for x in sides) / len(sides),
+            "this_arm": sum(x[2] for x in sides) / len(sides),
+            "above_first_arm_percent": 100 * sum(x[2] > x[1] for x in sides) / len(sides),
+            "above_unedited_percent": 100 * sum(x[2] > x[0] for x in sides) / len(sides),
+            "n": len(sides),
+        }
+    return found
+
+
+def main() -> None:
+    """Run every arm, print its line, and add it to the result file."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--arms", nargs="+", required=True)
+    options.add_argument("--data", required=True, help="facts:SPLIT, or a robust-query file")
+    options.add_argument("--known", action="store_true", help="only facts that the model gives itself")
+    options.add_argument("--references", nargs="*", default=[], help="further files of records for the anchors")
+    options.add_argument("--records", type=int, default=100)
+    options.add_argument("--skip", type=int, default=0)
+    options.add_argument("--max-probes", type=int, help="probes of each kind in a record")
+    options.add_argument("--rows", type=Path, default=Path("runs"), help="folder for result rows")
+    options.add_argument("--save", required=True, help="name of the figures under benchmarks/results")
+    a = options.parse_args()
+    records, anchors = read(a.data), AnchorConfig(records=a.references)
+    kinds = [kind for kind in KINDS if any(probe.kind == kind for record in records for probe in record.probes)]
+    path = ROOT / "benchmarks" / "results" / f"{a.save}.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    a.rows.mkdir(parents=True, exist_ok=True)
+    first: list[Row] | None = None
+    for arm in a.arms:
+        name, module, _, spec = arm_of(arm, "single")
+        if isinstance(module, STEAM):
+            module.anchor_config = anchors
+        cut = {"limit": a.records, "skip": a.skip, "max_probes": a.max_probes, "known": a.known}
+        data = Listed(Path(a.data).stem, records, kinds, **cut)
+        rows_path = a.rows / f"{a.save}.{name}.jsonl"
+        rows = list(read_rows(rows_path))
+        describe: Row = {}
+        if len(rows) < a.records or name not in kept.get("arms", {}):
+            rows_path.unlink(missing_ok=True)
+            fit(module, data, Measure(anchors, rows_path))
+            rows = list(read_rows(rows_path))
+            describe = {k: v for k, v in module.describe().items() if k != "contexts"}
+        first = rows if first is None else first
+        if kept.get("records") != [row["case_id"] for row in rows]:
+            kept = {"records": [row["case_id"] for row in rows], "arms": {}}
+        found = summarise(rows)
+        old = kept["arms"].get(name, {})
+        kept["arms"][name] = {
+            "spec": spec,
+            "method": describe or old.get("method"),
+            "figures": {
+                f"{kind}/{metric}": {key: found[kind][metric][key] for key in ("before", "after", "ci")}
+                for kind, metric in SHOWN
+                if metric in found.get(kind, {})
+            },
+            "texts": {name: text_cell(rows, name) for name in TEXTS},
+            "sources": dict(Counter(row["source"] for row in rows)),
+            "failed": sum(row["error"] is not None for row in rows),
+            "seconds_per_edit": sum(row["seconds"] for row in rows) / len(rows),
+            "steps_mean": sum(row["edit"].get("steps", 0) for row in rows) / len(rows),
+            "compared_with_first": compared(rows, first, module.layers if isinstance(module, STEAM) and module.layers
+                                            else (old.get("method") or {}).get("aligned_layers") or []),
+        }  # fmt: skip
+        show(name, kept["arms"][name])
+        protocol = "single regime, measured after the record's own edit; teacher forced, generated where named"
+        save(a.save, {"data": a.data, "known": a.known, "protocol": protocol, "first_arm": a.arms[0]} | kept)
+
+
+def show(name: str, arm: Row) -> None:
+    """An arm's line, and its cosines."""
+    cells = " ".join(f"{key.replace('token_accuracy', 'acc')} {c['after']:.1f}" for key, c in arm["figures"].items())
+    print(f"{name:20s} {cells}  {arm['seconds_per_edit']:.1f} s/edit, {arm['steps_mean']:.1f} steps", flush=True)
+    if cosine := arm["compared_with_first"].get("cosine"):
+        print(f"{'':20s} cosine { ({k: round(v, 4) for k, v in cosine.items()}) }", flush=True)
+
+
+if __name__ == "__main__":
+    main()

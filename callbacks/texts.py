@@ -1,0 +1,86 @@
+"""`Texts`: how varied the edited models' texts are, and how much like texts about the new target. A JSON file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from kedit.batch import EditBatch
+from kedit.callbacks.base import editing
+from kedit.callbacks.sampled import Row, TextCallback
+from kedit.consistency import LOCAL, collection, figures, references_of
+from kedit.fluency import TOKENS, TOP_K, ngram_entropy
+from kedit.requests import EditRecord
+from kedit.runfolder import RESULTS, read_rows, write_json
+from kedit.tfidf import Tfidf
+
+if TYPE_CHECKING:
+    from kedit.methods.base import EditingModule
+
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """All records of the data set, also those that are not edited, and the TF-IDF of what they say."""
+
+    records: list[EditRecord]
+    tfidf: Tfidf
+
+
+class Texts(TextCallback):
+    """Samples a text from the unedited and each edited model; measures its fluency and its consistency.
+
+    Every row of the results gets `texts`: before and after, `fluency` in bits and `consistency`, a cosine (None where
+    the record has no references). `texts.json` has their means and what TF-IDF was fitted on.
+
+    Args:
+        enabled: Measure them.
+        resamples: Bootstrap resamples behind the intervals.
+    """
+
+    def __init__(self, enabled: bool = False, resamples: int = 2000) -> None:
+        super().__init__()
+        self.enabled, self.resamples = enabled, resamples
+        self._pool: _Pool | None = None
+        self._references: dict[str, str] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fits TF-IDF, and samples from the unedited model where edits accumulate."""
+        if not self.enabled:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        records = data.read()
+        self._pool = _Pool(records, Tfidf.fit(collection(records)))
+        self._references = {record.request.case_id: " ".join(references_of(record, records)) for record in data.records}
+        self.samples(trainer).start(trainer, editing(pl_module))
+
+    def on_rows(self, trainer: Trainer, module: EditingModule, rows: list[Row], batch: EditBatch | None) -> None:
+        """Adds the figures to rows about to be written."""
+        if not (rows and self.enabled):
+            return
+        for row, (before, after) in zip(rows, self.samples(trainer).of(module, rows, batch), strict=True):
+            references = self._references[row["case_id"]]
+            row["texts"] = {"before": self._of(before, references), "after": self._of(after, references)}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The file, computed from the rows."""
+        if self._pool is None:
+            return
+        folder = Path(trainer.default_root_dir)
+        about = {
+            "regime": editing(pl_module).regime,
+            "sampling": {"tokens": TOKENS, "top_k": TOP_K, "texts": 1},
+            LOCAL: {"fitted_on": {"records": len(self._pool.records)} | self._pool.tfidf.card()},
+        }
+        lines = figures(read_rows(folder / RESULTS), self.resamples)
+        write_json(folder / "texts.json", about | {"figures": lines})
+
+    def _of(self, text: str | None, references: str) -> dict[str, float | None]:
+        if text is None or self._pool is None:
+            return {"fluency": None, "consistency": None}
+        cosine = round(self._pool.tfidf.cosine(text, references), _DIGITS) if references else None
+        return {"fluency": round(ngram_entropy(text), _DIGITS), "consistency": cosine}

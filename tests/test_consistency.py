@@ -1,0 +1,150 @@
+"""TF-IDF by hand, the references of a record, and the torchmetrics of texts."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from typing import Any
+
+import pytest
+
+from kedit.consistency import collection, figures, references_of
+from kedit.fluency import ngram_entropy
+from kedit.metrics import Consistency, Fluency
+from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.tfidf import Tfidf, terms
+
+TEXTS = ["the red fox", "The blue fox.", "the sea"]
+
+
+def test_weights_by_hand() -> None:
+    assert terms("It's the Fox, «the» fox_1!") == ["it's", "the", "fox", "the", "fox_1"]
+    fitted = Tfidf.fit(TEXTS)
+    assert fitted.idf["the"] == 1.0  # in all of them
+    assert fitted.idf["fox"] == pytest.approx(math.log(4 / 3) + 1)
+    assert fitted.idf["red"] == pytest.approx(math.log(4 / 2) + 1)
+    assert fitted.card() == {"fingerprint": fitted.fingerprint, "texts": 3, "words": 5}
+    with pytest.raises(ValueError, match="at least one text"):
+        Tfidf.fit([])
+
+
+def test_cosine_by_hand() -> None:
+    fitted = Tfidf.fit(TEXTS)
+    fox, red, new = math.log(4 / 3) + 1, math.log(2) + 1, math.log(4) + 1
+    a, b = math.hypot(2 * fox, red), math.hypot(fox, 1.0)
+    assert fitted.cosine("fox, red fox", "The FOX!") == pytest.approx(2 * fox * fox / (a * b))
+    assert fitted.cosine("fox", "fox hen") == pytest.approx(fox / math.hypot(fox, new))  # unseen words count
+    assert fitted.cosine("the red fox", "fox red the") == pytest.approx(1.0)
+    assert fitted.cosine("red fox", "blue sea") == 0.0
+    assert fitted.cosine("", "blue sea") == fitted.cosine("...", "...") == 0.0
+    assert fitted.cosine("the fox", "the sea") < fitted.cosine("the fox", "a fox")  # rare words tell more
+
+
+def test_fingerprint_is_of_the_texts_in_any_order() -> None:
+    fitted = Tfidf.fit(TEXTS)
+    assert fitted.fingerprint == Tfidf.fit(TEXTS[::-1]).fingerprint
+    others = [TEXTS[:2], [*TEXTS, "the sea"], ["the red foxThe blue fox.", "the sea"], ["the red fox", "the sea"]]
+    assert len({Tfidf.fit(texts).fingerprint for texts in others} | {fitted.fingerprint}) == 5
+
+
+def record(
+    case: str, relation: str, new: str, true: str | None, near: list[str] | None = None, **meta: Any
+) -> EditRecord:
+    request = EditRequest(case, "{} is in", f"X{case}", new, true, relation)
+    probes = [Probe("rewrite", request.text, new, true), Probe("portability", f"X{case} speaks", "Italian")]
+    probes += [Probe("neighborhood", text, true or "June", new) for text in near or []]
+    return EditRecord(request, tuple(probes), meta)
+
+
+POOL = [
+    record("1", "city", "Rome", "Paris"),
+    record("2", "city", "Oslo", "Rome", ["Y is in", "Z lies in"]),
+    record("3", "port", "Oslo", "Rome", ["W stands in"]),
+    record("4", "city", "Rome", "Paris", ["V is in"]),
+    record("5", "port", "Paris", None, ["In spring comes"]),
+]
+
+
+def test_references() -> None:
+    snippets = record(
+        "1", "city", "Rome", "Paris", attribute_snippets=["On Rome. ", 3, ""], attribute_prompts=["U is in"]
+    )
+    assert references_of(snippets, POOL) == ["On Rome."]
+    prompts = record("1", "city", "Rome", "Paris", attribute_prompts=["U is in", " "])
+    assert references_of(prompts, POOL) == ["U is in Rome"]
+    # what others of the relation say is in Rome; not those that an edit puts there
+    assert references_of(POOL[0], POOL) == ["X2 is in Rome", "Y is in Rome", "Z lies in Rome"]
+    # of the relation there is nobody else: Paris as anybody's
+    assert references_of(POOL[4], POOL) == ["X1 is in Paris", "X4 is in Paris", "V is in Paris"]
+    assert references_of(POOL[2], POOL) == []
+    assert references_of(record("2", "city", "Rome", "Oslo"), POOL[1:2]) == []  # itself
+
+
+def test_collection_says_everything_once() -> None:
+    said = collection([POOL[1], POOL[1], record("6", "city", "Rome", None, attribute_prompts=["U is in"])])
+    assert said == [
+        "X2 is in Oslo", "X2 is in Rome", "Y is in Rome", "Z lies in Rome", "X2 speaks Italian",
+        "X6 is in Rome", "X6 speaks Italian", "U is in Rome",
+    ]  # fmt: skip
+
+
+def test_fluency_metric() -> None:
+    metric = Fluency()
+    with pytest.warns(UserWarning, match="before the"):
+        assert metric.compute().isnan()
+    texts = ["a b a b a", "one two three four", "a"]
+    metric.update(texts[:2])
+    metric.update(texts[2:])
+    assert float(metric.compute()) == pytest.approx(sum(map(ngram_entropy, texts)) / 3, abs=1e-6)
+
+
+def test_consistency_metric_says_what_it_was_fitted_on() -> None:
+    fitted = Tfidf.fit(TEXTS)
+    metric = Consistency(fitted)
+    metric.update([], [])
+    assert metric.compute().isnan()
+    metric.update(["the fox", "is red"], ["red fox"])
+    metric.update(["the sea"], [])  # nothing to compare with
+    metric.update([], ["the sea"])
+    other = copy.deepcopy(metric)
+    first = 100 * fitted.cosine("the fox is red", "red fox")
+    assert float(metric.compute()) == pytest.approx(first, abs=1e-4)
+    other.update(["sea"], ["sea"])
+    assert float(other.compute()) == pytest.approx((first + 100) / 2, abs=1e-4)
+    assert metric.fitted == fitted.card()
+    card = metric.card()
+    assert json.loads(json.dumps(card)) == card
+    assert card == {"name": "consistency_local", "unit": "percent", "fitted_on": fitted.card()}
+    assert Consistency(fitted, "consistency").card()["name"] == "consistency"
+
+
+def test_figures() -> None:
+    def row(case: str, when: str, *values: float | None) -> dict[str, Any]:
+        sides = [{"fluency": f, "consistency": c} for f, c in (values[:2], values[2:])]
+        return {"case_id": case, "when": when, "texts": {"before": sides[0], "after": sides[1]}}
+
+    rows = [
+        row("1", "edit", 5.0, 0.2, 4.0, 0.4),
+        row("2", "edit", 6.0, None, 4.0, None),  # without references
+        row("3", "edit", None, None, None, None),  # without room
+        row("1", "end", 5.0, 0.2, 3.0, 0.1),
+        {"case_id": "4", "when": "edit", "texts": None},
+        {"case_id": "5", "when": "edit"},
+    ]
+    lines = figures(rows, 100)
+    assert [(line["when"], line["name"], line["unit"], line["n_records"]) for line in lines] == [
+        ("edit", "fluency", "bits", 2),
+        ("edit", "consistency_local", "percent", 1),
+        ("end", "fluency", "bits", 1),
+        ("end", "consistency_local", "percent", 1),
+    ]
+    assert [(line["before"], line["after"], line["change"]) for line in lines] == [
+        (5.5, 4.0, -1.5),
+        (20.0, 40.0, 20.0),
+        (5.0, 3.0, -2.0),
+        (20.0, 10.0, -10.0),
+    ]
+    assert lines[0]["change_ci"][0] < -1.5 < lines[0]["change_ci"][1]
+    assert lines[0]["ci"] == [4.0, 4.0]
+    assert figures([]) == []
