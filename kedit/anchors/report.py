@@ -87,12 +87,11 @@ def probe_table(lines: Iterable[Mapping[str, Any]], title: str) -> Table:
     """The lines of `lines_of` as a table."""
     caption = (
         "own, other: mean cosine of a reference's state to the anchor of its object, of others; margin: own - other\n"
-        "centred: less the mean over objects   within relations: the centred margin, less what chance gives"
+        "*: less the mean over objects   within: margin* within relations, less what chance gives"
     )
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for name in ("layer", "own", "other", "margin", "own centred", "other centred", "margin centred"):
+    for name in ("layer", "own", "other", "margin", "own*", "other*", "margin*", "within"):
         table.add_column(name, justify="right")
-    table.add_column("within relations", justify="right")
     table.add_column("")
     for line in lines:
         numbers = [f"{line[name]:.3f}" for name in COLUMNS[1:7]]
