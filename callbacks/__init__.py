@@ -3,6 +3,7 @@
 from kedit.callbacks.base import EditCallback
 from kedit.callbacks.checkpoint import EditCheckpoint
 from kedit.callbacks.importance import PathImportance
+from kedit.callbacks.latent import LatentFigures
 from kedit.callbacks.metrics import EditMetrics
 from kedit.callbacks.progress import EditProgress
 from kedit.callbacks.results import ResultsWriter
@@ -16,6 +17,7 @@ __all__ = [
     "EditCheckpoint",
     "EditMetrics",
     "EditProgress",
+    "LatentFigures",
     "PathImportance",
     "ResultTable",
     "ResultsWriter",

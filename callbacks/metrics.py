@@ -40,8 +40,8 @@ class EditMetrics(EditCallback):
     its own edit. Sequential regime: the unedited model is measured once at the start, every record right after
     its own edit, and all of them again after the last.
 
-    Where a method adds to an editor (REP), the single and batch regimes measure what the editor alone does too:
-    rows of the moment `editor`.
+    Where a method adds to an editor (REP; STEAM with `compare`), the single and batch regimes measure what the editor
+    alone does too: rows of the moment `editor`.
 
     Args:
         scoring: How probes are scored.
@@ -91,8 +91,9 @@ class EditMetrics(EditCallback):
                 arms["editor"] = [delta or Delta() for delta in batch.plain]
             before, *scores = self._arms(module, batch.records, list(arms.values()))
             for when, measured in reversed(list(zip(arms, scores, strict=True))):
-                for outcome, b, a in zip(batch.outcomes, before, measured, strict=True):
-                    outcome.rows.append(edit_row(outcome, batch.index, module.regime, when, b, a))
+                alone = batch.plain_outcomes if when == "editor" else None
+                for outcome, of, b, a in zip(batch.outcomes, alone or batch.outcomes, before, measured, strict=True):
+                    outcome.rows.append(edit_row(of, batch.index, module.regime, when, b, a))
             return
         for outcome, b, a in zip(batch.outcomes, before, after, strict=True):
             outcome.rows.append(edit_row(outcome, batch.index, module.regime, "edit", b, a))

@@ -63,14 +63,15 @@ class WhitenedSimilarity(EditCallback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         editor = _editor(module)
-        plain = batch.deltas if batch.plain is None else batch.plain
+        adapts = batch.plain is not None and any(delta.pathways for delta in batch.deltas if delta is not None)
+        plain = batch.plain if adapts and batch.plain is not None else batch.deltas
         made = [
             (record, before, after)
             for record, before, after in zip(batch.records, plain, batch.deltas, strict=True)
             if before is not None and after is not None
         ]
         records = [record for record, _, _ in made]
-        adapted: list[Delta] | None = [after for _, _, after in made] if batch.plain is not None else None
+        adapted: list[Delta] | None = [after for _, _, after in made] if adapts else None
         found = measure(
             module.lm,
             records,

@@ -35,7 +35,8 @@ class EditBatch:
         records: The records it edits.
         outcomes: One per record, once the edit has ended.
         deltas: In the `single` regime one delta per record (None where it failed); otherwise one for the batch.
-        plain: What the editor alone would have changed, where the method adds to an editor (REP).
+        plain: What the editor alone would have changed, where the method adds to an editor (REP, STEAM).
+        plain_outcomes: One per record, where that was an optimisation of its own (STEAM); None: `outcomes` are its too.
         seconds: Wall-clock time of the edit, measuring not included.
     """
 
@@ -45,6 +46,7 @@ class EditBatch:
     deltas: list[Delta | None] = field(default_factory=list)
     seconds: float = 0.0
     plain: list[Delta | None] | None = None
+    plain_outcomes: list[Outcome] | None = None
 
 
 def batch_seed(seed: int, index: int) -> int:

@@ -135,7 +135,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "kedit fit --config" in capsys.readouterr().out
     main(["--version"])
     assert capsys.readouterr().out == f"kedit {kedit.__version__}\n"
-    for subcommand, option in (("fit", "--metrics.measure"), ("stats", "--stats.tokens")):
+    wanted = {"fit": "--metrics.measure", "stats": "--stats.tokens", "probe-anchors": "--anchors.n_max"}
+    for subcommand, option in wanted.items():
         with pytest.raises(SystemExit) as stop:
             main([subcommand, "--help"])
         assert not stop.value.code

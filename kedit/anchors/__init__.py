@@ -1,12 +1,12 @@
 """STEAM's semantic anchors: how a model represents an object that it knows (specs/steam.md 3, 6, 7.3)."""
 
-from kedit.anchors.bank import AnchorBank
+from kedit.anchors.bank import AnchorBank, probe_of
 from kedit.anchors.config import AlignConfig, AnchorConfig
 from kedit.anchors.knowledge import read_knowledge, read_templates
 from kedit.anchors.layers import align_layers
 from kedit.anchors.pool import Pool, Reference, references_of
 from kedit.anchors.positioning import Anchor, Leaks, position
-from kedit.anchors.probe import LayerProbe, best_window, probe
+from kedit.anchors.probe import LayerProbe, Within, best_window, probe, within
 from kedit.anchors.sampling import stratified
 
 __all__ = [
@@ -18,12 +18,15 @@ __all__ = [
     "Leaks",
     "Pool",
     "Reference",
+    "Within",
     "align_layers",
     "best_window",
     "position",
     "probe",
+    "probe_of",
     "read_knowledge",
     "read_templates",
     "references_of",
     "stratified",
+    "within",
 ]

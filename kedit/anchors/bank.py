@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,6 +134,27 @@ class AnchorBank:
             )
         return torch.stack(means).mean(0)
 
+    def with_states(self, record: EditRecord) -> Anchor:
+        """The anchor of a record's new object with the states that it averages (`Anchor.hidden`), positioned anew."""
+        return self._position(record, keep_hidden=True)
+
+    def with_references(self, records: Sequence[EditRecord], most: int = PROBED) -> dict[str, Anchor]:
+        """Anchors, with their states, of the objects of `records` that have two references or more.
+
+        Args:
+            records: Of the run.
+            most: Objects to look at, at most; in the order of their names.
+
+        Returns:
+            Name of the object -> its anchor.
+        """
+        by_name = {_name(record): record for record in records}
+        found: dict[str, Anchor] = {}
+        for name in sorted(by_name):
+            if len(found) < most and self.anchor(by_name[name]).n > 1 and self.anchor(by_name[name]).used:
+                found[name] = self.with_states(by_name[name])
+        return found
+
     def probe(self, most: int = PROBED) -> list[LayerProbe]:
         """The anchor probe over some of the objects that have references.
 
@@ -143,19 +164,7 @@ class AnchorBank:
         Raises:
             KeditError: Fewer than two objects have two references.
         """
-        by_name = {_name(record): record for record in self.records}
-        hidden: list[Tensor] = []
-        for name in sorted(by_name):
-            if len(hidden) < most and self.anchor(by_name[name]).n > 1 and self.anchor(by_name[name]).used:
-                found = self._position(by_name[name], keep_hidden=True)
-                if found.hidden is not None:
-                    hidden.append(found.hidden)
-        if len(hidden) < 2:
-            raise KeditError(
-                f"the anchor probe needs two objects with references, this run has {len(hidden)}; "
-                "give model.anchors.records or model.anchors.knowledge"
-            )
-        return probe(hidden)
+        return probe_of(self.with_references(self.records, most).values())
 
     def _position(self, record: EditRecord, keep_hidden: bool = False) -> Anchor:
         answer_id = record.meta.get("target_new_id")
@@ -179,6 +188,21 @@ class AnchorBank:
     def _path(self, name: str) -> Path:
         assert self._folder is not None
         return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
+
+
+def probe_of(anchors: Iterable[Anchor]) -> list[LayerProbe]:
+    """The anchor probe of anchors that have their states.
+
+    Raises:
+        KeditError: There are fewer than two.
+    """
+    hidden = [anchor.hidden for anchor in anchors if anchor.hidden is not None]
+    if len(hidden) < 2:
+        raise KeditError(
+            f"the anchor probe needs two objects with references, this run has {len(hidden)}; "
+            "give model.anchors.records or model.anchors.knowledge"
+        )
+    return probe(hidden)
 
 
 def _name(record: EditRecord) -> str:

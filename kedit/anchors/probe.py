@@ -82,3 +82,74 @@ def best_window(probes: Sequence[LayerProbe], first: int) -> list[int]:
     starts = range(first, max(first, last - width + 1) + 1)
     windows = [[layer for layer in range(start, start + width) if layer <= last] for start in starts]
     return max(windows, key=lambda w: sum(probes[layer].margin_centred for layer in w) / len(w))
+
+
+@dataclass(frozen=True)
+class Within:
+    """Margins of one layer among references of the same relation, over objects that share it.
+
+    References of one object are often worded alike, and those of other objects are not: then states tell objects apart
+    from the first layer on, by the wording alone. Here a state is compared only with states of its own relation.
+
+    Attributes:
+        layer: The layer.
+        margin: own - other of the states less their relation's mean over objects.
+        chance: The same, mean over draws in which the relation's references were dealt to its objects at random.
+    """
+
+    layer: int
+    margin: float
+    chance: float
+
+    @property
+    def above(self) -> float:
+        """margin - chance: what the object adds."""
+        return self.margin - self.chance
+
+
+def within(
+    objects: Sequence[Tensor], relations: Sequence[Sequence[str | None]], draws: int = 32, seed: int = 0
+) -> list[Within]:
+    """Margins within relations, layer by layer.
+
+    Args:
+        objects: States of each object's references, `[n_i, n_layers, d_model]`.
+        relations: Their relations.
+        draws: Random deals behind `chance`.
+        seed: Of the deals.
+
+    Returns:
+        One per layer; nothing where no two objects share a relation with two references of each.
+    """
+    groups: dict[str | None, list[Tensor]] = {}
+    for states, names in zip(objects, relations, strict=True):
+        for name in dict.fromkeys(names):
+            own = states[[i for i, other in enumerate(names) if other == name]]
+            if len(own) > 1:
+                groups.setdefault(name, []).append(own)
+    shared = [members for members in groups.values() if len(members) > 1]
+    if not shared:
+        return []
+    generator = torch.Generator().manual_seed(seed)
+    margin = _margins(shared)
+    dealt = torch.stack([_margins([_deal(members, generator) for members in shared]) for _ in range(draws)]).mean(0)
+    return [Within(layer, float(margin[layer]), float(dealt[layer])) for layer in range(len(margin))]
+
+
+def _margins(groups: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Mean centred margin, `[n_layers]`: the mean over all objects of all groups."""
+    found = []
+    for members in groups:
+        means = torch.stack([states.mean(0) for states in members])
+        centre = means.mean(0)
+        own, other = _cosines([states - centre for states in members], means - centre)
+        found += [own - other] * len(members)
+    return torch.stack(found).mean(0)
+
+
+def _deal(members: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """The same states in groups of the same sizes, at random."""
+    every = torch.cat(list(members))
+    order = torch.randperm(len(every), generator=generator).tolist()
+    sizes = [len(states) for states in members]
+    return [every[part] for part in torch.tensor(order).split(sizes)]

@@ -24,6 +24,7 @@ from kedit.callbacks import (
     EditCheckpoint,
     EditMetrics,
     EditProgress,
+    LatentFigures,
     PathImportance,
     ResultsWriter,
     ResultTable,
@@ -75,6 +76,7 @@ class KeditCLI(LightningCLI):
         parser.add_lightning_class_args(Texts, "texts")  # these too
         parser.add_lightning_class_args(WhitenedSimilarity, "similarity")
         parser.add_lightning_class_args(PathImportance, "importance")
+        parser.add_lightning_class_args(LatentFigures, "latent")
         parser.add_lightning_class_args(ResultTable, "table")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -200,7 +202,8 @@ def _placed(model: Namespace) -> Iterator[None]:
 
 def _check_groups(config: Namespace) -> None:
     """A plain value where a group of options belongs (`lm: gpt2`), which the parser lets pass."""
-    options = ("run", "metrics", "results", "progress", "checkpoint", "robustness", "texts", "similarity", "importance")
+    more = ("robustness", "texts", "similarity", "importance", "latent")
+    options = ("run", "metrics", "results", "progress", "checkpoint", *more)
     groups = {name: config[name] for name in options}
     parts = {"model": config.model, "data": config.data}
     if config.model.init_args.get("editor") is not None:

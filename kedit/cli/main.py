@@ -16,9 +16,10 @@ from kedit.errors import KeditError
 USAGE = """\
 usage: kedit COMMAND [OPTIONS]
 
-  fit     edit a model and measure what the edits did:  kedit fit --config configs/rome_smollm2.yaml
-  stats   covariance of a model's keys, ahead of a run: kedit stats --lm.name smollm2-135m
-  ls      methods, data sets, known models, configs:    kedit ls
+  fit            edit a model and measure what the edits did:  kedit fit --config configs/rome_smollm2.yaml
+  stats          covariance of a model's keys, ahead of a run: kedit stats --lm.name smollm2-135m
+  probe-anchors  layers that STEAM's anchors work in:          kedit probe-anchors --data Facts --out probe
+  ls             methods, data sets, known models, configs:    kedit ls
 
 kedit COMMAND --help lists the options of a command; kedit --version says which kedit this is.
 """
@@ -77,12 +78,17 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
         stats(words)
 
+    def probe_anchors(words: list[str]) -> None:
+        from kedit.cli.probe_anchors import probe_anchors
+
+        probe_anchors(words)
+
     def ls(words: list[str]) -> None:
         from kedit.cli.ls import ls
 
         ls(words)
 
-    return {"fit": fit, "stats": stats, "ls": ls}
+    return {"fit": fit, "stats": stats, "probe-anchors": probe_anchors, "ls": ls}
 
 
 def _fail(message: str) -> None:

@@ -32,7 +32,7 @@ def stats(words: list[str]) -> None:
     """
     parser = _parser()
     args: Any = parser.instantiate_classes(parser.parse_args(words))
-    lm = load_lm(args.lm, _device(args.device))
+    lm = load_lm(args.lm, device_of(args.device))
     layers = args.layers or [value_defaults(lm).layer]
     with stages() as report:
         found = covariances(lm, layers, args.stats, progress=report)
@@ -61,7 +61,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     """The device to compute on.
 
     Raises:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import seed_everything
 
 from kedit.anchors import (
     AlignConfig,
@@ -21,11 +22,12 @@ from kedit.anchors import (
     references_of,
 )
 from kedit.bars import stage
-from kedit.batch import EditBatch
+from kedit.batch import EditBatch, Outcome, batch_seed
 from kedit.data import read_counterfact, read_records
+from kedit.errors import KeditError
 from kedit.methods.composed import Composed
 from kedit.methods.locate import LocateThenEdit, finite, known
-from kedit.methods.phases import Edit
+from kedit.methods.phases import Edit, Phase
 from kedit.requests import EditRecord
 from kedit.values import Alignment, Term
 
@@ -43,14 +45,27 @@ class STEAM(Composed):
         editor: The method that edits: any that optimises v*.
         anchors: Where anchors come from.
         align: The alignment loss.
+        compare: Also optimise every v* without the alignment term, and measure what the editor alone does: twice the
+            steps. For the single and batch regimes.
     """
 
     found_out = (*Composed.found_out, "aligned_layers", "anchor_sources")
 
     def __init__(
-        self, editor: LocateThenEdit, anchors: AnchorConfig = AnchorConfig(), align: AlignConfig = AlignConfig()
+        self,
+        editor: LocateThenEdit,
+        anchors: AnchorConfig = AnchorConfig(),
+        align: AlignConfig = AlignConfig(),
+        compare: bool = False,
     ) -> None:
         super().__init__(editor)
+        if compare and self.regime == "sequential":
+            raise KeditError(
+                "model.compare: in the sequential regime edits accumulate, and the editor alone is a run of its own; "
+                "run it, or use single or batch"
+            )
+        self.compare = compare
+        self._alone = False  # the term is left out
         self.anchor_config, self.align = anchors, align
         self.bank: AnchorBank | None = None
         self.layers: list[int] = []
@@ -61,6 +76,8 @@ class STEAM(Composed):
     def setup(self, stage: str) -> None:
         """The editor's, and the layers, as far as they can be known without running the model."""
         super().setup(stage)
+        if self.compare:
+            self.steps_per_batch *= 2
         if self.align.layers != "auto":
             self.layers = self._choose_layers()
 
@@ -84,22 +101,36 @@ class STEAM(Composed):
         self._centre = None if centre is None else centre[self.layers].to(self.lm.device)
 
     def edit(self, batch: EditBatch) -> Edit:
-        """The editor's algorithm, its v* with the alignment term."""
-        self._terms = {}
+        """The editor's algorithm, its v* with the alignment term; with `compare`, then once more without it."""
+        self._terms, self._alone = {}, False
         deltas = yield from self.editor.edit(batch)
         for outcome in batch.outcomes:
             outcome.info["anchor"] = self._figures(outcome.record)
+        if self.compare:
+            yield from self._compare(batch)
         return deltas
+
+    def _compare(self, batch: EditBatch) -> Generator[Phase, None, None]:
+        """The same batch by the editor alone, from the same seed; what came of it goes beside the batch's own."""
+        alone = EditBatch(batch.index, batch.records, [Outcome(record) for record in batch.records])
+        seed_everything(batch_seed(self.seed, batch.index), workers=False, verbose=False)
+        self._alone = True
+        batch.plain = yield from self.editor.edit(alone)
+        for outcome in alone.outcomes:
+            if outcome.error is not None:
+                outcome.error = f"{self._editor_name} alone: {outcome.error}"
+        batch.plain_outcomes = alone.outcomes
 
     def describe(self) -> dict[str, Any]:
         """Provenance: the editor's hyperparameters, then those of anchors and alignment."""
         own = {"anchors": asdict(self.anchor_config), "align": asdict(self.align), "aligned_layers": self.layers}
+        own["compare"] = self.compare
         sources = None if self.bank is None else self.bank.counts()
         return super().describe() | own | {"anchor_sources": sources}
 
     def _more_terms(self, records: Sequence[EditRecord]) -> Sequence[Term]:
         """The alignment term of some records, a lane each; none where no record has an anchor."""
-        if self.bank is None:
+        if self.bank is None or self._alone:
             return []
         found = [self.bank.anchor(record).mean for record in records]
         if all(mean is None for mean in found):

@@ -1,0 +1,129 @@
+"""`kedit probe-anchors`: in which layers a model's states tell objects apart, before any STEAM run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+from rich.console import Console
+
+from kedit.anchors import AnchorBank, AnchorConfig, probe_of
+from kedit.anchors.bank import PROBED
+from kedit.anchors.figure import draw
+from kedit.anchors.report import Windows, as_csv, lines_of, probe_table, used, verdict, within_relations
+from kedit.arch import check_layers
+from kedit.bars import stage
+from kedit.cli.messages import of_kedit
+from kedit.cli.stats import device_of
+from kedit.data import EditData, datasets_index
+from kedit.defaults import value_defaults
+from kedit.errors import KeditError
+from kedit.evaluate import known
+from kedit.lm import LM, LMConfig, load_lm
+from kedit.methods.steam import pool_of
+from kedit.requests import EditRecord
+from kedit.runfolder import write_text
+
+ABOUT = "In which layers do anchors carry the object? Run it before choosing model.align.layers of STEAM."
+
+
+def probe_anchors(words: list[str]) -> None:
+    """Probe the unedited model, print a line per layer, and write the figure where a folder is given.
+
+    Args:
+        words: What stands after `kedit probe-anchors`.
+
+    Raises:
+        KeditError: No data, no references, or an edited layer that the model does not have.
+    """
+    with _options():
+        parser = _parser()
+        args: Any = parser.instantiate_classes(parser.parse_args(words))
+        if args.data is None:
+            names = ", ".join(name for name, _, _ in datasets_index())
+            raise KeditError(f"--data missing: whose new objects are probed? There are {names}")
+        if args.most < 2:
+            raise KeditError(f"most: {args.most} is less than 2, and the probe compares objects")
+        out = _folder(args.out)
+        rows = args.data.read()  # a bad file stops here
+        pool = pool_of(rows, args.anchors)
+        lm = load_lm(args.lm, device_of(args.device))
+        edited = _edited(lm, args.edited_layer)
+        args.data.prepare(lambda records: _known(lm, records, args.data.filter_known), lambda: lm)
+        bank = AnchorBank(lm, args.data.records, pool, args.anchors)
+        with stage("anchors of the new objects") as progress:
+            bank.fill(progress)
+        anchors = bank.with_references(bank.records, args.most)
+        probes = probe_of(anchors.values())
+    windows = Windows.of(probes, edited)
+    lines = lines_of(probes, within_relations(anchors.values()), windows)
+    of = f"{lm.name}, objects of {args.data.name}"
+    console = Console(highlight=False)
+    console.print(probe_table(lines, f"anchor probe of {of}"))
+    console.print(f"{used(anchors)}; {len(bank.records)} records", soft_wrap=True)
+    console.print(verdict(lines, windows), soft_wrap=True)
+    if out is not None:
+        write_text(out / "anchor_probe.csv", as_csv(lines))
+        caption = (
+            f"{used(anchors)}; seed {args.anchors.seed}.\n"
+            f"States of the unedited model ({str(lm.dtype).removeprefix('torch.')}) where the object is predicted. "
+            "Means over references, objects alike; the own anchor of a state leaves it out.\n"
+            "Within relations: states are compared with those of their own relation alone."
+        )
+        draw(out / "anchor_probe.png", lines, windows, f"Do states tell objects apart? Anchor probe of {of}", caption)
+        console.print(f"written: {out / 'anchor_probe.csv'}, {out / 'anchor_probe.png'}", soft_wrap=True)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="kedit probe-anchors", exit_on_error=False, description=ABOUT)
+    parser.add_argument("-c", "--config", action="config", help="YAML file with the options below.")
+    parser.add_subclass_arguments(
+        EditData, "data", required=False, help="Whose new objects are probed, as in kedit fit."
+    )
+    parser.add_argument("--lm", type=LMConfig, default=LMConfig(), help="The model.")
+    parser.add_argument("--anchors", type=AnchorConfig, default=AnchorConfig(), help="As model.anchors of STEAM.")
+    edited = "Layer that would be edited; null takes the one that ROME edits in this model."
+    parser.add_argument("--edited-layer", "--edited_layer", type=int | None, default=None, help=edited)
+    parser.add_argument("--most", type=int, default=PROBED, help="Objects to look at, at most.")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    out = "Folder for anchor_probe.csv and anchor_probe.png; null: the table alone."
+    parser.add_argument("--out", type=str | None, default=None, help=out)
+    return parser
+
+
+@contextmanager
+def _options() -> Iterator[None]:
+    """Inside, what a run of STEAM calls `model.anchors` is called `anchors`, as it is here."""
+    try:
+        yield
+    except (KeditError, ArgumentError, TypeError, ValueError) as error:
+        if (message := of_kedit(error)) is None:
+            raise
+        raise KeditError(message.replace("model.anchors", "anchors")) from error
+
+
+def _folder(name: str | None) -> Path | None:
+    if name is None:
+        return None
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KeditError(f"out: {name} cannot be made: {error.strerror}") from None
+    return Path(name)
+
+
+def _edited(lm: LM, wanted: int | None) -> int:
+    edited = value_defaults(lm).layer if wanted is None else wanted
+    check_layers(lm.arch, [edited], "edited-layer")
+    if edited == lm.arch.n_layers - 1:
+        raise KeditError(f"edited-layer: {edited} is the last layer; none above it is left to be aligned")
+    return edited
+
+
+def _known(lm: LM, records: list[EditRecord], only: bool) -> list[EditRecord]:
+    if not only:
+        return records
+    return [record for record, yes in zip(records, known(lm, records), strict=True) if yes]
