@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kedit.anchors import AlignConfig, AnchorConfig, LayerProbe, align_layers, best_window, probe
+from kedit.anchors import AlignConfig, AnchorConfig, LayerProbe, align_layers, best_window, probe, telling
+from kedit.anchors.probe import Within
 from kedit.errors import KeditError
 from kedit.methods import MEMIT, ROME, STEAM
 from kedit.stats import StatsConfig
@@ -19,7 +20,7 @@ from tests.test_spread import TEXTS
 from tests.tiny import tiny_lm
 
 
-def never() -> list[LayerProbe]:
+def never() -> list[float]:
     raise AssertionError("the probe was asked")
 
 
@@ -71,27 +72,29 @@ def test_a_list_is_taken_in_order_and_once() -> None:
     assert align_layers([6], 12, 5, never) == [6]
 
 
-def probes(margins: list[float]) -> list[LayerProbe]:
-    """Centred margins as given; the raw ones point elsewhere."""
-    n = len(margins)
-    return [LayerProbe(i, 0.9, 0.9 * i / n, 0.5 + margin, 0.5) for i, margin in enumerate(margins)]
+def test_what_tells_objects_apart() -> None:
+    """Margins within relations above chance, where there are any; else the centred ones."""
+    probes = [LayerProbe(i, 0.9, 0.1 * i, 0.5 + margin, 0.5) for i, margin in enumerate((0.25, 0.5, 0.0))]
+    assert telling(probes, []) == [0.25, 0.5, 0.0]
+    inside = [Within(i, margin, chance) for i, (margin, chance) in enumerate(((0.5, 0.5), (0.25, 0.5), (0.5, 0.25)))]
+    assert telling(probes, inside) == [0.0, -0.25, 0.25]
 
 
 def test_the_best_window() -> None:
     margins = [0.9, 0.9, 0.1, 0.2, 0.3, 0.1, 0.4, 0.5, 0.3, 0.1, 0.1, 0.9]
-    assert best_window(probes(margins), first=2) == [6, 7, 8]  # a quarter of 12; not the last, nothing below `first`
-    assert best_window(probes(margins), first=0) == [0, 1, 2]
-    assert best_window(probes(margins), first=7) == [7, 8, 9]
-    assert best_window(probes(margins), first=9) == [9, 10]
-    assert best_window(probes(margins), first=11) == [11]
-    assert align_layers("auto", 12, 1, lambda: probes(margins)) == [6, 7, 8]
+    assert best_window(margins, first=2) == [6, 7, 8]  # a quarter of 12; not the last, nothing below `first`
+    assert best_window(margins, first=0) == [0, 1, 2]
+    assert best_window(margins, first=7) == [7, 8, 9]
+    assert best_window(margins, first=9) == [9, 10]
+    assert best_window(margins, first=11) == [11]
+    assert align_layers("auto", 12, 1, lambda: margins) == [6, 7, 8]
 
 
 @pytest.mark.parametrize("n_layers", range(2, 20))
 def test_a_window_lies_above_the_edit(n_layers: int) -> None:
     every = torch.randn(n_layers, generator=torch.Generator().manual_seed(n_layers)).tolist()
     for first in range(1, n_layers):
-        window = best_window(probes(every), first)
+        window = best_window(every, first)
         assert window == list(range(window[0], window[-1] + 1))
         assert first <= window[0]
         assert window[-1] <= max(first, n_layers - 2)
@@ -156,7 +159,7 @@ def test_auto(editor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = run(module, lm, two_objects())
     assert module.bank is not None
     edited = method.edited_layers[-1]
-    assert module.layers == best_window(module.bank.probe(), edited + 1)
+    assert module.layers == best_window(module.bank.telling(), edited + 1)
     assert module.describe()["aligned_layers"] == module.layers
     assert len(module.layers) == 2
     for batch in batches:
@@ -164,7 +167,7 @@ def test_auto(editor: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert outcome.error is None
             assert outcome.info["anchor"]["cosine"]["last"] > outcome.info["anchor"]["cosine"]["first"] - 1e-3
 
-    def other(objects: Any) -> list[LayerProbe]:
+    def other(objects: Any) -> list[float]:
         return [LayerProbe(i, 0.0, 0.0, float(i in (5, 6)), 0.0) for i in range(9)]
 
     monkeypatch.setattr("kedit.anchors.bank.probe", other)

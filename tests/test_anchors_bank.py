@@ -186,6 +186,6 @@ def test_the_mean_over_neutral_prompts(kind: str) -> None:
 def test_the_probe_asks_for_objects_with_references() -> None:
     lm = tiny_lm("gpt2")
     found = bank_of(lm, five(), pool=Pool([*references("Rome"), *references("Cairo", ("city",))]))
-    assert [p.layer for p in found.probe()] == [0, 1, 2, 3]
+    assert len(found.telling()) == 4
     with pytest.raises(KeditError, match="needs two objects with references, this run has 1; give"):
-        bank_of(lm, five(), pool=Pool(references("Rome"))).probe()
+        bank_of(lm, five(), pool=Pool(references("Rome"))).telling()

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from matplotlib.image import imread
 
-from kedit.anchors import AnchorBank, AnchorConfig, within
-from kedit.anchors.report import COLUMNS, Windows, lines_of, verdict, within_relations
+from kedit.anchors import AnchorBank, AnchorConfig, best_window, probe_of, within
+from kedit.anchors.bank import within_relations
+from kedit.anchors.report import COLUMNS, Windows, lines_of, verdict
 from kedit.cli import main
 from kedit.data import read_records
 from kedit.lm import LMConfig, load_lm
@@ -78,10 +79,13 @@ def test_a_probe(
     bank = AnchorBank(lm, records, pool_of(records, config), config, keep=False)
     anchors = bank.with_references(records)
     inside = within_relations(anchors.values())
-    for row, p, w in zip(rows, bank.probe(), inside, strict=True):
+    for row, p, w in zip(rows, probe_of(anchors.values()), inside, strict=True):
         assert float(row["margin"]) == pytest.approx(p.margin)
         assert float(row["margin_centred"]) == pytest.approx(p.margin_centred)
         assert float(row["margin_within"]) == pytest.approx(w.margin)
+    auto = best_window(bank.telling(), 2)
+    assert [row["layer"] for row in rows if row["auto"] == "1"] == [str(layer) for layer in auto]
+    assert bank.telling() == [w.above for w in inside]
     assert "4 objects (" in said
     assert f"{sum(anchor.n for anchor in anchors.values())} references; 4 records" in said
     assert "of the object" in said or "the object:" in said or "No layer" in said

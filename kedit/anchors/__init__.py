@@ -6,7 +6,7 @@ from kedit.anchors.knowledge import read_knowledge, read_templates
 from kedit.anchors.layers import align_layers
 from kedit.anchors.pool import Pool, Reference, references_of
 from kedit.anchors.positioning import Anchor, Leaks, position
-from kedit.anchors.probe import LayerProbe, Within, best_window, probe, within
+from kedit.anchors.probe import LayerProbe, Within, best_window, probe, telling, within
 from kedit.anchors.sampling import stratified
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "read_templates",
     "references_of",
     "stratified",
+    "telling",
     "within",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from kedit.anchors.config import AnchorConfig, Centre
 from kedit.anchors.pool import Pool, normal
 from kedit.anchors.positioning import SOURCES, Anchor, Leaks, position, recipe
-from kedit.anchors.probe import LayerProbe, probe
+from kedit.anchors.probe import LayerProbe, Within, probe, telling, within
 from kedit.cache import cache_dir
 from kedit.errors import KeditError
 from kedit.requests import EditRecord
@@ -155,8 +155,8 @@ class AnchorBank:
                 found[name] = self.with_states(by_name[name])
         return found
 
-    def probe(self, most: int = PROBED) -> list[LayerProbe]:
-        """The anchor probe over some of the objects that have references.
+    def telling(self, most: int = PROBED) -> list[float]:
+        """How well each layer tells objects apart, by the anchor probe over some of the objects with references.
 
         Args:
             most: Objects to look at, at most; in the order of their names.
@@ -164,7 +164,8 @@ class AnchorBank:
         Raises:
             KeditError: Fewer than two objects have two references.
         """
-        return probe_of(self.with_references(self.records, most).values())
+        anchors = self.with_references(self.records, most).values()
+        return telling(probe_of(anchors), within_relations(anchors))
 
     def _position(self, record: EditRecord, keep_hidden: bool = False) -> Anchor:
         answer_id = record.meta.get("target_new_id")
@@ -203,6 +204,12 @@ def probe_of(anchors: Iterable[Anchor]) -> list[LayerProbe]:
             "give model.anchors.records or model.anchors.knowledge"
         )
     return probe(hidden)
+
+
+def within_relations(anchors: Iterable[Anchor]) -> list[Within]:
+    """`kedit.anchors.within` of anchors that have their states."""
+    found = [(a.hidden, [reference.relation for reference in a.used]) for a in anchors if a.hidden is not None]
+    return within([hidden for hidden, _ in found], [relations for _, relations in found])
 
 
 def _name(record: EditRecord) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from kedit.anchors.probe import LayerProbe, best_window
+from kedit.anchors.probe import best_window
 from kedit.errors import KeditError
 
 
@@ -13,7 +13,7 @@ def align_layers(
     wanted: Literal["mid", "auto"] | Sequence[int],
     n_layers: int,
     edited: int,
-    probes: Callable[[], list[LayerProbe]],
+    scores: Callable[[], list[float]],
 ) -> list[int]:
     """Layers of the alignment loss, ascending.
 
@@ -22,7 +22,7 @@ def align_layers(
             but the last. `auto`: the window that the probe prefers. Or the layers themselves.
         n_layers: Of the model.
         edited: The last edited layer. An edit at the subject's last token reaches later tokens from the next layer on.
-        probes: Gives the anchor probe, for `auto`.
+        scores: Gives how well each layer tells objects apart (`kedit.anchors.probe.telling`), for `auto`.
 
     Raises:
         KeditError: A layer that does not exist or that the edit cannot reach; no layer is left above the edited one.
@@ -31,7 +31,7 @@ def align_layers(
     if first >= n_layers:
         raise KeditError(f"model.align.layers: the edited layer {edited} is the last one; no layer above it is left")
     if wanted == "auto":
-        return best_window(probes(), first)
+        return best_window(scores(), first)
     if wanted == "mid":
         middle = range(-(-4 * n_layers // 10), 7 * n_layers // 10 + 1)
         return [layer for layer in middle if layer >= first] or list(range(first, max(first, n_layers - 2) + 1))

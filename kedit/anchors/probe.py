@@ -69,21 +69,6 @@ def _cosines(objects: Sequence[Tensor], means: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(own).mean(0), torch.stack(other).mean(0)
 
 
-def best_window(probes: Sequence[LayerProbe], first: int) -> list[int]:
-    """A quarter of the depth, contiguous, with the largest mean centred margin.
-
-    Args:
-        probes: One per layer.
-        first: First layer that may be in it; the last layer of the model never is.
-    """
-    n = len(probes)
-    width = max(1, round(0.25 * n))
-    last = max(first, n - 2)
-    starts = range(first, max(first, last - width + 1) + 1)
-    windows = [[layer for layer in range(start, start + width) if layer <= last] for start in starts]
-    return max(windows, key=lambda w: sum(probes[layer].margin_centred for layer in w) / len(w))
-
-
 @dataclass(frozen=True)
 class Within:
     """Margins of one layer among references of the same relation, over objects that share it.
@@ -134,6 +119,33 @@ def within(
     margin = _margins(shared)
     dealt = torch.stack([_margins([_deal(members, generator) for members in shared]) for _ in range(draws)]).mean(0)
     return [Within(layer, float(margin[layer]), float(dealt[layer])) for layer in range(len(margin))]
+
+
+def telling(probes: Sequence[LayerProbe], inside: Sequence[Within]) -> list[float]:
+    """How well each layer tells objects apart: within relations, above chance; else by the centred margin.
+
+    The centred margin also counts what the wording of prompts gives away, which is much in the lowest layers.
+
+    Args:
+        probes: One per layer.
+        inside: One per layer, or nothing where no two objects share a relation.
+    """
+    return [w.above for w in inside] if inside else [p.margin_centred for p in probes]
+
+
+def best_window(scores: Sequence[float], first: int) -> list[int]:
+    """A quarter of the depth, contiguous, with the largest mean score.
+
+    Args:
+        scores: One per layer (`telling`).
+        first: First layer that may be in it; the last layer of the model never is.
+    """
+    n = len(scores)
+    width = max(1, round(0.25 * n))
+    last = max(first, n - 2)
+    starts = range(first, max(first, last - width + 1) + 1)
+    windows = [[layer for layer in range(start, start + width) if layer <= last] for start in starts]
+    return max(windows, key=lambda w: sum(scores[layer] for layer in w) / len(w))
 
 
 def _margins(groups: Sequence[Sequence[Tensor]]) -> Tensor:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from kedit.anchors.layers import align_layers
 from kedit.anchors.positioning import SOURCES, Anchor
-from kedit.anchors.probe import LayerProbe, Within, within
+from kedit.anchors.probe import LayerProbe, Within
 from kedit.runfolder import csv_text
 
 LEAST = 0.1
@@ -41,20 +41,14 @@ class Windows:
     auto: list[int]
 
     @classmethod
-    def of(cls, probes: list[LayerProbe], edited: int) -> Windows:
-        """The windows that the probe of a model gives.
+    def of(cls, scores: list[float], edited: int) -> Windows:
+        """The windows of a model whose layers tell objects apart so well (`kedit.anchors.probe.telling`).
 
         Raises:
             KeditError: No layer is left above the edited one.
         """
-        mid, auto = (align_layers(kind, len(probes), edited, lambda: probes) for kind in ("mid", "auto"))
+        mid, auto = (align_layers(kind, len(scores), edited, lambda: scores) for kind in ("mid", "auto"))
         return cls(edited, mid, auto)
-
-
-def within_relations(anchors: Iterable[Anchor]) -> list[Within]:
-    """`kedit.anchors.within` of anchors that have their states."""
-    found = [(a.hidden, [reference.relation for reference in a.used]) for a in anchors if a.hidden is not None]
-    return within([hidden for hidden, _ in found], [relations for _, relations in found])
 
 
 def lines_of(probes: Sequence[LayerProbe], inside: Sequence[Within], windows: Windows) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
-from kedit.anchors import AnchorBank, AnchorConfig, probe_of
-from kedit.anchors.bank import PROBED
+from kedit.anchors import AnchorBank, AnchorConfig, probe_of, telling
+from kedit.anchors.bank import PROBED, within_relations
 from kedit.anchors.figure import draw
-from kedit.anchors.report import Windows, as_csv, lines_of, probe_table, used, verdict, within_relations
+from kedit.anchors.report import Windows, as_csv, lines_of, probe_table, used, verdict
 from kedit.arch import check_layers
 from kedit.bars import stage
 from kedit.cli.messages import of_kedit
@@ -58,8 +58,9 @@ def probe_anchors(words: list[str]) -> None:
             bank.fill(progress)
         anchors = bank.with_references(bank.records, args.most)
         probes = probe_of(anchors.values())
-    windows = Windows.of(probes, edited)
-    lines = lines_of(probes, within_relations(anchors.values()), windows)
+    inside = within_relations(anchors.values())
+    windows = Windows.of(telling(probes, inside), edited)
+    lines = lines_of(probes, inside, windows)
     of = f"{lm.name}, objects of {args.data.name}"
     console = Console(highlight=False)
     console.print(probe_table(lines, f"anchor probe of {of}"))

@@ -166,7 +166,7 @@ class STEAM(Composed):
 
     def _choose_layers(self) -> list[int]:
         bank, edited = self.bank, self.editor.edited_layers[-1]
-        return align_layers(self.align.layers, self.lm.arch.n_layers, edited, lambda: bank.probe() if bank else [])
+        return align_layers(self.align.layers, self.lm.arch.n_layers, edited, lambda: bank.telling() if bank else [])
 
     @property
     def _editor_name(self) -> str:
