@@ -167,7 +167,7 @@ def test_auto(editor: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert outcome.error is None
             assert outcome.info["anchor"]["cosine"]["last"] > outcome.info["anchor"]["cosine"]["first"] - 1e-3
 
-    def other(objects: Any) -> list[float]:
+    def other(objects: Any) -> list[LayerProbe]:
         return [LayerProbe(i, 0.0, 0.0, float(i in (5, 6)), 0.0) for i in range(9)]
 
     monkeypatch.setattr("kedit.anchors.bank.probe", other)
