@@ -86,6 +86,8 @@ class PAC(EditingModule):
             train, contrast, keep = released(scope, train, contrast, keep)
         if train.shared_adam and contrast.theta == "instead":
             raise KeditError("model.contrast.theta: instead keeps T- apart; it needs train.shared_adam: false")
+        if train.shared_adam and contrast.lr == ContrastConfig().lr:
+            contrast = replace(contrast, lr=None)  # left out
         if train.shared_adam and contrast.lr is not None:
             raise KeditError("model.contrast.lr: one Adam has one learning rate; it needs train.shared_adam: false")
         if train.layer_weights and trace.pick != "traced":

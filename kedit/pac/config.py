@@ -18,7 +18,8 @@ class ContrastConfig:
     Args:
         weight: lambda; 0 leaves the term out. Adam divides a gradient by its own size, so lambda alone has hardly an
             effect: `lr` has.
-        lr: Learning rate of T-; null: that of T+.
+        lr: Learning rate of T-; null: that of T+, as in the released code, and with `shared_adam`. The default was
+            chosen on validation records (docs/pac_smollm2.md).
         original: y: `forced` is the unedited model's argmax at every position of the new target (the released code),
             `greedy` is what it continues the prompt with by itself, as many tokens.
         theta: Weights at which L(y) is taken: `updated` are those with the changes of T+ and T- (the released code),
@@ -27,7 +28,7 @@ class ContrastConfig:
     """
 
     weight: float = 0.1
-    lr: float | None = None
+    lr: float | None = 1e-4
     original: Literal["forced", "greedy"] = "forced"
     theta: Literal["updated", "instead"] = "updated"
     merge: bool = True
@@ -139,6 +140,4 @@ def released(
         raise KeditError("model.parity: the released run traces an edit set, not each edit; use scope: batch")
     if keep != KeepConfig() and keep.weight:
         raise KeditError("model.parity: the released run has no locality term; leave model.keep.weight out, or at 0")
-    if contrast.lr == ContrastConfig().lr:
-        contrast = replace(contrast, lr=None)
     return train, contrast, replace(keep, weight=0.0)
