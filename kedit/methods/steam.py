@@ -69,6 +69,7 @@ class STEAM(Composed):
         self.anchor_config, self.align = anchors, align
         self.bank: AnchorBank | None = None
         self.layers: list[int] = []
+        self._pool = Pool([])
         self._centre: torch.Tensor | None = None
         self._terms: dict[str, tuple[Alignment, int]] = {}  # case -> its term and lane
         editor.more_terms = self._more_terms
@@ -80,6 +81,9 @@ class STEAM(Composed):
             self.steps_per_batch *= 2
         if self.align.layers != "auto":
             self.layers = self._choose_layers()
+        if not self.align.off:  # a bad file stops the run here, before statistics are made
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self._pool = pool_of(data.read(), self.anchor_config)
 
     def start(self) -> None:
         """The editor's preparation; then the anchors of all objects of the run, of the unedited model."""
@@ -88,8 +92,7 @@ class STEAM(Composed):
         records = [record for batch in data.batches for record in batch]
         if self.align.off:
             return
-        pool = pool_of(data.read(), self.anchor_config)
-        self.bank = AnchorBank(self.lm, records, pool, self.anchor_config, self.editor.contexts)
+        self.bank = AnchorBank(self.lm, records, self._pool, self.anchor_config, self.editor.contexts)
         with stage("anchors of the new objects") as progress:
             self.bank.fill(progress)
         counts = self.bank.counts()
