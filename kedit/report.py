@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -64,24 +64,36 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         for kind, metrics in kinds.items():
             table.add_section()
             name = TITLES.get(kind, kind).replace("_", " ")
-            shown = ("success",) if kind == "score" else (*SHOWN, "unchanged")
-            shown += PAPER.get(method["method"], {}).get(kind, ())
-            shown += tuple(PORT) if kind == "portability" else ()
-            for metric in shown:
-                if metric in metrics and not (kind in INVARIANT and metric == "exact"):
-                    cell = metrics[metric]
-                    editor = [_number(alone[kind][metric]["after"])] if alone else []
-                    table.add_row(
-                        name, metric, _number(cell["before"]), *editor, _number(cell["after"]), _interval(cell["ci"]),
-                        str(cell.get("n_probes", "")),
-                    )  # fmt: skip
-                    name = ""
+            for metric in shown_metrics(method["method"], kind, metrics):
+                cell = metrics[metric]
+                editor = [number(alone[kind][metric]["after"])] if alone else []
+                table.add_row(
+                    name, metric, number(cell["before"]), *editor, number(cell["after"]), interval(cell["ci"]),
+                    str(cell.get("n_probes", "")),
+                )  # fmt: skip
+                name = ""
     return table
 
 
-def _number(value: float | None) -> str:
+def shown_metrics(method: str, kind: str, metrics: Mapping[str, Any]) -> list[str]:
+    """Which of the metrics of a kind of probe a table shows, in order.
+
+    Args:
+        method: The method's class: its paper may report more than the others.
+        kind: Kind of probe.
+        metrics: Those that were measured.
+    """
+    shown = ("success",) if kind == "score" else (*SHOWN, "unchanged")
+    shown += PAPER.get(method, {}).get(kind, ())
+    shown += tuple(PORT) if kind == "portability" else ()
+    return [metric for metric in shown if metric in metrics and not (kind in INVARIANT and metric == "exact")]
+
+
+def number(value: float | None) -> str:
+    """A percentage as tables show it."""
     return "" if value is None else f"{value:.1f}"
 
 
-def _interval(ends: list[float] | None) -> str:
+def interval(ends: Sequence[float] | None) -> str:
+    """An interval as tables show it."""
     return "" if ends is None else f"[{ends[0]:.1f}, {ends[1]:.1f}]"

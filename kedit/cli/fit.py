@@ -163,25 +163,52 @@ TRAINER_DEFAULTS = {
 
 def fit(words: list[str]) -> None:
     """Parse `words`, edit and measure."""
-    about = "Edit facts in a language model and measure what the edits did."
     with quiet_lightning():
-        KeditCLI(
-            EditingModule,
-            EditData,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults=dict(TRAINER_DEFAULTS),
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            parser_kwargs={
-                "prog": "kedit",
-                "exit_on_error": False,
-                "fit": {"description": about, "exit_on_error": False},
-            },
-            args=["fit", *words],
-        )
+        _cli(KeditCLI, words)
+
+
+def parsed(words: list[str]) -> Namespace:
+    """What `fit` would make of `words`; nothing is loaded or written.
+
+    Raises:
+        KeditError, jsonargparse.ArgumentError: As `fit` would, where that needs no model and no data.
+    """
+    with quiet_lightning():
+        return _cli(_Parsing, words).config["fit"]
+
+
+class _Parsing(KeditCLI):
+    """Stops after parsing."""
+
+    def before_instantiate_classes(self) -> None:
+        _check_groups(self.config[str(self.subcommand)])
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def _cli(cls: type[KeditCLI], words: list[str]) -> KeditCLI:
+    about = "Edit facts in a language model and measure what the edits did."
+    return cls(
+        EditingModule,
+        EditData,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"save_to_log_dir": False},
+        trainer_defaults=dict(TRAINER_DEFAULTS),
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        parser_kwargs={
+            "prog": "kedit",
+            "exit_on_error": False,
+            "fit": {"description": about, "exit_on_error": False},
+        },
+        args=["fit", *words],
+    )
 
 
 @contextmanager

@@ -19,6 +19,8 @@ usage: kedit COMMAND [OPTIONS]
   fit            edit a model and measure what the edits did:  kedit fit --config configs/rome_smollm2.yaml
   stats          covariance of a model's keys, ahead of a run: kedit stats --lm.name smollm2-135m
   probe-anchors  layers that STEAM's anchors work in:          kedit probe-anchors --data Facts --out probe
+  sweep          a grid of runs, one after another:            kedit sweep slurm/sweeps/smollm2.yaml
+  collect        one table over the runs of a sweep:           kedit collect slurm/sweeps/smollm2.yaml
   ls             methods, data sets, known models, configs:    kedit ls
 
 kedit COMMAND --help lists the options of a command; kedit --version says which kedit this is.
@@ -83,12 +85,29 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
         probe_anchors(words)
 
+    def sweep(words: list[str]) -> None:
+        from kedit.cli.sweep import sweep
+
+        sweep(words)
+
+    def collect(words: list[str]) -> None:
+        from kedit.cli.collect import collect
+
+        collect(words)
+
     def ls(words: list[str]) -> None:
         from kedit.cli.ls import ls
 
         ls(words)
 
-    return {"fit": fit, "stats": stats, "probe-anchors": probe_anchors, "ls": ls}
+    return {
+        "fit": fit,
+        "stats": stats,
+        "probe-anchors": probe_anchors,
+        "sweep": sweep,
+        "collect": collect,
+        "ls": ls,
+    }
 
 
 def _fail(message: str) -> None:
