@@ -158,7 +158,7 @@ def test_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ([str(tmp_path / "latin.yaml")], "latin.yaml: no UTF-8 text"),
         ([str(tmp_path)], "is not the folder of a sweep"),
     ]:
-        for command in (["sweep"], ["collect"]):
+        for command in (["sweep"], ["collect"], ["slurm", "status"], ["slurm", "submit"]):
             with pytest.raises(SystemExit) as stop:
                 main([*command, *words])
             assert stop.value.code == 2

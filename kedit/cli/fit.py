@@ -119,9 +119,12 @@ class KeditCLI(LightningCLI):
         if self._get(self.config_init, "trainer")["logger"] is None:
             kwargs["logger"] = CSVLogger(self.folder, name="logs")
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
             raise KeditError(f"trainer: {_first_line(error)}") from error
+        if trainer.world_size > 1:  # every process would do all edits, and write all rows
+            raise KeditError(f"trainer.devices: {trainer.world_size} processes in one run cannot share its edits yet")
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         given = {"datamodule": self.datamodule, "ckpt_path": self.checkpoint, "weights_only": True}

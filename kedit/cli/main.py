@@ -21,6 +21,7 @@ usage: kedit COMMAND [OPTIONS]
   probe-anchors  layers that STEAM's anchors work in:          kedit probe-anchors --data Facts --out probe
   sweep          a grid of runs, one after another:            kedit sweep slurm/sweeps/smollm2.yaml
   collect        one table over the runs of a sweep:           kedit collect slurm/sweeps/smollm2.yaml
+  slurm          the same sweep on a cluster:                  kedit slurm submit slurm/sweeps/smollm2.yaml
   ls             methods, data sets, known models, configs:    kedit ls
 
 kedit COMMAND --help lists the options of a command; kedit --version says which kedit this is.
@@ -95,6 +96,11 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
         collect(words)
 
+    def slurm(words: list[str]) -> None:
+        from kedit.cli.slurm import slurm
+
+        slurm(words)
+
     def ls(words: list[str]) -> None:
         from kedit.cli.ls import ls
 
@@ -106,6 +112,7 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
         "probe-anchors": probe_anchors,
         "sweep": sweep,
         "collect": collect,
+        "slurm": slurm,
         "ls": ls,
     }
 

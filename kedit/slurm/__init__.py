@@ -1,0 +1,1 @@
+"""Sweeps on Slurm: sbatch scripts from templates, what the queue says, and what was submitted."""

@@ -1,0 +1,104 @@
+"""sbatch scripts from the templates beside this file.
+
+`{{name}}` stands for a value. A line whose value is None is left out; one whose value is a list stands once for each.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from kedit.slurm.options import SlurmOptions
+from kedit.sweepfolder import ranges
+
+SCRIPTS, LOGS = "slurm", "logs"
+"""Where in a sweep's folder its scripts and their output are."""
+
+_INHERITED = "# The environment is that of the shell that called sbatch."
+_OFFLINE = (
+    "# Compute nodes often have no internet: models come from the cache, without a try.",
+    "export HF_HUB_OFFLINE=1",
+)
+_PLACE = re.compile(r"\{\{(\w+)\}\}")
+
+
+def array_script(name: str, folder: Path, tasks: Sequence[int], options: SlurmOptions) -> str:
+    """The array that runs tasks of a sweep.
+
+    Args:
+        name: The sweep's name.
+        folder: Its folder.
+        tasks: Numbers of the tasks.
+        options: What an element gets.
+    """
+    array = ranges(tasks) + (f"%{options.throttle}" if options.throttle else "")
+    values = {"array": array, "job_name": f"kedit-{name}", "output": _output(folder / LOGS / "%A_%a.out")}
+    return _render("array", _common(name, folder, options) | values)
+
+
+def stats_script(name: str, folder: Path, commands: Sequence[Sequence[str]], options: SlurmOptions) -> str:
+    """The job that computes statistics ahead of the array.
+
+    Args:
+        name: The sweep's name.
+        folder: Its folder.
+        commands: What stands after each `kedit stats`.
+        options: What an element of the array gets; this job gets at most one GPU.
+    """
+    lines = [f"srun --cpus-per-task={options.cpus} kedit stats {shlex.join(words)}" for words in commands]
+    values = {"commands": lines, "job_name": f"kedit-{name}-stats", "one_gpu": min(1, options.gpus) or None}
+    values["output"] = _output(folder / LOGS / "%j-stats.out")
+    return _render("stats", _common(name, folder, options) | values)
+
+
+def collect_script(name: str, folder: Path, options: SlurmOptions) -> str:
+    """The job that writes the table."""
+    values = {"job_name": f"kedit-{name}-collect", "output": _output(folder / LOGS / "%j-collect.out")}
+    return _render("collect", _common(name, folder, options) | values)
+
+
+def _common(name: str, folder: Path, options: SlurmOptions) -> dict[str, Any]:
+    return {
+        "name": name,
+        "folder": folder,
+        "file": folder / SCRIPTS / "array.sbatch",
+        "quoted_folder": shlex.quote(str(folder)),
+        "partition": options.partition,
+        "account": options.account,
+        "qos": options.qos,
+        "nodes": options.nodes,
+        "processes": options.processes,
+        "gpus": options.gpus or None,
+        "cpus": options.cpus,
+        "mem": options.mem,
+        "time": options.time,
+        "extra": options.extra,
+        "activate": [_INHERITED if options.activate is None else options.activate],
+        "offline": list(_OFFLINE) if options.offline else [],
+    }
+
+
+def _output(path: Path) -> str:
+    """A path in `--output`, where '%' means something and a space would end it."""
+    text = str(path.parent).replace("%", "%%") + f"/{path.name}"
+    return f'"{text}"' if " " in text else text
+
+
+def _render(template: str, values: Mapping[str, Any]) -> str:
+    text = files("kedit.slurm").joinpath("templates", f"{template}.sbatch").read_text(encoding="utf-8")
+    return "".join(f"{line}\n" for line in _lines(text, values))
+
+
+def _lines(text: str, values: Mapping[str, Any]) -> Iterator[str]:
+    for line in text.splitlines():
+        found = {name: values[name] for name in _PLACE.findall(line)}
+        if None in found.values():
+            continue
+        several = [name for name, value in found.items() if isinstance(value, list)]
+        for one in found[several[0]] if several else [None]:
+            now = found | dict.fromkeys(several, one)
+            yield _PLACE.sub(lambda place, now=now: str(now[place[1]]), line)
