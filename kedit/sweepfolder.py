@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kedit.errors import KeditError
-from kedit.runfolder import finished, write_json
+from kedit.runfolder import RESULTS, finished, write_json
 from kedit.sweep import Sweep, Task
 
 PLAN = "sweep.json"
@@ -185,7 +185,9 @@ class SweepFolder:
         write_json(self.path / PLAN, self._plan)
 
     def _begun(self, name: str) -> bool:
-        return (self.path / "tasks" / name / RECORD).exists()
+        """Whether there are results of a task; one that failed before its first edit may be given other settings."""
+        results = self.path / "tasks" / name / RESULTS
+        return results.exists() and results.stat().st_size > 0
 
 
 def ranges(numbers: Sequence[int]) -> str:

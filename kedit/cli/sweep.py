@@ -129,11 +129,13 @@ def _one(folder: SweepFolder, numbered: Numbered) -> None:
         return
     record = run_task(numbered)
     log.info("%s: %s", numbered.name, told(record))
-    for line in [] if record["state"] == "done" else record["tail"]:
+    if record["state"] == "done":
+        return
+    for line in record["tail"]:
         log.info("    %s", line)
     if record["state"] == "interrupted" and record["signal"]:
         _interrupted(record["signal"], numbered)
-    raise SystemExit(record["status"] or (record["state"] != "done"))
+    raise SystemExit(record["status"] or 1)
 
 
 def _run(numbered: Numbered, n: int, of: int) -> bool:
