@@ -181,8 +181,7 @@ class AnchorBank:
         if self._folder is None or not self._path(name).is_file():
             return None
         tensors, card = read(self._path(name))
-        by_text = {(r.text, r.answer): r for r in self.pool.references}
-        used = tuple(by_text[text, answer] for text, answer in card["used"])
+        used = tuple(self.pool.find(text, answer) for text, answer in card["used"])
         names = ("n", "relations", "source", "recall", "asked", "known")
         return Anchor(tensors["mean"], **{key: card[key] for key in names}, used=used)
 

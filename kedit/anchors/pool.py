@@ -60,6 +60,7 @@ class Pool:
         by_text: dict[tuple[str, str], Reference] = {}
         for reference in references:
             by_text.setdefault((reference.text, normal(reference.answer)), reference)
+        self._by_text = by_text
         self.references = tuple(by_text.values())
         self._by_id: dict[str, list[Reference]] = {}
         self._by_name: dict[str, list[Reference]] = {}
@@ -78,6 +79,10 @@ class Pool:
         """16 hex digits that stand for the references."""
         lines = sorted(json.dumps(astuple(reference)) for reference in self.references)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+    def find(self, text: str, answer: str) -> Reference:
+        """The reference with this prompt and this object."""
+        return self._by_text[text, normal(answer)]
 
     def lookup(self, answer: str, answer_id: str | None = None) -> list[Reference]:
         """References with exactly this object: by its id where it has one, and by its name where they have none."""
