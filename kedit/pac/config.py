@@ -97,7 +97,7 @@ class TrainConfig:
         layer_weights: Learning rates follow the trace: a matrix whose paths score twice the mean gets twice `lr`.
     """
 
-    lr: float = 1e-3
+    lr: float = 1.4e-3
     passes: int = 24
     mini_batch: int = 8
     retrace: int = 0
