@@ -15,7 +15,7 @@ from kedit.cli import main
 from kedit.delta import edited
 from kedit.deltafile import load_delta
 from kedit.lm import LMConfig, load_lm
-from kedit.pac import Profile, encode_request
+from kedit.pac import Profile, TrainConfig, encode_request
 from kedit.requests import EditRequest
 from kedit.runfolder import CHECKPOINT
 from tests.pac_runs import Rows, RowsOf, deltas_of, quick_run
@@ -96,7 +96,7 @@ D_FF, N_SITES = 40, 4
         ({"trace.pick": "all"}, D_FF, D_FF),
         ({"trace.pick": "random", "scope": "edit"}, 5, 10),
         ({"trace.mode": "kbest", "trace.tie_kv": "true", "contrast.original": "greedy"}, 2, 5),
-        ({"parity": "true", "train.lr": 0.001, "train.passes": 24}, 5, 30),
+        ({"parity": "true", "train.lr": TrainConfig().lr, "train.passes": TrainConfig().passes}, 5, 30),
         ({"scope": "dataset", "train.objective": "joint", "contrast.lr": 0.001, "train.retrace": 1}, 5, 5),
         ({"trace.enough": 0.5, "keep.weight": 2, "keep.prompts": 4, "train.layer_weights": "true"}, 2, 4),
     ],
