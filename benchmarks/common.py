@@ -154,4 +154,6 @@ def by_name(value: Any) -> Any:
         return {key: by_name(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [by_name(one) for one in value]
+    if isinstance(value, Path):
+        value = str(value)
     return re.sub(r"(?<![^\s=,])/[^\s,]*/", "", value) if isinstance(value, str) else value

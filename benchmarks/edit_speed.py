@@ -11,7 +11,6 @@ rule; set-up (captures, contexts' tokenising) is counted in each. Needs torch an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -152,8 +151,7 @@ def main() -> None:
         if name in fast:
             figure["largest_v_star_difference_relative"] = differs(fast[name], n_slow)
         print(name, {k: round(v, 6) for k, v in figure.items()})
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items()}
-    print("saved", save(a.save or f"edit_speed_{a.device}", {"settings": settings, "figures": figures}).name)
+    print("saved", save(a.save or f"edit_speed_{a.device}", {"settings": vars(a), "figures": figures}).name)
 
 
 if __name__ == "__main__":

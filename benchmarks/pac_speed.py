@@ -13,7 +13,6 @@ In bfloat16 the dense steps round away, so that the slices need not agree with t
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pac_speed_steps
@@ -36,7 +35,7 @@ def main() -> None:
     a = parser.parse_args()
     lm = get_lm(a.model, a.dtype, a.device)
     texts = [encode_request(lm, request) for request in read_requests(a.data, a.requests)]
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "layer"}
+    settings = {k: v for k, v in vars(a).items() if k != "layer"}
     settings |= {"threads": torch.get_num_threads(), "unit_of_ratios": clock_of(a.device)}
     found: dict[str, Any] = {"settings": settings}
     if a.only != "steps":

@@ -184,9 +184,8 @@ def main() -> None:
     banks = bank_costs(lm, a.layer, batch, pathways, a.banks, a.repeats, unit)
     for name, entry in banks.items():
         print(name, entry)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items()}
     found: dict[str, Any] = {
-        "settings": settings
+        "settings": vars(a)
         | {"threads": torch.get_num_threads(), "positives": [len(t.positives) for t in made["b_keys"]]},
         "unit_of_ratios": unit,
         "once_per_run_shared_keys": shared,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
@@ -82,8 +81,7 @@ def main() -> None:
     }
     for way, figure in figures.items():
         print(way, {name: round(value, 3) for name, value in figure.items()})
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(a).items()}
-    about = {"settings": settings | {"layers": layers, "threads": torch.get_num_threads()}, "figures": figures}
+    about = {"settings": vars(a) | {"layers": layers, "threads": torch.get_num_threads()}, "figures": figures}
     print("saved", save(a.save or f"steam_speed_{a.device}", about | {"peak_rss_gib": peak_rss_gib()}).name)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,17 @@ from kedit.data import read_facts, read_robust
 from kedit.delta import Delta
 from kedit.evaluate import EvalConfig, score_records
 from kedit.fluency import ngram_entropy, sampled_texts
-from kedit.intervals import bootstrap, paired
+from kedit.intervals import paired, paired_cell
 from kedit.lanes import LaneBank
+from kedit.latent import BASE, arm_states, prompts_of
+from kedit.lm import LM
 from kedit.methods import STEAM, EditingModule
 from kedit.methods.steam import pool_of
 from kedit.requests import EditRecord
 from kedit.results import result_row
 from kedit.runfolder import append_rows, read_rows
-from kedit.states import states
 from kedit.summary import summarise
 from kedit.tfidf import Tfidf
-from kedit.tokens import encode
 
 Row = dict[str, Any]
 KINDS = ("rewrite", "paraphrase", "neighborhood", "portability")
@@ -72,24 +72,25 @@ class Measure(EditCallback):
         data = trainer.datamodule
         records = [record for batch in data.batches for record in batch]
         editor = pl_module.editor if isinstance(pl_module, STEAM) else pl_module
-        self.bank = AnchorBank(pl_module.lm, records, pool_of(data.read(), self.anchors), self.anchors, editor.contexts)
+        pool = data.everything
+        self.bank = AnchorBank(pl_module.lm, records, pool_of(pool, self.anchors), self.anchors, editor.contexts)
         self.bank.fill()
-        pool = data.read()
         self.tfidf = Tfidf.fit(collection(pool))
         self.references = {record.request.case_id: " ".join(references_of(record, pool)) for record in records}
 
     def on_edit_end(self, trainer: Any, module: EditingModule, batch: EditBatch) -> None:
         n, records = len(batch.records), batch.records
-        bank = LaneBank(module.lm.model, [delta or Delta() for delta in batch.deltas])
+        deltas = [delta or Delta() for delta in batch.deltas]
+        bank = LaneBank(module.lm.model, deltas)
         lanes = [*[-1] * n, *range(n)]
         scores = score_records(module.lm, records * 2, lanes, bank, self.config)
-        cosines = self._cosines(module, records, lanes, bank)
+        cosines = self._cosines(module.lm, records, deltas)
         prompts = [record.request.text.strip() for record in records]
         texts = sampled_texts(module.lm, prompts * 2, [record.request.case_id for record in records] * 2, lanes, bank)
         rows = []
         for i, outcome in enumerate(batch.outcomes):
             more: Row = {"edit": outcome.info, "error": outcome.error, "seconds": batch.seconds / n}
-            more |= {"cosine": {"before": cosines[i], "after": cosines[n + i]}}
+            more |= {"cosine": {side: of_records[i] for side, of_records in cosines.items()}}
             more |= {"source": self.bank.anchor(outcome.record).source}
             case = outcome.record.request.case_id
             more |= {"texts": {"before": self._text(case, texts[i]), "after": self._text(case, texts[n + i])}}
@@ -105,16 +106,16 @@ class Measure(EditCallback):
         return {"fluency": ngram_entropy(text),
                 "consistency": 100 * self.tfidf.cosine(text, references) if references else None}  # fmt: skip
 
-    def _cosines(
-        self, module: EditingModule, records: Sequence[EditRecord], lanes: list[int], bank: LaneBank
-    ) -> list[list[float]]:
+    def _cosines(self, lm: LM, records: Sequence[EditRecord], deltas: Sequence[Delta]) -> dict[str, list[list[float]]]:
         """Cosine of the state where the bare prompt's answer is predicted to the anchor, at every layer."""
-        tokens = [encode(module.lm, record.request.text.strip()).ids for record in records] * 2
-        found = states(module.lm, list(zip(lanes, tokens, strict=True)), [len(row) - 1 for row in tokens], bank)
-        nothing = torch.full(found.shape[1:], float("nan"))
-        means = [self.bank.anchor(record).mean for record in records] * 2
+        prompts = [list(prompts_of(lm, record, paraphrases=False).values()) for record in records]
+        found = arm_states(lm, prompts, {"edited": deltas})
+        nothing = torch.full(found[BASE].shape[1:], float("nan"))
+        means = [self.bank.anchor(record).mean for record in records]
         anchors = torch.stack([nothing if mean is None else mean for mean in means])
-        return [[round(x, 6) for x in row] for row in F.cosine_similarity(found, anchors, dim=-1).tolist()]
+        cosines = {name: F.cosine_similarity(hidden, anchors, dim=-1).tolist() for name, hidden in found.items()}
+        rounded = {name: [[round(x, 6) for x in row] for row in rows] for name, rows in cosines.items()}
+        return {"before": rounded[BASE], "after": rounded["edited"]}
 
 
 def read(data: str) -> list[EditRecord]:
@@ -122,21 +123,17 @@ def read(data: str) -> list[EditRecord]:
     return read_facts(data.removeprefix("facts:")) if data.startswith("facts:") else read_robust(data)
 
 
-def per_record(row: Row, kind: str, metric: str) -> float:
-    """A record's mean over its probes of a kind, NaN where it has none."""
-    cell = summarise([row]).get(kind, {}).get(metric)
-    return float("nan") if cell is None or cell["after"] is None else cell["after"] / 100
+def shares(row: Row) -> dict[tuple[str, str], float]:
+    """A record's mean over its probes of each kind, after the edit; a kind that it has no probe of is left out."""
+    found = summarise([row], resamples=1)
+    cells = {(kind, metric): found.get(kind, {}).get(metric) for kind, metric in SHOWN}
+    return {key: cell["after"] / 100 for key, cell in cells.items() if cell is not None and cell["after"] is not None}
 
 
-def text_cell(rows: list[Row], name: str) -> Row | None:
-    """Mean before and after, and the interval of after; None where no record has it."""
-    values = [(row["texts"]["before"][name], row["texts"]["after"][name]) for row in rows]
-    values = [(x, y) for x, y in values if x is not None and y is not None]
-    if not values:
-        return None
-    before, after = ([v[i] for v in values] for i in (0, 1))
-    means = {"before": sum(before) / len(before), "after": sum(after) / len(after)}
-    return means | {"ci": list(bootstrap(after, scale="other")), "n": len(values)}
+def text_cell(pairs: Iterable[tuple[float | None, float | None]]) -> Row | None:
+    """`paired_cell` of the pairs that have both; None where there is none."""
+    both = [(x, y) for x, y in pairs if x is not None and y is not None]
+    return paired_cell(both) if both else None
 
 
 def aligned(row: Row, layers: Sequence[int], side: str) -> float:
@@ -149,21 +146,18 @@ def compared(rows: list[Row], with_: list[Row], layers: Sequence[int]) -> Row:
     by_case = {row["case_id"]: row for row in with_}
     pairs = [(by_case[row["case_id"]], row) for row in rows if row["case_id"] in by_case]
     found: Row = {}
-    for kind, metric in SHOWN:
-        values = [(per_record(a, kind, metric), per_record(b, kind, metric)) for a, b in pairs]
-        values = [(x, y) for x, y in values if x == x and y == y]
+    measured = [(shares(a), shares(b)) for a, b in pairs]
+    for key in SHOWN:
+        values = [(a[key], b[key]) for a, b in measured if key in a and key in b]
         if values:
-            before, after = ([v[i] for v in values] for i in (0, 1))
+            before, after = zip(*values, strict=True)
             low, high = paired(before, after)
-            change = sum(y - x for x, y in values) / len(values)
-            found[f"{kind}/{metric}"] = {"change": 100 * change, "ci": [100 * low, 100 * high], "n": len(values)}
+            change = (sum(after) - sum(before)) / len(values)
+            found["/".join(key)] = {"change": 100 * change, "ci": [100 * low, 100 * high], "n": len(values)}
     for name in TEXTS:
-        drawn = [(a["texts"]["after"][name], b["texts"]["after"][name]) for a, b in pairs]
-        drawn = [(x, y) for x, y in drawn if x is not None and y is not None]
-        if drawn:
-            before, after = ([v[i] for v in drawn] for i in (0, 1))
-            change = sum(y - x for x, y in drawn) / len(drawn)
-            found[name] = {"change": change, "ci": list(paired(before, after, scale="other")), "n": len(drawn)}
+        cell = text_cell((a["texts"]["after"][name], b["texts"]["after"][name]) for a, b in pairs)
+        if cell:
+            found[name] = {"change": cell["change"], "ci": cell["change_ci"], "n": cell["n_records"]}
     if layers:
         sides = [
             (aligned(a, layers, "before"), aligned(a, layers, "after"), aligned(b, layers, "after")) for a, b in pairs
@@ -226,7 +220,10 @@ def main() -> None:
                 for kind, metric in SHOWN
                 if metric in found.get(kind, {})
             },
-            "texts": {name: text_cell(rows, name) for name in TEXTS},
+            "texts": {
+                name: text_cell((row["texts"]["before"][name], row["texts"]["after"][name]) for row in rows)
+                for name in TEXTS
+            },
             "sources": dict(Counter(row["source"] for row in rows)),
             "failed": sum(row["error"] is not None for row in rows),
             "seconds_per_edit": sum(row["seconds"] for row in rows) / len(rows),

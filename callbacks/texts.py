@@ -53,7 +53,7 @@ class Texts(TextCallback):
         if not self.enabled:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        records = data.read()
+        records = data.everything
         self._pool = _Pool(records, Tfidf.fit(collection(records)))
         self._references = {record.request.case_id: " ".join(references_of(record, records)) for record in data.records}
         self.samples(trainer).start(trainer, editing(pl_module))

@@ -43,18 +43,6 @@ def ngram_entropy(text: str) -> float:
     return sum(weight * entropy(words, n) for n, weight in WEIGHTS) / len(WEIGHTS)
 
 
-def fluency(
-    lm: LM,
-    prompts: Sequence[str],
-    seeds: Sequence[str],
-    lanes: Sequence[int] | None = None,
-    bank: LaneBank | None = None,
-) -> list[float | None]:
-    """N-gram entropy of `sampled_texts`, in bits; None for a prompt that leaves no room for a text."""
-    texts = sampled_texts(lm, prompts, seeds, lanes, bank)
-    return [None if text is None else ngram_entropy(text) for text in texts]
-
-
 def sampled_texts(
     lm: LM,
     prompts: Sequence[str],

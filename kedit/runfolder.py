@@ -106,6 +106,18 @@ def write_figure(path: Path, figure: Figure) -> None:
     partial.replace(path)
 
 
+def make_folder(path: Path, option: str) -> None:
+    """Make a folder that a user named, with those above it.
+
+    Raises:
+        KeditError: It cannot be made; names the option.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KeditError(f"{option}: {path} cannot be made: {error.strerror}") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, replacing it in one step."""
     partial = path.with_suffix(".partial")

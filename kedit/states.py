@@ -67,3 +67,8 @@ def states(
         found[part] = torch.stack(seen, 1).cpu()
         start += len(part)
     return found
+
+
+def last_states(lm: LM, rows: Sequence[tuple[int, ...]]) -> Tensor:
+    """`states` of the shared weights at the last token of each row."""
+    return states(lm, [(-1, row) for row in rows], [len(row) - 1 for row in rows])

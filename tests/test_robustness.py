@@ -14,7 +14,7 @@ import torch
 
 from kedit.cli import main
 from kedit.delta import Delta, Factors, edited
-from kedit.fluency import entropy, fluency, ngram_entropy, words_of
+from kedit.fluency import entropy, ngram_entropy, sampled_texts, words_of
 from kedit.lanes import LaneBank
 from kedit.lm import LM
 from kedit.robustness import COLUMNS, as_csv, figures, fluency_cell
@@ -76,6 +76,9 @@ def test_sampling_in_lanes_is_sampling_from_the_edited_model(model_type: str) ->
 
 
 def test_fluency() -> None:
+    def fluency(lm: LM, prompts: list[str], seeds: list[str]) -> list[float | None]:
+        return [None if text is None else ngram_entropy(text) for text in sampled_texts(lm, prompts, seeds)]
+
     lm = tiny_lm("gpt2")
     prompts = ["The capital of France is", "He", "The capital of Italy is"]
     values = fluency(lm, prompts, ["a", "b", "c"])

@@ -18,7 +18,7 @@ from kedit.anchors.probe import LayerProbe, Within, probe, telling, within
 from kedit.cache import cache_dir
 from kedit.errors import KeditError
 from kedit.requests import EditRecord
-from kedit.states import states
+from kedit.states import last_states
 from kedit.stats.store import read, write
 from kedit.tokens import encode
 
@@ -124,8 +124,7 @@ class AnchorBank:
         if kind == "none":
             return None
         if kind == "generic":
-            rows = [encode(self.lm, prompt).ids for prompt in NEUTRAL]
-            return states(self.lm, [(-1, row) for row in rows], [len(row) - 1 for row in rows]).mean(0)
+            return last_states(self.lm, [encode(self.lm, prompt).ids for prompt in NEUTRAL]).mean(0)
         means = [anchor.mean for anchor in self._found.values() if anchor.mean is not None]
         if len(means) < OBJECTS:
             raise KeditError(
@@ -138,21 +137,31 @@ class AnchorBank:
         """The anchor of a record's new object with the states that it averages (`Anchor.hidden`), positioned anew."""
         return self._position(record, keep_hidden=True)
 
-    def with_references(self, records: Sequence[EditRecord], most: int = PROBED) -> dict[str, Anchor]:
+    def with_references(
+        self, records: Sequence[EditRecord], most: int = PROBED, progress: Progress | None = None
+    ) -> dict[str, Anchor]:
         """Anchors, with their states, of the objects of `records` that have two references or more.
 
         Args:
             records: Of the run.
             most: Objects to look at, at most; in the order of their names.
+            progress: Called after every object.
 
         Returns:
             Name of the object -> its anchor.
         """
         by_name = {_name(record): record for record in records}
         found: dict[str, Anchor] = {}
-        for name in sorted(by_name):
-            if len(found) < most and self.anchor(by_name[name]).n > 1 and self.anchor(by_name[name]).used:
-                found[name] = self.with_states(by_name[name])
+        for i, name in enumerate(sorted(by_name), 1):
+            if len(found) == most:
+                break
+            seen = self._found.get(name)
+            if seen is None or seen.n > 1:  # one that was positioned before may be known to be of no use
+                anchor = self.with_states(by_name[name])
+                if anchor.n > 1 and anchor.used:
+                    found[name] = anchor
+            if progress is not None:
+                progress(i, len(by_name))
         return found
 
     def telling(self, most: int = PROBED) -> list[float]:
@@ -212,7 +221,5 @@ def within_relations(anchors: Iterable[Anchor]) -> list[Within]:
 
 
 def _name(record: EditRecord) -> str:
-    answer_id = record.meta.get("target_new_id")
-    return (
-        normal(record.request.target_new) if answer_id is None else f"{answer_id} {normal(record.request.target_new)}"
-    )
+    answer_id, name = record.meta.get("target_new_id"), normal(record.request.target_new)
+    return name if answer_id is None else f"{answer_id} {name}"

@@ -17,7 +17,7 @@ from kedit.anchors.config import RECALLS, AnchorConfig, Recall
 from kedit.anchors.pool import Pool, Reference, normal
 from kedit.anchors.sampling import stratified
 from kedit.requests import EditRecord, EditRequest
-from kedit.states import states
+from kedit.states import last_states, states
 from kedit.tokens import encode
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _in_context(lm: LM, request: EditRequest, contexts: Sequence[str], keep_hidd
     """The model's own state once it was told the fact: "{prompt} {object}. {prompt}", in some contexts."""
     said = f"{request.text.strip()} {request.target_new}. {request.text.strip()}"
     rows = [encode(lm, context.replace("{}", said), name=f"record {request.case_id}").ids for context in contexts]
-    hidden = states(lm, [(-1, row) for row in rows], [len(row) - 1 for row in rows])
+    hidden = last_states(lm, rows)
     return Anchor(hidden.mean(0), len(rows), 1, "in_context", hidden=hidden if keep_hidden else None)
 
 

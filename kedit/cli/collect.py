@@ -13,8 +13,7 @@ from rich.console import Console
 from kedit.cli.sweep import WHICH, open_sweep
 from kedit.collect import Collected, collected
 from kedit.collect_report import LEGEND, as_csv, as_markdown, heading, tables
-from kedit.errors import KeditError
-from kedit.runfolder import write_text
+from kedit.runfolder import make_folder, write_text
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +42,7 @@ def collect(words: list[str], prog: str = "kedit collect") -> None:
     if args.out is None:
         Console(soft_wrap=True, highlight=False).print(text, end="", markup=False)
         return
-    try:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise KeditError(f"out: {Path(args.out).parent} cannot be made: {error.strerror}") from None
+    make_folder(Path(args.out).parent, "out")
     write_text(Path(args.out), text)
     log.info("%s; written: %s", heading(result), args.out)
 

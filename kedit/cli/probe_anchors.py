@@ -25,7 +25,7 @@ from kedit.evaluate import known
 from kedit.lm import LM, LMConfig, load_lm
 from kedit.methods.steam import pool_of
 from kedit.requests import EditRecord
-from kedit.runfolder import write_text
+from kedit.runfolder import make_folder, write_text
 
 ABOUT = "In which layers do anchors carry the object? Run it before choosing model.align.layers of STEAM."
 
@@ -48,15 +48,13 @@ def probe_anchors(words: list[str]) -> None:
         if args.most < 2:
             raise KeditError(f"most: {args.most} is less than 2, and the probe compares objects")
         out = _folder(args.out)
-        rows = args.data.read()  # a bad file stops here
-        pool = pool_of(rows, args.anchors)
+        pool = pool_of(args.data.everything, args.anchors)  # a bad file stops here
         lm = load_lm(args.lm, device_of(args.device))
         edited = _edited(lm, args.edited_layer)
         args.data.prepare(lambda records: _known(lm, records, args.data.filter_known), lambda: lm)
         bank = AnchorBank(lm, args.data.records, pool, args.anchors)
         with stage("anchors of the new objects") as progress:
-            bank.fill(progress)
-        anchors = bank.with_references(bank.records, args.most)
+            anchors = bank.with_references(bank.records, args.most, progress)
         probes = probe_of(anchors.values())
     inside = within_relations(anchors.values())
     windows = Windows.of(telling(probes, inside), edited)
@@ -109,10 +107,7 @@ def _options() -> Iterator[None]:
 def _folder(name: str | None) -> Path | None:
     if name is None:
         return None
-    try:
-        Path(name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise KeditError(f"out: {name} cannot be made: {error.strerror}") from None
+    make_folder(Path(name), "out")
     return Path(name)
 
 

@@ -12,6 +12,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -84,6 +85,11 @@ class EditData(LightningDataModule):
     def read(self) -> list[EditRecord]:
         """All records of the data set, as its reader gives them. The one method of a subclass."""
         raise NotImplementedError
+
+    @cached_property
+    def everything(self) -> list[EditRecord]:
+        """All records of the data set, read once; `records` are chosen from them."""
+        return self.read()
 
     @property
     def records(self) -> list[EditRecord]:
@@ -225,7 +231,7 @@ class EditData(LightningDataModule):
 
     def _pool(self) -> list[EditRecord]:
         """Records after the filters that need no model, shuffled, before skip and limit."""
-        records = self.read()
+        records = list(self.everything)
         if self.known == "recorded":
             if any("known" not in record.meta for record in records):
                 raise KeditError(f"data.known: {self.name} has no 'known' field; use true (asks the model) or false")

@@ -83,7 +83,7 @@ class STEAM(Composed):
             self.layers = self._choose_layers()
         if not self.align.off:  # a bad file stops the run here, before statistics are made
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            self._pool = pool_of(data.read(), self.anchor_config)
+            self._pool = pool_of(data.everything, self.anchor_config)
 
     def start(self) -> None:
         """The editor's preparation; then the anchors of all objects of the run, of the unedited model."""

@@ -45,6 +45,21 @@ class _Labels:
             self.first[keep],
         )
 
+    def firsts(self, n_contexts: int) -> _Firsts:
+        """Where the targets' first tokens are predicted."""
+        row = self.row[self.first]
+        return _Firsts(row, self.position[self.first], self.lane[self.first], row % (n_contexts + 1) == 0)
+
+
+@dataclass(frozen=True)
+class _Firsts:
+    """Where a rewriting row's answer begins, `[n_rows]` each: row, suffix position, lane; is the prompt bare?"""
+
+    row: Tensor
+    position: Tensor
+    lane: Tensor
+    bare: Tensor
+
 
 class ValueObjective:
     """Losses of value vectors, one lane per request (baselines 1.0, "Value optimisation").
@@ -85,6 +100,8 @@ class ValueObjective:
         self.n_contexts = len(contexts)
         rows, labels = _rows(lm, requests, contexts, bare_weight)
         self.labels = labels
+        self.reads = frozenset(layer for term in self.terms for layer in term.layers)
+        self.firsts = labels.firsts(self.n_contexts)
         self.replay = Replay(lm, rows, layer + 1 if site == "input" else layer)
         self.lanes = torch.arange(self.n_lanes, device=lm.device)
         self.row_lane = self.lanes.repeat_interleave(self.n_contexts + 1)
@@ -100,15 +117,13 @@ class ValueObjective:
 
     def __call__(self, delta: Tensor) -> dict[str, Tensor]:
         """Every term's loss, `{name: [n_lanes]}`, for `delta: [n_lanes, d_model]` float32."""
-        firsts = self.labels.row[self.labels.first], self.labels.position[self.labels.first]
-        wanted = {layer for term in self.terms for layer in term.layers}
         hidden: dict[int, Tensor] = {}
 
         def read(layer: int, state: Tensor) -> None:
-            if layer in wanted:
-                hidden[layer] = state[firsts].float()
+            if layer in self.reads:
+                hidden[layer] = state[self.firsts.row, self.firsts.position].float()
 
-        final = self.replay.run({self.site: delta[self.row_lane]}, read if wanted else None)
+        final = self.replay.run({self.site: delta[self.row_lane]}, read if self.reads else None)
         n = len(self.labels.row)
         picked = torch.cat([final[self.labels.row, self.labels.position], final[self._kl_rows(), 0]])
         logp = _logp(self.lm, picked)
@@ -122,8 +137,8 @@ class ValueObjective:
             kl_reference=self.kl_reference,
             lanes=self.lanes,
             hidden=hidden,
-            row_lane=self.labels.lane[self.labels.first],
-            bare=firsts[0] % (self.n_contexts + 1) == 0,
+            row_lane=self.firsts.lane,
+            bare=self.firsts.bare,
         )
         return {term.name: term(state) for term in self.terms}
 
@@ -154,6 +169,7 @@ class ValueObjective:
         lane_map = torch.full((self.n_lanes,), -1, device=lanes.device)
         lane_map[lanes] = torch.arange(len(lanes), device=lanes.device)
         part.labels = self.labels.select(row_map, lane_map)
+        part.firsts = part.labels.firsts(self.n_contexts)
         return part
 
 
