@@ -6,6 +6,7 @@ import importlib
 import logging
 import pickle
 import re
+import signal
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,13 @@ from typing import Any, get_type_hints
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from kedit import launched
 from kedit.callbacks import (
     EditCheckpoint,
     EditMetrics,
@@ -38,6 +42,7 @@ from kedit.data import EditData
 from kedit.errors import KeditError
 from kedit.methods import EditingModule
 from kedit.runfolder import CHECKPOINT, finished, run_folder
+from kedit.strategy import ShardedEdits
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +95,15 @@ class KeditCLI(LightningCLI):
         """Chooses the run's folder, and the checkpoint to resume from."""
         config = self.config[str(self.subcommand)]
         _check_groups(config)
-        self.folder = run_folder(config.run.root, config.run.name or _name(config), config.run.resume)
-        if config.run.resume and finished(self.folder):
+        root = Path(config.run.root)
+
+        def decide() -> dict[str, Any]:
+            folder = run_folder(config.run.root, config.run.name or _name(config), config.run.resume)
+            return {"folder": str(folder), "finished": config.run.resume and finished(folder)}
+
+        decided = launched.agree(decide, root)
+        self.folder = Path(decided["folder"])
+        if decided["finished"]:
             log.info("this run has finished, nothing is left to do: %s", self.folder)
             raise SystemExit(0)
         last = self.folder / CHECKPOINT
@@ -118,13 +130,18 @@ class KeditCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.folder)
         if self._get(self.config_init, "trainer")["logger"] is None:
             kwargs["logger"] = CSVLogger(self.folder, name="logs")
+        options = self._get(self.config_init, "trainer")
         try:
-            trainer = super().instantiate_trainer(**kwargs)
+            if _processes(options) > 1:
+                if options["strategy"] not in ("auto", "ddp"):
+                    raise KeditError(
+                        f"trainer.strategy: {options['strategy']} splits models or gradients; processes of kedit share "
+                        "out the edits, each with the whole model: use auto"
+                    )
+                kwargs["strategy"] = ShardedEdits()
+            return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
             raise KeditError(f"trainer: {_first_line(error)}") from error
-        if trainer.world_size > 1:  # every process would do all edits, and write all rows
-            raise KeditError(f"trainer.devices: {trainer.world_size} processes in one run cannot share its edits yet")
-        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         given = {"datamodule": self.datamodule, "ckpt_path": self.checkpoint, "weights_only": True}
@@ -140,6 +157,23 @@ class KeditCLI(LightningCLI):
             kept = f"{self.model.edits_done} edit batches are done and kept in {self.folder}."
             how = "To go on: the same command with --run.resume true"
             raise Interrupted(f"{kept}\n{how}", 143 if ended else 130) from None
+        except BaseException as error:
+            launcher = self.trainer.strategy.launcher
+            if isinstance(launcher, _SubprocessScriptLauncher):
+                died = any(process.poll() for process in launcher.procs)
+                launcher.kill(signal.SIGKILL)  # the other processes would wait for this one
+                if died and isinstance(error, RuntimeError):  # they were waited for in vain
+                    raise KeditError("another process of this run has failed; what it said is above") from error
+            raise
+        finally:
+            launched.forget(Path(self.config[subcommand].run.root))
+
+
+def _processes(options: Namespace) -> int:
+    """Of the run that these options of the trainer describe."""
+    names = ("accelerator", "devices", "num_nodes", "strategy", "plugins")
+    given = {name: options[name] for name in names}
+    return Trainer(**given, logger=False, enable_checkpointing=False, enable_progress_bar=False).world_size
 
 
 class SaveConfig(SaveConfigCallback):

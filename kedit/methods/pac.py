@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from kedit import processes
 from kedit.batch import EditBatch
 from kedit.data import read_facts
 from kedit.delta import edited
@@ -262,13 +263,18 @@ class PAC(EditingModule):
                     own = progress.setdefault(request.case, Progress())
                     own.loss, own.answered = loss, yes
 
+    def whole_profile(self) -> Profile:
+        """That of all processes, which trace paths of their own in the single regime; to be called by all of them."""
+        return Profile.of(processes.gather(self.profile)) if self.regime == "single" else self.profile
+
     def method_state(self) -> dict[str, Any]:
         """The profile of the paths traced so far."""
-        return {"profile": self.profile.state()}
+        return {"profile": self.whole_profile().state()}
 
     def load_method_state(self, state: dict[str, Any]) -> None:
         """Takes it back."""
-        self.profile.load(state["profile"])
+        if self.regime != "single" or processes.first():
+            self.profile.load(state["profile"])
 
     def describe(self) -> dict[str, Any]:
         """Provenance: every option."""
