@@ -101,7 +101,8 @@ def tensors(delta: Any) -> dict[str, torch.Tensor]:
     """All that a delta holds."""
     found = {f"{path} left": factors.left for path, factors in delta.changes.items()}
     found |= {f"{path} right": factors.right for path, factors in delta.changes.items()}
-    found |= {f"{path} {key}": value for path, own in delta.slices.items() for key, value in own.tensors().items()}
+    found |= {f"{path} values": own.values for path, own in delta.slices.items()}
+    found |= {f"{path} index": own.index for path, own in delta.slices.items()}
     for path, adapters in delta.pathways.items():
         found |= {f"{path} {i} {key}": v for i, own in enumerate(adapters) for key, v in own.tensors().items()}
     return found
@@ -165,7 +166,7 @@ def test_errors_are_said_once(words: list[str], message: str, tiny_folder: Calla
     command = case_words("MEMIT-batch", tiny_folder("llama", n_layers=4), tmp_path, 2)
     done = subprocess.run([sys.executable, "-m", "kedit", *command, *words], capture_output=True, text=True)
     assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if "error" in line]
+    errors = [line for line in done.stderr.splitlines() if ": error: " in line]
     assert len(errors) == 1
     assert errors[0].startswith(message)
     assert "Traceback" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -40,6 +41,8 @@ from kedit.pac import (
     released,
 )
 from kedit.requests import EditRecord
+
+log = logging.getLogger(__name__)
 
 _BATCH = 16  # texts of a forward or tracing pass that are not a mini-batch of the released run
 
@@ -114,6 +117,8 @@ class PAC(EditingModule):
         per_pass = n if self.scope == "edit" else -(-n // t.mini_batch)
         turns = 2 if self.contrasts and t.objective == "alternate" else 1
         self.steps_per_batch = per_pass * t.passes * turns
+        if self.regime != "single" and processes.count() > 1:
+            log.info("PAC trains one set of nodes: all %d processes take the same steps", processes.count())
 
     def start(self) -> None:
         """What the unedited model says: to every request, and to the prompts that are to stay as they are."""
