@@ -15,10 +15,10 @@ from typing import Any, get_type_hints
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kedit.callbacks import (
     EditCheckpoint,
@@ -29,6 +29,7 @@ from kedit.callbacks import (
     ResultsWriter,
     ResultTable,
     Robustness,
+    StopAtSignal,
     Texts,
     WhitenedSimilarity,
 )
@@ -38,6 +39,7 @@ from kedit.data import EditData
 from kedit.errors import KeditError
 from kedit.methods import EditingModule
 from kedit.runfolder import CHECKPOINT, finished, run_folder
+from kedit.stopping import Stopped, Stopper
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,15 @@ class RunConfig:
 
 
 class KeditCLI(LightningCLI):
-    """LightningCLI for one subcommand, `fit`."""
+    """LightningCLI for one subcommand, `fit`.
+
+    Args:
+        stopper: What hears the signals that end a run.
+    """
+
+    def __init__(self, *args: Any, stopper: Stopper, **kwargs: Any) -> None:
+        self.stopper = stopper
+        super().__init__(*args, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -118,12 +128,17 @@ class KeditCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.folder)
         if self._get(self.config_init, "trainer")["logger"] is None:
             kwargs["logger"] = CSVLogger(self.folder, name="logs")
+        if SLURMEnvironment.detect():
+            # by itself Lightning would answer SIGUSR1 with a checkpoint in the middle of an edit, and requeue the job
+            plugins = self._get(self.config_init, "trainer")["plugins"] or []
+            kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), SLURMEnvironment(False)]
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
             raise KeditError(f"trainer: {_first_line(error)}") from error
         if trainer.world_size > 1:  # every process would do all edits, and write all rows
             raise KeditError(f"trainer.devices: {trainer.world_size} processes in one run cannot share its edits yet")
+        trainer.callbacks.insert(0, StopAtSignal(self.stopper))  # type: ignore[attr-defined]
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -133,13 +148,16 @@ class KeditCLI(LightningCLI):
                 self.trainer.fit(self.model, **given)
         except MisconfigurationException as error:
             raise KeditError(f"trainer: {_first_line(error)}") from error
-        except SystemExit as stop:  # what Lightning makes of Ctrl-C and SIGTERM
-            ended = isinstance(stop, SIGTERMException)
-            if not ended and not isinstance(stop.__context__, KeyboardInterrupt):
+        except SystemExit as stop:
+            if isinstance(stop, Stopped):
+                status = 128 + stop.number
+            elif isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes a SystemExit of it
+                status = 130
+            else:
                 raise
-            kept = f"{self.model.edits_done} edit batches are done and kept in {self.folder}."
+            kept = f"{_edits_kept(self.folder)} edit batches are done and kept in {self.folder}."
             how = "To go on: the same command with --run.resume true"
-            raise Interrupted(f"{kept}\n{how}", 143 if ended else 130) from None
+            raise Interrupted(f"{kept}\n{how}", status) from None
 
 
 class SaveConfig(SaveConfigCallback):
@@ -166,8 +184,11 @@ TRAINER_DEFAULTS = {
 
 def fit(words: list[str]) -> None:
     """Parse `words`, edit and measure."""
-    with quiet_lightning():
-        _cli(KeditCLI, words)
+    with quiet_lightning(), Stopper() as stopper:
+        try:
+            _cli(KeditCLI, words, stopper)
+        except Stopped as stop:
+            raise Interrupted("the run had not begun: the same command begins it", 128 + stop.number) from None
 
 
 def parsed(words: list[str]) -> Namespace:
@@ -177,7 +198,7 @@ def parsed(words: list[str]) -> Namespace:
         KeditError, jsonargparse.ArgumentError: As `fit` would, where that needs no model and no data.
     """
     with quiet_lightning():
-        return _cli(_Parsing, words).config["fit"]
+        return _cli(_Parsing, words, Stopper()).config["fit"]
 
 
 class _Parsing(KeditCLI):
@@ -193,7 +214,7 @@ class _Parsing(KeditCLI):
         pass
 
 
-def _cli(cls: type[KeditCLI], words: list[str]) -> KeditCLI:
+def _cli(cls: type[KeditCLI], words: list[str], stopper: Stopper) -> KeditCLI:
     about = "Edit facts in a language model and measure what the edits did."
     return cls(
         EditingModule,
@@ -211,6 +232,7 @@ def _cli(cls: type[KeditCLI], words: list[str]) -> KeditCLI:
             "fit": {"description": about, "exit_on_error": False},
         },
         args=["fit", *words],
+        stopper=stopper,
     )
 
 
@@ -262,6 +284,14 @@ def _check_checkpoint(path: Path) -> None:
         raise KeditError(f"ckpt_path: {path} is damaged: {_first_line(error)}") from None
     if not isinstance(checkpoint, dict) or "kedit" not in checkpoint:
         raise KeditError(f"ckpt_path: {path} was not written by kedit")
+
+
+def _edits_kept(folder: Path) -> int:
+    """Edit batches that a resumed run need not do again."""
+    last = folder / CHECKPOINT
+    if not last.exists():
+        return 0
+    return torch.load(last, map_location="cpu", weights_only=True, mmap=True)["kedit"]["edits_done"]
 
 
 def _first_line(error: Exception) -> str:
