@@ -11,8 +11,8 @@ class StopAtSignal(Callback):
     """Ends training after the optimiser step under way, or after the checkpoint of an edit that is being measured.
 
     Before the first edit batch and after the last one a signal ends the run at once: nothing there is half done that
-    a resumed run would need. Lightning's own way under Slurm, a checkpoint in the middle of an edit and a requeueing
-    of its own, is not used.
+    a resumed run would need. Lightning's own way under Slurm, a checkpoint in the middle of an edit (`hpc_ckpt_*`) and
+    a requeueing of its own, is never taken: where SIGUSR1 has a handler already, it installs none.
 
     Args:
         stopper: What hears the signals.

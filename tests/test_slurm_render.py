@@ -83,6 +83,7 @@ def test_scripts_are_sound(file: Path) -> None:
     [
         ({"gpus": 9}, "gpus: 9 is more than the 8 of a node"),
         ({"gpus": -1}, "gpus: -1 is less than 0"),
+        ({"requeues": -1}, "requeues: -1 is less than 0"),
         ({"throttle": 0}, "throttle: 0 is less than 1"),
         ({"time": "an hour"}, "time: 'an hour' is no time"),
         ({"extra": ["rm -rf x"]}, "extra: 'rm -rf x' is no option of sbatch's"),

@@ -15,7 +15,6 @@ from typing import Any, get_type_hints
 
 import torch
 from jsonargparse import Namespace
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -128,10 +127,6 @@ class KeditCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.folder)
         if self._get(self.config_init, "trainer")["logger"] is None:
             kwargs["logger"] = CSVLogger(self.folder, name="logs")
-        if SLURMEnvironment.detect():
-            # by itself Lightning would answer SIGUSR1 with a checkpoint in the middle of an edit, and requeue the job
-            plugins = self._get(self.config_init, "trainer")["plugins"] or []
-            kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), SLURMEnvironment(False)]
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
