@@ -192,5 +192,5 @@ def test_one_run_stopped_while_it_loads(tmp_path: Path, facts: str, tiny_folder:
     assert text.count("Exited with exit code 138") == 1
     assert "kedit: interrupted by SIGUSR1" in text
     assert "Traceback" not in text
-    assert lines(folder / "results.jsonl") == 5
+    assert lines(folder / "results.jsonl") == 5 + 5, "after each edit, and at the end"
     assert (folder / "summary.json").exists()
