@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 from datetime import timedelta
-from types import FrameType
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
-
-from kedit import processes
 
 
 class ShardedEdits(DDPStrategy):
@@ -23,14 +18,3 @@ class ShardedEdits(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Leaves the module as it is."""
-
-    def on_train_start(self) -> None:
-        """From here on SIGTERM stops all processes at the same step: the first one tells the others (Lightning)."""
-        module = self.lightning_module
-        assert module is not None
-        trainer: Trainer = module.trainer
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            trainer._signal_connector.received_sigterm = processes.first()  # its own handler may broadcast in between
-
-        signal.signal(signal.SIGTERM, stop)

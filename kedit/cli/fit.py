@@ -6,7 +6,8 @@ import importlib
 import logging
 import pickle
 import re
-import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kedit import launched
 from kedit.callbacks import (
@@ -33,6 +33,7 @@ from kedit.callbacks import (
     ResultsWriter,
     ResultTable,
     Robustness,
+    StopAtSignal,
     Texts,
     WhitenedSimilarity,
 )
@@ -42,6 +43,7 @@ from kedit.data import EditData
 from kedit.errors import KeditError
 from kedit.methods import EditingModule
 from kedit.runfolder import CHECKPOINT, finished, run_folder
+from kedit.stopping import Stopped, Stopper
 from kedit.strategy import ShardedEdits
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,15 @@ class RunConfig:
 
 
 class KeditCLI(LightningCLI):
-    """LightningCLI for one subcommand, `fit`."""
+    """LightningCLI for one subcommand, `fit`.
+
+    Args:
+        stopper: What hears the signals that end a run.
+    """
+
+    def __init__(self, *args: Any, stopper: Stopper, **kwargs: Any) -> None:
+        self.stopper = stopper
+        super().__init__(*args, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -139,9 +149,11 @@ class KeditCLI(LightningCLI):
                         "out the edits, each with the whole model: use auto"
                     )
                 kwargs["strategy"] = ShardedEdits()
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
             raise KeditError(f"trainer: {_first_line(error)}") from error
+        trainer.callbacks.insert(0, StopAtSignal(self.stopper))  # type: ignore[attr-defined]
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         given = {"datamodule": self.datamodule, "ckpt_path": self.checkpoint, "weights_only": True}
@@ -150,23 +162,30 @@ class KeditCLI(LightningCLI):
                 self.trainer.fit(self.model, **given)
         except MisconfigurationException as error:
             raise KeditError(f"trainer: {_first_line(error)}") from error
-        except SystemExit as stop:  # what Lightning makes of Ctrl-C and SIGTERM
-            ended = isinstance(stop, SIGTERMException)
-            if not ended and not isinstance(stop.__context__, KeyboardInterrupt):
+        except SystemExit as stop:
+            if isinstance(stop, Stopped):
+                status = 128 + stop.number
+            elif isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes a SystemExit of it
+                status = 130
+            else:
                 raise
-            kept = f"{self.model.edits_done} edit batches are done and kept in {self.folder}."
+            kept = f"{_edits_kept(self.folder)} edit batches are done and kept in {self.folder}."
             how = "To go on: the same command with --run.resume true"
-            raise Interrupted(f"{kept}\n{how}", 143 if ended else 130) from None
-        except BaseException as error:
-            launcher = self.trainer.strategy.launcher
-            if isinstance(launcher, _SubprocessScriptLauncher):
-                died = any(process.poll() for process in launcher.procs)
-                launcher.kill(signal.SIGKILL)  # the other processes would wait for this one
-                if died and isinstance(error, RuntimeError):  # they were waited for in vain
-                    raise KeditError("another process of this run has failed; what it said is above") from error
+            raise Interrupted(f"{kept}\n{how}", status) from None
+        except RuntimeError as error:
+            if any(process.poll() for process in self._others()):  # it was waited for in vain
+                raise KeditError("another process of this run has failed; what it said is above") from error
             raise
         finally:
+            for process in self._others():
+                if sys.exception() is not None:
+                    process.kill()  # it would wait for this one
             launched.forget(Path(self.config[subcommand].run.root))
+
+    def _others(self) -> list[subprocess.Popen[bytes]]:
+        """The processes of the run that this one has started."""
+        launcher = self.trainer.strategy.launcher
+        return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
 
 
 def _processes(options: Namespace) -> int:
@@ -200,8 +219,11 @@ TRAINER_DEFAULTS = {
 
 def fit(words: list[str]) -> None:
     """Parse `words`, edit and measure."""
-    with quiet_lightning():
-        _cli(KeditCLI, words)
+    with quiet_lightning(), Stopper() as stopper:
+        try:
+            _cli(KeditCLI, words, stopper)
+        except Stopped as stop:
+            raise Interrupted("the run had not begun: the same command begins it", 128 + stop.number) from None
 
 
 def parsed(words: list[str]) -> Namespace:
@@ -211,7 +233,7 @@ def parsed(words: list[str]) -> Namespace:
         KeditError, jsonargparse.ArgumentError: As `fit` would, where that needs no model and no data.
     """
     with quiet_lightning():
-        return _cli(_Parsing, words).config["fit"]
+        return _cli(_Parsing, words, Stopper()).config["fit"]
 
 
 class _Parsing(KeditCLI):
@@ -227,7 +249,7 @@ class _Parsing(KeditCLI):
         pass
 
 
-def _cli(cls: type[KeditCLI], words: list[str]) -> KeditCLI:
+def _cli(cls: type[KeditCLI], words: list[str], stopper: Stopper) -> KeditCLI:
     about = "Edit facts in a language model and measure what the edits did."
     return cls(
         EditingModule,
@@ -245,6 +267,7 @@ def _cli(cls: type[KeditCLI], words: list[str]) -> KeditCLI:
             "fit": {"description": about, "exit_on_error": False},
         },
         args=["fit", *words],
+        stopper=stopper,
     )
 
 
@@ -296,6 +319,14 @@ def _check_checkpoint(path: Path) -> None:
         raise KeditError(f"ckpt_path: {path} is damaged: {_first_line(error)}") from None
     if not isinstance(checkpoint, dict) or "kedit" not in checkpoint:
         raise KeditError(f"ckpt_path: {path} was not written by kedit")
+
+
+def _edits_kept(folder: Path) -> int:
+    """Edit batches that a resumed run need not do again."""
+    last = folder / CHECKPOINT
+    if not last.exists():
+        return 0
+    return torch.load(last, map_location="cpu", weights_only=True, mmap=True)["kedit"]["edits_done"]
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ NOISE = (
     (r"The '?train_dataloader'? does not have many workers", ""),  # its batches are text, ready in memory
     (r"Checkpoint directory .* exists and is not empty", ""),  # a resumed run
     (r"You're resuming from a checkpoint that ended before the epoch ended", ""),  # early stop ends an epoch
+    (r"The `srun` command is available", ""),  # a run on a login node
     (r"The dirpath has changed from", ""),  # a run folder that was moved
     (r"`Trainer.fit` stopped", ""),
     (r"`training_step` returned `None`", ""),  # PAC has nothing left to learn

@@ -73,6 +73,7 @@ class EditingModule(LightningModule, ABC):
         self._weights: Weights | None = None
         self._restored: dict[str, Any] | None = None
         self._course: Course | None = None
+        self._trained = False
         self._idle = nn.Parameter(torch.zeros(1))  # what the optimiser holds before the first phase
 
     # -- what a method defines --------------------------------------------------------------------------
@@ -202,6 +203,17 @@ class EditingModule(LightningModule, ABC):
             for delta in self.deltas:
                 self._weights.add(delta)
             self._restored = None
+
+    def on_train_start(self) -> None:
+        """Notes that there is something left to do."""
+        self._trained = True
+
+    def on_fit_end(self) -> None:
+        """Lightning calls no hook of training where a resumed run has no edit left; what ends a run is due still."""
+        if not self._trained and self.edits_done:
+            for hook in ("on_train_start", "on_train_end"):
+                for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                    getattr(callback, hook)(self.trainer, self)
 
     def on_train_epoch_start(self) -> None:
         """Takes up the epoch's edit batch."""
