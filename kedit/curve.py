@@ -42,21 +42,21 @@ def as_csv(curve: Sequence[Point]) -> str:
 
 def curve_table(curve: Sequence[Point]) -> Table:
     """A block per number of edits: all records edited so far, on the model as it was then."""
-    caption = "all records edited so far, on the model after so many edits; percent, mean over records [95 % interval]"
+    caption = (
+        "all records edited so far, on the model as it was then: success, below it exact and unchanged;\n"
+        "percent, mean over records [95 % interval]"
+    )
     table = Table(title="after so many edits", caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("edits", justify="right")
-    table.add_column("metric")
+    table.add_column("edits", no_wrap=True)
     for kind in KINDS:
-        table.add_column(TITLES.get(kind, kind), justify="right")
+        table.add_column(TITLES.get(kind, kind), justify="right", no_wrap=True)
     for point in curve:
         table.add_section()
-        edits = str(point["edits"])
         for metric, kinds in SHOWN.items():
             cells = [_cell(point, kind, metric) if kind in kinds else None for kind in KINDS]
             if any(cells):
-                texts = [f"{number(c['after'])} {interval(c['ci'])}".strip() if c else "" for c in cells]
-                table.add_row(edits, metric, *texts)
-                edits = ""
+                texts = [f"{number(c['after'])}\n{interval(c['ci'])}".strip() if c else "" for c in cells]
+                table.add_row(str(point["edits"]) if metric == "success" else f"  {metric}", *texts)
     return table
 
 
