@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kedit.errors import KeditError
+from kedit.errors import CannotWrite, KeditError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,12 +126,12 @@ def make_folder(path: Path, option: str) -> None:
     """Make a folder that a user named, with those above it.
 
     Raises:
-        KeditError: It cannot be made; names the option.
+        CannotWrite: It cannot be made; names the option.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise KeditError(f"{option}: {path} cannot be made: {error.strerror}") from None
+        raise CannotWrite(f"{option}: {path} cannot be made: {error.strerror}") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -151,7 +151,7 @@ def writing(path: Path, partial: Path | None = None) -> Iterator[None]:
         partial: The file that it is written to first, which an error takes away.
 
     Raises:
-        KeditError: The file cannot be written.
+        CannotWrite: The file cannot be written.
     """
     try:
         yield
@@ -159,4 +159,4 @@ def writing(path: Path, partial: Path | None = None) -> Iterator[None]:
         if partial is not None:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
-        raise KeditError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise CannotWrite(f"{path} cannot be written: {error.strerror or error}") from error
