@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from kedit.cli import main
+from kedit.delta import Delta
+from kedit.deltafile import pack, unpack
 from kedit.journal import read_journal
 from kedit.runfolder import CHECKPOINT
 
@@ -105,7 +107,7 @@ def at_write(number: int, torn: bool) -> Callable[[], None]:
 def difference(one: Path, other: Path) -> str | None:
     """What is not the same in the folders of two finished runs; None where they are the same, bit for bit."""
     names = [{_name(folder, path) for path in folder.rglob("*") if path.is_file()} for folder in (one, other)]
-    if names[0] - {None} != names[1] - {None}:
+    if names[0] != names[1]:
         return f"files: {sorted(map(str, names[0] ^ names[1]))}"
     for name in ("results.jsonl", "curve.csv", "curve.png", "robustness.csv", "texts.json", "importance.csv"):
         if (one / name).exists() and (one / name).read_bytes() != (other / name).read_bytes():
@@ -121,11 +123,19 @@ def difference(one: Path, other: Path) -> str | None:
 
 
 def checkpoint_of(folder: Path) -> dict[str, Any]:
-    """What kedit keeps in a run's checkpoint, and the journal's entries."""
+    """What a run's checkpoint and its journal hold: the method's state, and the edits joined.
+
+    Joined, because a journal that was begun anew (PAC) may have been so at another edit: equal strings that are one
+    object take fewer bytes than those that were read again.
+    """
     state = torch.load(folder / CHECKPOINT, weights_only=True)["kedit"]
-    journal = state.get("journal")
-    entries = [] if journal is None else read_journal((folder / CHECKPOINT).parent / journal["file"], journal["bytes"])
-    return state | {"entries": entries}
+    journal = state.pop("journal")
+    entries = read_journal((folder / CHECKPOINT).parent / journal["file"], journal["bytes"])
+    return state | {
+        "deltas": pack(Delta.concat([unpack(delta) for entry in entries for delta in entry["deltas"]])),
+        "outcomes": [outcome for entry in entries for outcome in entry["outcomes"]],
+        "states": [entry["state"] for entry in entries if entry["state"]],
+    }
 
 
 def same(one: Any, other: Any) -> bool:
@@ -139,10 +149,10 @@ def same(one: Any, other: Any) -> bool:
     return one == other
 
 
-def _name(folder: Path, path: Path) -> str | None:
-    """A file of the run; None for logs, of which every process has its own."""
+def _name(folder: Path, path: Path) -> str:
+    """A file of the run; all logs, of which every process has its own, and all journals have one name."""
     name = path.relative_to(folder)
-    return None if name.parts[0] == "logs" else str(name)
+    return "logs" if name.parts[0] == "logs" else "journal" if name.match("edits-*.bin") else str(name)
 
 
 def _cpu_seconds(pid: int) -> float:
