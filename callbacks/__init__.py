@@ -9,6 +9,7 @@ from kedit.callbacks.progress import EditProgress
 from kedit.callbacks.results import ResultsWriter
 from kedit.callbacks.robustness import Robustness
 from kedit.callbacks.similarity import WhitenedSimilarity
+from kedit.callbacks.stopping import StopAtSignal
 from kedit.callbacks.table import ResultTable
 from kedit.callbacks.texts import Texts
 
@@ -22,6 +23,7 @@ __all__ = [
     "ResultTable",
     "ResultsWriter",
     "Robustness",
+    "StopAtSignal",
     "Texts",
     "WhitenedSimilarity",
 ]

@@ -55,10 +55,14 @@ class EditCheckpoint(Checkpoint, EditCallback):
             self._pending.append(module.edits(batch))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves, when it is time. Lightning calls this after the module's own hook, which ends the edit."""
-        module = editing(pl_module)
-        if module.edits_done % self.every == 0 and not _dev(trainer):
-            self.save(trainer, module)
+        """Writes out the log of the steps, then the checkpoint after which they are not made again, when it is time.
+
+        Lightning calls this after the module's own hook, which ends the edit.
+        """
+        for logger in trainer.loggers:
+            logger.save()
+        if (trainer.current_epoch + 1) % self.every == 0 and not _dev(trainer):
+            self.save(trainer, editing(pl_module))
 
     def save(self, trainer: Trainer, module: EditingModule) -> None:
         """Writes the journal, then the checkpoint that vouches for it.

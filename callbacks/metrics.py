@@ -95,7 +95,7 @@ class EditMetrics(EditCallback):
         self._check([0, *accumulate(map(len, batches))])
         records = [record for batch in batches for record in batch]
         with stage("scoring the unedited model") as progress:
-            scores = score_records(module.lm, records, config=self.scoring, progress=progress)
+            scores = score_records(module.lm, records, config=self.scoring, progress=progress, shared=True)
         self._base = {record.request.case_id: s for record, s in zip(records, scores, strict=True)}
 
     def _check(self, ends: Sequence[int]) -> None:
@@ -112,10 +112,12 @@ class EditMetrics(EditCallback):
 
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Fills in the rows of the batch."""
+        if not batch.records:  # the other processes have the last ones
+            return
         if module.regime == "sequential":
             if self.measure == "end":
                 return
-            after = score_records(module.lm, batch.records, config=self.scoring)
+            after = score_records(module.lm, batch.records, config=self.scoring, shared=True)
             before = [self._base[record.request.case_id] for record in batch.records]
         else:
             arms: dict[Moment, list[Delta]] = {"edit": [delta or Delta() for delta in batch.deltas]}
@@ -136,10 +138,10 @@ class EditMetrics(EditCallback):
         """Scores on the unedited model, then under each list of deltas: one per record, or one in all."""
         n = len(records)
         if module.regime == "batch":
-            found = [score_records(module.lm, records, config=self.scoring)]
+            found = [score_records(module.lm, records, config=self.scoring, shared=True)]
             for deltas in arms:
                 with edited(module.lm.model, *deltas):
-                    found.append(score_records(module.lm, records, config=self.scoring))
+                    found.append(score_records(module.lm, records, config=self.scoring, shared=True))
             return found
         deltas = [delta for arm in arms for delta in arm]
         every = score_records(
@@ -170,7 +172,8 @@ class EditMetrics(EditCallback):
             name = "the last edit" if when == "end" else f"{len(done)} edits"
             with stage(f"scoring the model after {name}") as progress:
                 records = [record for _, record in done]
-                self._last = (len(done), score_records(module.lm, records, config=self.scoring, progress=progress))
+                after = score_records(module.lm, records, config=self.scoring, progress=progress, shared=True)
+            self._last = (len(done), after)
         more = {} if when == "end" else {"edits": len(done)}
         rows = []
         for (index, record), (info, error), after in zip(done, module.outcomes, self._last[1], strict=True):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from kedit import processes
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback, editing, tell
 from kedit.callbacks.metrics import MEASURED, EditMetrics
@@ -54,41 +55,42 @@ class ResultsWriter(EditCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cuts an interrupted file back."""
         folder, done = _folder(trainer), editing(pl_module).resumed_at
+        if not processes.first():
+            return
         make_folder(folder, "run.root")
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         keep_rows(folder / RESULTS, done, sum(map(len, data.batches[:done])))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what the run is, now that everything is loaded."""
-        write_json(_folder(trainer) / "run.json", self._run(trainer, editing(pl_module)))
+        if processes.first():
+            write_json(_folder(trainer) / "run.json", self._run(trainer, editing(pl_module)))
 
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Appends the batch's rows."""
-        folder = _folder(trainer)
-        self._seconds += batch.seconds
-        self._edits += len(batch.records)
+        alone = module.regime == "single"  # each process edits records of its own
+        told = (len(batch.records), batch.seconds)
+        done = processes.gather(told) if alone else [told]
+        self._edits += sum(n for n, _ in done)
+        self._seconds += max(seconds for _, seconds in done)
         self._append(trainer, module, [row for outcome in batch.outcomes for row in outcome.rows], batch)
         for metrics in _metrics(trainer):
-            self._append(trainer, module, metrics.at_rows(trainer, module), None)
-        if self.save_deltas and module.regime != "sequential":
-            names = (
-                [r.request.case_id for r in batch.records] if module.regime == "single" else [f"batch-{batch.index}"]
-            )
+            if module.regime == "sequential":
+                self._append(trainer, module, metrics.at_rows(trainer, module), None)
+        if self.save_deltas and (alone or (module.regime == "batch" and processes.first())):
+            names = [r.request.case_id for r in batch.records] if alone else [f"batch-{batch.index}"]
             for name, delta in zip(names, batch.deltas, strict=True):
                 if delta is not None:
-                    rows = [
-                        row
-                        for o in batch.outcomes
-                        for row in o.rows
-                        if module.regime == "batch" or row["case_id"] == name
-                    ]
-                    save_delta(folder / "deltas" / _safe(name), delta, _card(module, map(_slim, rows)))
+                    rows = [row for o in batch.outcomes for row in o.rows if not alone or row["case_id"] == name]
+                    save_delta(_folder(trainer) / "deltas" / _safe(name), delta, _card(module, map(_slim, rows)))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures the end of a sequential run, writes its delta and curve, and sums up."""
         module, folder = editing(pl_module), _folder(trainer)
         for metrics in _metrics(trainer):
             self._append(trainer, module, metrics.end_rows(trainer, module), None)
+        if not processes.first():
+            return
         boards: dict[str, Scoreboard] = {}
         failed: dict[str, str] = {}
         about: list[dict[str, Any]] = []
@@ -109,7 +111,8 @@ class ResultsWriter(EditCallback):
             "timing": {
                 "edits": self._edits,
                 "seconds_editing": round(self._seconds, 3),
-            },  # of this process alone
+                **({"processes": processes.count()} if processes.count() > 1 else {}),
+            },  # since the run was started or resumed
             "results": {when: own for when, own in found.items() if edits_of(when) is None},
         }
         if module.regime == "sequential":
@@ -127,11 +130,13 @@ class ResultsWriter(EditCallback):
     def _append(
         self, trainer: Trainer, module: EditingModule, rows: list[dict[str, Any]], batch: EditBatch | None
     ) -> None:
-        """Lets every callback add to the rows, and writes them."""
-        if not rows:
-            return
-        tell(trainer, "on_rows", module, rows, batch)
-        append_rows(_folder(trainer) / RESULTS, rows)
+        """Lets every callback add to the rows, and writes those of all processes, in the order of their batches."""
+        if rows:
+            tell(trainer, "on_rows", module, rows, batch)
+        if module.regime == "single":
+            rows = [row for own in processes.gather(rows) for row in own]
+        if rows and processes.first():
+            append_rows(_folder(trainer) / RESULTS, rows)
 
     def _run(self, trainer: Trainer, module: EditingModule) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -59,7 +59,7 @@ def run_task(numbered: Numbered) -> dict[str, Any]:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | {"COLUMNS": os.environ.get("COLUMNS", "120")},
-            start_new_session=True,  # signals reach it through this process alone
+            start_new_session=True,  # a terminal's signals reach it through this process alone; Slurm's reach both
             pass_fds=(lock,),
         )
         status = stopper.wait(process)
@@ -105,7 +105,7 @@ class _Stopper:
 def _outcome(folder: Path, status: int, stopped: int | None, tail: list[str]) -> dict[str, Any]:
     if status == 0 and finished(folder):
         return {"state": "done", "reason": None}
-    if stopped is not None or status in (130, 143):
+    if stopped is not None or status in (130, 138, 143):
         return {"state": "interrupted", "reason": f"stopped by {signal.Signals(stopped or status - 128).name}"}
     if status == 0:
         return {"state": "failed", "reason": "it ended without a summary.json"}

@@ -187,7 +187,7 @@ def test_a_run_finds_what_stats_left(
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.safetensors")} == files
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_interrupted(
     sent: signal.Signals, status: int, words: list[str], tmp_path: Path, rows_of: Callable[[Path], Any]
 ) -> None:
@@ -211,7 +211,10 @@ def test_interrupted(
         _, error = process.communicate(timeout=60)
     assert process.returncode == status, error
     said = error.splitlines()[-2:]
-    assert re.fullmatch(r"kedit: interrupted; \d+ edit batches are done and kept in \S+\.", said[0]), error
+    kept = re.fullmatch(rf"kedit: interrupted by {sent.name}; (\d+) edit batches are done and kept in \S+\.", said[0])
+    assert kept, error
     assert "--run.resume true" in said[1]
     assert "Traceback" not in error
-    assert rows_of(results.parent)
+    rows = len(rows_of(results.parent))
+    assert 0 < rows < 500
+    assert int(kept[1]) in ((rows,) if sent is not signal.SIGINT else (rows, rows - 1))  # Ctrl-C waits for nothing

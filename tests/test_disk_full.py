@@ -83,10 +83,10 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "nth", "batches"),
     [
-        ("results.jsonl", 0, 1),
-        ("results.jsonl", 4, 4),
-        ("edits-1.bin", 5, 6),
-        ("last.ckpt", 3, 4),
+        ("results.jsonl", 0, 0),
+        ("results.jsonl", 4, 3),
+        ("edits-1.bin", 5, 5),
+        ("last.ckpt", 3, 3),
         ("run.json", 0, 0),
         ("delta.safetensors", 0, N),
         ("curve.png", 0, N),
@@ -134,7 +134,7 @@ def test_disk_full(
         said = fails(words, capsys)
     assert said == [
         f"kedit: error: {_path_of(run, name)} cannot be written: No space left on device",
-        f"{batches} edit batches are done; to go on, the same command with --run.resume true",
+        f"{batches} edit batches are done and kept; to go on, the same command with --run.resume true",
     ]
     assert not (run / "summary.json").exists()
     assert not [path for path in run.rglob("*.partial") if path.name != "results.partial"]

@@ -6,6 +6,8 @@ import importlib
 import logging
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +18,12 @@ from typing import Any, get_type_hints
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from kedit import launched
 from kedit.callbacks import (
     EditCheckpoint,
     EditMetrics,
@@ -29,6 +33,7 @@ from kedit.callbacks import (
     ResultsWriter,
     ResultTable,
     Robustness,
+    StopAtSignal,
     Texts,
     WhitenedSimilarity,
 )
@@ -38,6 +43,8 @@ from kedit.data import EditData
 from kedit.errors import CannotWrite, KeditError, cannot_write
 from kedit.methods import EditingModule
 from kedit.runfolder import CHECKPOINT, finished, make_folder, run_folder, writing
+from kedit.stopping import Stopped, Stopper
+from kedit.strategy import ShardedEdits
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +65,15 @@ class RunConfig:
 
 
 class KeditCLI(LightningCLI):
-    """LightningCLI for one subcommand, `fit`."""
+    """LightningCLI for one subcommand, `fit`.
+
+    Args:
+        stopper: What hears the signals that end a run.
+    """
+
+    def __init__(self, *args: Any, stopper: Stopper, **kwargs: Any) -> None:
+        self.stopper = stopper
+        super().__init__(*args, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -90,8 +105,15 @@ class KeditCLI(LightningCLI):
         """Chooses the run's folder, and the checkpoint to resume from."""
         config = self.config[str(self.subcommand)]
         _check_groups(config)
-        self.folder = run_folder(config.run.root, config.run.name or _name(config), config.run.resume)
-        if config.run.resume and finished(self.folder):
+        root = Path(config.run.root)
+
+        def decide() -> dict[str, Any]:
+            folder = run_folder(config.run.root, config.run.name or _name(config), config.run.resume)
+            return {"folder": str(folder), "finished": config.run.resume and finished(folder)}
+
+        decided = launched.agree(decide, root)
+        self.folder = Path(decided["folder"])
+        if decided["finished"]:
             log.info("this run has finished, nothing is left to do: %s", self.folder)
             raise SystemExit(0)
         last = self.folder / CHECKPOINT
@@ -118,12 +140,19 @@ class KeditCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.folder)
         if self._get(self.config_init, "trainer")["logger"] is None:
             kwargs["logger"] = CSVLogger(self.folder, name="logs")
+        options = self._get(self.config_init, "trainer")
         try:
+            if _processes(options) > 1:
+                if options["strategy"] not in ("auto", "ddp"):
+                    raise KeditError(
+                        f"trainer.strategy: {options['strategy']} splits models or gradients; processes of kedit share "
+                        "out the edits, each with the whole model: use auto"
+                    )
+                kwargs["strategy"] = ShardedEdits()
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
             raise KeditError(f"trainer: {_first_line(error)}") from error
-        if trainer.world_size > 1:  # every process would do all edits, and write all rows
-            raise KeditError(f"trainer.devices: {trainer.world_size} processes in one run cannot share its edits yet")
+        trainer.callbacks.insert(0, StopAtSignal(self.stopper))  # type: ignore[attr-defined]
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -136,15 +165,39 @@ class KeditCLI(LightningCLI):
         except (OSError, CannotWrite) as error:
             if (message := cannot_write(error, self.folder)) is None:
                 raise
-            kept = f"{self.model.edits_done} edit batches are done; to go on, the same command with --run.resume true"
-            raise KeditError(f"{message}\n{kept}") from error
-        except SystemExit as stop:  # what Lightning makes of Ctrl-C and SIGTERM
-            ended = isinstance(stop, SIGTERMException)
-            if not ended and not isinstance(stop.__context__, KeyboardInterrupt):
+            kept = f"{_edits_kept(self.folder)} edit batches are done and kept"
+            raise KeditError(f"{message}\n{kept}; to go on, the same command with --run.resume true") from error
+        except SystemExit as stop:
+            if isinstance(stop, Stopped):
+                status = 128 + stop.number
+            elif isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes a SystemExit of it
+                status = 130
+            else:
                 raise
-            kept = f"{self.model.edits_done} edit batches are done and kept in {self.folder}."
+            kept = f"{_edits_kept(self.folder)} edit batches are done and kept in {self.folder}."
             how = "To go on: the same command with --run.resume true"
-            raise Interrupted(f"{kept}\n{how}", 143 if ended else 130) from None
+            raise Interrupted(f"{kept}\n{how}", status) from None
+        except RuntimeError as error:
+            if any(process.poll() for process in self._others()):  # it was waited for in vain
+                raise KeditError("another process of this run has failed; what it said is above") from error
+            raise
+        finally:
+            for process in self._others():
+                if sys.exception() is not None:
+                    process.kill()  # it would wait for this one
+            launched.forget(Path(self.config[subcommand].run.root))
+
+    def _others(self) -> list[subprocess.Popen[bytes]]:
+        """The processes of the run that this one has started."""
+        launcher = self.trainer.strategy.launcher
+        return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+
+
+def _processes(options: Namespace) -> int:
+    """Of the run that these options of the trainer describe."""
+    names = ("accelerator", "devices", "num_nodes", "strategy", "plugins")
+    given = {name: options[name] for name in names}
+    return Trainer(**given, logger=False, enable_checkpointing=False, enable_progress_bar=False).world_size
 
 
 class SaveConfig(SaveConfigCallback):
@@ -172,8 +225,11 @@ TRAINER_DEFAULTS = {
 
 def fit(words: list[str]) -> None:
     """Parse `words`, edit and measure."""
-    with quiet_lightning():
-        _cli(KeditCLI, words)
+    with quiet_lightning(), Stopper() as stopper:
+        try:
+            _cli(KeditCLI, words, stopper)
+        except Stopped as stop:
+            raise Interrupted("the run had not begun: the same command begins it", 128 + stop.number) from None
 
 
 def parsed(words: list[str]) -> Namespace:
@@ -183,7 +239,7 @@ def parsed(words: list[str]) -> Namespace:
         KeditError, jsonargparse.ArgumentError: As `fit` would, where that needs no model and no data.
     """
     with quiet_lightning():
-        return _cli(_Parsing, words).config["fit"]
+        return _cli(_Parsing, words, Stopper()).config["fit"]
 
 
 class _Parsing(KeditCLI):
@@ -199,7 +255,7 @@ class _Parsing(KeditCLI):
         pass
 
 
-def _cli(cls: type[KeditCLI], words: list[str]) -> KeditCLI:
+def _cli(cls: type[KeditCLI], words: list[str], stopper: Stopper) -> KeditCLI:
     about = "Edit facts in a language model and measure what the edits did."
     return cls(
         EditingModule,
@@ -217,6 +273,7 @@ def _cli(cls: type[KeditCLI], words: list[str]) -> KeditCLI:
             "fit": {"description": about, "exit_on_error": False},
         },
         args=["fit", *words],
+        stopper=stopper,
     )
 
 
@@ -268,6 +325,14 @@ def _check_checkpoint(path: Path) -> None:
         raise KeditError(f"ckpt_path: {path} is damaged: {_first_line(error)}") from None
     if not isinstance(checkpoint, dict) or "kedit" not in checkpoint:
         raise KeditError(f"ckpt_path: {path} was not written by kedit")
+
+
+def _edits_kept(folder: Path) -> int:
+    """Edit batches that a resumed run need not do again."""
+    last = folder / CHECKPOINT
+    if not last.exists():
+        return 0
+    return torch.load(last, map_location="cpu", weights_only=True, mmap=True)["kedit"]["edits_done"]
 
 
 def _first_line(error: Exception) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentError
 from rich.console import Console
 
 import kedit
+from kedit import launched
 from kedit.cli.messages import Interrupted, explain, of_kedit
 from kedit.cli.quiet import set_up_logging
 from kedit.errors import KeditError
+from kedit.stopping import Stopped, Stopper
 
 USAGE = """\
 usage: kedit COMMAND [OPTIONS]
@@ -35,8 +39,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: What stands after `kedit` on the command line; None takes it from there.
 
     Raises:
-        SystemExit: With status 2 after an error of the user's, 130 or 143 after Ctrl-C or SIGTERM; what there
-            is to say went to standard error.
+        SystemExit: With status 2 after an error of the user's, 130, 138 or 143 after Ctrl-C, SIGUSR1 or SIGTERM; what
+            there is to say went to standard error.
     """
     words = list(sys.argv[1:] if args is None else args)
     set_up_logging()
@@ -51,13 +55,19 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if words[0] not in commands:
             raise KeditError(f"there is no command {words[0]!r}; there are {', '.join(commands)}")
-        commands[words[0]](words[1:])
+        with Stopper():
+            commands[words[0]](words[1:])
     except KeyboardInterrupt:
         _say("interrupted")
         raise SystemExit(130) from None
     except Interrupted as stop:
-        _say(f"interrupted; {stop}")
+        if launched.number() > 0:
+            raise SystemExit(0) from None  # the first process says it
+        _say(f"interrupted by {signal.Signals(stop.status - 128).name}; {stop}")
         raise SystemExit(stop.status) from None
+    except Stopped as stop:
+        _say(f"interrupted by {stop.number.name}")
+        raise
     except ArgumentError as error:
         _fail(of_kedit(error) or explain(str(error)))
     except UnicodeDecodeError as error:
@@ -66,6 +76,9 @@ def main(args: Sequence[str] | None = None) -> None:
         if (message := of_kedit(error)) is None:
             raise
         _fail(message)
+    except Exception:
+        _let_first_speak()
+        raise
 
 
 def _commands() -> dict[str, Callable[[list[str]], None]]:
@@ -118,8 +131,16 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
 
 def _fail(message: str) -> None:
-    _say(f"error: {message}")
+    _let_first_speak()
+    number = launched.number()
+    _say(f"error: {message}" if number == 0 else f"process {number}: error: {message}")
     raise SystemExit(2)
+
+
+def _let_first_speak() -> None:
+    """What fails in all processes alike is said once: the first one ends the others."""
+    if launched.number() > 0:
+        time.sleep(5)
 
 
 def _say(message: str) -> None:

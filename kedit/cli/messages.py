@@ -39,7 +39,7 @@ TYPES = {
 
 
 class Interrupted(Exception):
-    """A run that Ctrl-C or the cluster stopped.
+    """A run that Ctrl-C or a signal stopped.
 
     Args:
         message: What is kept, and how to go on.

@@ -22,6 +22,8 @@ class SlurmOptions:
         account: Account that is charged.
         qos: Quality of service.
         throttle: Elements that may run at the same time; null: as many as fit.
+        requeues: Times that an element stopped by SIGUSR1 (its time is nearly up, or it is preempted) may put itself
+            back into the queue; 0: never.
         activate: Command that makes kedit available on a node, e.g. "source venv/bin/activate"; null: the shell
             that submits has it, and Slurm passes its environment on.
         extra: More lines for the scripts, e.g. ["--constraint=a100", "--mail-type=END"].
@@ -39,6 +41,7 @@ class SlurmOptions:
     account: str | None = None
     qos: str | None = None
     throttle: int | None = None
+    requeues: int = 20
     activate: str | None = None
     extra: list[str] = field(default_factory=list)
     offline: bool = True
@@ -49,6 +52,7 @@ class SlurmOptions:
         at_least("gpus", self.gpus, 0)
         at_least("nodes", self.nodes, 1)
         at_least("cpus", self.cpus, 1)
+        at_least("requeues", self.requeues, 0)
         at_least("throttle", self.throttle, 1)
         if self.gpus > 8:
             raise KeditError(f"gpus: {self.gpus} is more than the 8 of a node")

@@ -76,6 +76,7 @@ def _common(name: str, folder: Path, options: SlurmOptions) -> dict[str, Any]:
         "cpus": options.cpus,
         "mem": options.mem,
         "time": options.time,
+        "requeues": options.requeues,
         "extra": options.extra,
         "activate": [_INHERITED if options.activate is None else options.activate],
         "offline": list(_OFFLINE) if options.offline else [],
