@@ -30,7 +30,7 @@ class EditCallback(Callback):
     ) -> None:
         """Called right before `rows` are written to `results.jsonl`; may add to them.
 
-        `batch` is the batch just edited, None for the rows measured at the end of a sequential run.
+        `batch` is the batch just edited, None for rows of all records edited so far in a sequential run.
         """
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import accumulate, pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,14 +15,17 @@ from kedit.bars import stage
 from kedit.batch import EditBatch, Outcome
 from kedit.callbacks.base import EditCallback, editing
 from kedit.delta import Delta, edited
+from kedit.errors import KeditError
 from kedit.evaluate import EvalConfig, ProbeScore, score_records
 from kedit.lanes import LaneBank
 from kedit.requests import EditRecord
+from kedit.results import edits_of
 from kedit.summary import result_row
 
 if TYPE_CHECKING:
     from kedit.methods.base import EditingModule
 
+log = logging.getLogger(__name__)
 
 Moment = Literal["edit", "end", "editor"]
 MEASURED: Mapping[str, str] = MappingProxyType(
@@ -47,42 +52,69 @@ class EditMetrics(EditCallback):
         scoring: How probes are scored.
         measure: In the sequential regime, whether records are measured right after their own `edit`, at the
             `end` of the run, or `both`. Failed edits are measured too: they are edits that did nothing.
+        eval_at: In the sequential regime, numbers of edits, ascending, after which all records edited so far are
+            measured: rows of the moments `at_10`, `at_100`, ..., and a curve over them.
     """
 
-    def __init__(self, scoring: EvalConfig = EvalConfig(), measure: Literal["edit", "end", "both"] = "both") -> None:
+    def __init__(
+        self,
+        scoring: EvalConfig = EvalConfig(),
+        measure: Literal["edit", "end", "both"] = "both",
+        eval_at: list[int] | None = None,
+    ) -> None:
         self.scoring, self.measure = scoring, measure
+        self.eval_at = list(eval_at or [])
+        if any(after <= before for before, after in pairwise([0, *self.eval_at])):
+            raise KeditError(f"metrics.eval_at: {self.eval_at}: give numbers of edits above 0, ascending, each once")
         self._base: dict[str, list[ProbeScore]] = {}
-        self._edited: list[tuple[int, Outcome]] = []
-        self._resumed: list[tuple[dict[str, Any], str | None]] = []
+        self._last: tuple[int, list[list[ProbeScore]]] | None = None  # edits, and what was measured after them
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses `eval_at` where edits do not accumulate.
+
+        Raises:
+            KeditError: The regime is not sequential.
+        """
+        regime = editing(pl_module).regime
+        if self.eval_at and regime != "sequential":
+            raise KeditError(
+                f"metrics.eval_at: in the {regime} regime edits do not accumulate; use model.regime: sequential"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Scores the unedited model once, where later batches are edited on top of earlier ones."""
+        """Scores the unedited model once, where later batches are edited on top of earlier ones.
+
+        Raises:
+            KeditError: A number of `eval_at` is not at the end of an edit batch.
+        """
         module = editing(pl_module)
         if module.regime != "sequential":
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        records = [record for batch in data.batches[: trainer.max_epochs] for record in batch]
+        batches = data.batches[: trainer.max_epochs]
+        self._check([0, *accumulate(map(len, batches))])
+        records = [record for batch in batches for record in batch]
         with stage("scoring the unedited model") as progress:
             scores = score_records(module.lm, records, config=self.scoring, progress=progress, shared=True)
         self._base = {record.request.case_id: s for record, s in zip(records, scores, strict=True)}
-        done = [(i, r) for i, batch in enumerate(data.batches[: module.resumed_at]) for r in batch]
-        known = zip(done, self._resumed, strict=True)
-        self._edited = [(i, Outcome(r, info=info, error=error)) for (i, r), (info, error) in known]
 
-    def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: what is known of the edits so far, which the rows at the end will say again."""
-        return {"outcomes": [(outcome.info, outcome.error) for _, outcome in self._edited]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back; called before `on_fit_start`."""
-        self._resumed = [tuple(outcome) for outcome in state_dict["outcomes"]]
+    def _check(self, ends: Sequence[int]) -> None:
+        """Whether every number of `eval_at` is among the numbers of edits after the batches; more are left out."""
+        late = [n for n in self.eval_at if n > ends[-1]]
+        if late:
+            log.warning("metrics.eval_at: left out, this run has %d edits: %s", ends[-1], ", ".join(map(str, late)))
+        for n in self.eval_at:
+            after = next((end for end in ends if end >= n), n)
+            if after != n and n not in late:
+                before = max(end for end in ends if end < n)
+                near = f"the nearest are {before} and {after}" if before else f"the first is {after}"
+                raise KeditError(f"metrics.eval_at: {n} edits are not at the end of an edit batch; {near}")
 
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Fills in the rows of the batch."""
         if not batch.records:  # the other processes have the last ones
             return
         if module.regime == "sequential":
-            self._edited += [(batch.index, outcome) for outcome in batch.outcomes]
             if self.measure == "end":
                 return
             after = score_records(module.lm, batch.records, config=self.scoring, shared=True)
@@ -121,32 +153,51 @@ class EditMetrics(EditCallback):
         )
         return [every[start : start + n] for start in range(0, len(every), n)]
 
-    def end_rows(self, module: EditingModule) -> list[dict[str, Any]]:
-        """Rows of every record edited so far, measured on the model as it is now (sequential regime)."""
+    def at_rows(self, trainer: Trainer, module: EditingModule) -> list[dict[str, Any]]:
+        """Rows of every record edited so far, where this is a number of edits of `eval_at` (sequential regime)."""
+        n = len(module.outcomes)
+        return self._so_far(trainer, module, f"at_{n}") if n in self.eval_at else []
+
+    def end_rows(self, trainer: Trainer, module: EditingModule) -> list[dict[str, Any]]:
+        """Rows of every record edited, measured on the model as it is now (sequential regime)."""
         if module.regime != "sequential" or self.measure == "edit":
             return []
-        records = [outcome.record for _, outcome in self._edited]
-        with stage("scoring the model after the last edit") as progress:
-            after = score_records(module.lm, records, config=self.scoring, progress=progress, shared=True)
-        return [
-            edit_row(outcome, index, module.regime, "end", self._base[outcome.record.request.case_id], a)
-            for (index, outcome), a in zip(self._edited, after, strict=True)
-        ]
+        return self._so_far(trainer, module, "end")
+
+    def _so_far(self, trainer: Trainer, module: EditingModule, when: str) -> list[dict[str, Any]]:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        batches = data.batches[: module.edits_done]
+        done = [(index, record) for index, batch in enumerate(batches) for record in batch]
+        if self._last is None or self._last[0] != len(done):
+            name = "the last edit" if when == "end" else f"{len(done)} edits"
+            with stage(f"scoring the model after {name}") as progress:
+                records = [record for _, record in done]
+                after = score_records(module.lm, records, config=self.scoring, progress=progress, shared=True)
+            self._last = (len(done), after)
+        more = {} if when == "end" else {"edits": len(done)}
+        rows = []
+        for (index, record), (info, error), after in zip(done, module.outcomes, self._last[1], strict=True):
+            outcome = Outcome(record, info=info, error=error)
+            before = self._base[record.request.case_id]
+            rows.append(edit_row(outcome, index, module.regime, when, before, after) | more)
+        return rows
 
 
 def edit_row(
-    outcome: Outcome, index: int, regime: str, when: Moment, before: Sequence[ProbeScore], after: Sequence[ProbeScore]
+    outcome: Outcome, index: int, regime: str, when: str, before: Sequence[ProbeScore], after: Sequence[ProbeScore]
 ) -> dict[str, Any]:
     """One line of `results.jsonl`: a record, what was done to it, and every probe before and after."""
     request = asdict(outcome.record.request)
     info = {key: value for key, value in outcome.info.items() if when != "editor" or not key.startswith("pathway")}
+    edits = edits_of(when)
+    measured = MEASURED[when] if edits is None else f"after {edits} {'edit' if edits == 1 else 'edits'}"
     return result_row(
         outcome.record,
         before,
         after,
         index,
         when,
-        protocol={"regime": regime, "measured": MEASURED[when]},
+        protocol={"regime": regime, "measured": measured},
         status="failed" if outcome.error else "edited",
         error=outcome.error,
         request={key: value for key, value in request.items() if key != "case_id"},

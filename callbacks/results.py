@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import logging
+import resource
+import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +18,25 @@ from kedit import processes
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback, editing, tell
 from kedit.callbacks.metrics import MEASURED, EditMetrics
+from kedit.curve import as_csv, draw
 from kedit.delta import Delta
 from kedit.deltafile import save_delta
+from kedit.journal import tensor_bytes
 from kedit.provenance import provenance
-from kedit.runfolder import RESULTS, SUMMARY, append_rows, keep_rows, read_rows, write_json
-from kedit.summary import summarise
+from kedit.results import edits_of
+from kedit.runfolder import RESULTS, SUMMARY, append_rows, keep_rows, make_folder, read_rows, write_json, write_text
+from kedit.summary import Scoreboard
 
 if TYPE_CHECKING:
     from kedit.methods.base import EditingModule
 
+log = logging.getLogger(__name__)
+
 
 class ResultsWriter(EditCallback):
     """Writes `results.jsonl`, `run.json`, `summary.json` and deltas into the trainer's `default_root_dir`.
+
+    With `metrics.eval_at` also `curve.csv` and `curve.png`, and `curve` in the summary.
 
     A line is appended and flushed after every edit batch, so that a kill loses at most the edit under way;
     a resumed run first cuts off the lines that its checkpoint does not vouch for.
@@ -43,11 +54,12 @@ class ResultsWriter(EditCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cuts an interrupted file back."""
-        folder = _folder(trainer)
+        folder, done = _folder(trainer), editing(pl_module).resumed_at
         if not processes.first():
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        keep_rows(folder / RESULTS, editing(pl_module).resumed_at)
+        make_folder(folder, "run.root")
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        keep_rows(folder / RESULTS, done, sum(map(len, data.batches[:done])))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what the run is, now that everything is loaded."""
@@ -62,37 +74,58 @@ class ResultsWriter(EditCallback):
         self._edits += sum(n for n, _ in done)
         self._seconds += max(seconds for _, seconds in done)
         self._append(trainer, module, [row for outcome in batch.outcomes for row in outcome.rows], batch)
+        for metrics in _metrics(trainer):
+            if module.regime == "sequential":
+                self._append(trainer, module, metrics.at_rows(trainer, module), None)
         if self.save_deltas and (alone or (module.regime == "batch" and processes.first())):
             names = [r.request.case_id for r in batch.records] if alone else [f"batch-{batch.index}"]
             for name, delta in zip(names, batch.deltas, strict=True):
                 if delta is not None:
                     rows = [row for o in batch.outcomes for row in o.rows if not alone or row["case_id"] == name]
-                    save_delta(_folder(trainer) / "deltas" / _safe(name), delta, _card(module, rows))
+                    save_delta(_folder(trainer) / "deltas" / _safe(name), delta, _card(module, map(_slim, rows)))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures the end of a sequential run, and writes its delta and the summary."""
+        """Measures the end of a sequential run, writes its delta and curve, and sums up."""
         module, folder = editing(pl_module), _folder(trainer)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EditMetrics):
-                self._append(trainer, module, callback.end_rows(module), None)
+        for metrics in _metrics(trainer):
+            self._append(trainer, module, metrics.end_rows(trainer, module), None)
         if not processes.first():
             return
-        rows = list(read_rows(folder / RESULTS))
+        boards: dict[str, Scoreboard] = {}
+        failed: dict[str, str] = {}
+        about: list[dict[str, Any]] = []
+        for row in read_rows(folder / RESULTS):  # one at a time: there may be many
+            boards.setdefault(row["when"], Scoreboard(row["when"])).add(row)
+            if row["status"] == "failed":
+                failed[row["case_id"]] = row["error"]
+            if edits_of(row["when"]) is None:
+                about.append(_slim(row))
         if self.save_deltas and module.regime == "sequential" and module.deltas:
-            save_delta(folder / "delta", Delta.concat(module.deltas), _card(module, rows))
-        run = self._run(trainer, module)
-        moments = dict.fromkeys(row["when"] for row in rows)
-        failed = {row["case_id"]: row["error"] for row in rows if row["status"] == "failed"}
-        self.summary = run | {
+            save_delta(folder / "delta", Delta.concat(module.deltas), _card(module, about))
+        found = {when: board.summary(self.resamples) for when, board in boards.items()}
+        curve = [
+            {"edits": edits_of(when), "when": when, "results": own} for when, own in found.items() if edits_of(when)
+        ]
+        self.summary = self._run(trainer, module) | {
             "failed": failed,
             "timing": {
                 "edits": self._edits,
                 "seconds_editing": round(self._seconds, 3),
                 **({"processes": processes.count()} if processes.count() > 1 else {}),
             },  # since the run was started or resumed
-            "results": {when: summarise(rows, when, resamples=self.resamples) for when in moments},
+            "results": {when: own for when, own in found.items() if edits_of(when) is None},
         }
-        write_json(folder / SUMMARY, self.summary)
+        if module.regime == "sequential":
+            self.summary["kept"] = _kept(module)
+        if curve:
+            self.summary["curve"] = curve
+            write_text(folder / "curve.csv", as_csv(curve))
+            draw(curve, folder / "curve.png", self.summary["method"], self.summary["data"])
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the summary, which says that the run has finished: last, when all callbacks have written theirs."""
+        if self.summary is not None:
+            write_json(_folder(trainer) / SUMMARY, self.summary)
 
     def _append(
         self, trainer: Trainer, module: EditingModule, rows: list[dict[str, Any]], batch: EditBatch | None
@@ -102,12 +135,12 @@ class ResultsWriter(EditCallback):
             tell(trainer, "on_rows", module, rows, batch)
         if module.regime == "single":
             rows = [row for own in processes.gather(rows) for row in own]
-        if processes.first():
+        if rows and processes.first():
             append_rows(_folder(trainer) / RESULTS, rows)
 
     def _run(self, trainer: Trainer, module: EditingModule) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        measured = [c for c in trainer.callbacks if isinstance(c, EditMetrics)]  # type: ignore[attr-defined]
+        measured = _metrics(trainer)
         when = measured[0].measure if measured and module.regime == "sequential" else "edit"
         return {
             "protocol": {
@@ -128,10 +161,30 @@ def _folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir)
 
 
-def _card(module: EditingModule, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _metrics(trainer: Trainer) -> list[EditMetrics]:
+    return [c for c in trainer.callbacks if isinstance(c, EditMetrics)]  # type: ignore[attr-defined]
+
+
+def _slim(row: dict[str, Any]) -> dict[str, Any]:
+    """What a delta's card says of a row."""
+    return {k: row[k] for k in ("case_id", "when", "status", "request", "edit")}
+
+
+def _card(module: EditingModule, requests: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """What a delta's card says: where it came from, and what it was seen to do."""
-    slim = [{k: row[k] for k in ("case_id", "when", "status", "request", "edit")} for row in rows]
-    return module.describe() | {"requests": slim, "provenance": provenance()}
+    return module.describe() | {"requests": list(requests), "provenance": provenance()}
+
+
+def _kept(module: EditingModule) -> dict[str, Any]:
+    """What the method had to keep of the edits of a sequential run, in bytes, and told in the log."""
+    edits, n = module.edits(), len(module.outcomes)
+    deltas, state = tensor_bytes(edits["deltas"]), tensor_bytes(edits["state"])
+    each = (deltas + state) / max(n, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    also = f" and {state / 1e6:.2f} MB of the method's state" if state else ""
+    size = f"deltas of {deltas / 1e6:.2f} MB{also}, {each / 1e3:.2f} kB an edit"
+    log.info("kept of %d edits: %s; memory of this process at its peak: %.0f MiB", n, size, peak)
+    return {"edits": n, "deltas_bytes": deltas, "state_bytes": state, "bytes_per_edit": round(each, 1)}
 
 
 def _safe(name: str) -> str:

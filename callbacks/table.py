@@ -7,6 +7,7 @@ from rich.console import Console
 
 from kedit.callbacks.base import EditCallback
 from kedit.callbacks.results import ResultsWriter
+from kedit.curve import curve_table
 from kedit.report import summary_table
 
 
@@ -19,4 +20,6 @@ class ResultTable(EditCallback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ResultsWriter) and callback.summary is not None:
                 console.print(summary_table(callback.summary))
+                if "curve" in callback.summary:
+                    console.print(curve_table(callback.summary["curve"]))
                 console.print(f"results: {trainer.default_root_dir}", soft_wrap=True, highlight=False)

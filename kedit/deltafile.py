@@ -20,6 +20,7 @@ from kedit.delta import Delta, Factors
 from kedit.errors import KeditError
 from kedit.lm import LM
 from kedit.pathway import Pathway
+from kedit.runfolder import write_json, writing
 from kedit.slices import Slices
 
 FORMAT = 2
@@ -36,16 +37,23 @@ def save_delta(folder: Path | str, delta: Delta, card: dict[str, Any]) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        CannotWrite: The disk is full, or the folder cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".delta.{os.getpid()}.safetensors"
     # cloned: safetensors refuses tensors that share memory, as one index of many slices does
-    save_file({k: t.cpu().clone(memory_format=torch.contiguous_format) for k, t in _named(delta).items()}, partial)
-    os.replace(partial, folder / "delta.safetensors")
-    partial = folder / f".card.{os.getpid()}.json"
-    partial.write_text(json.dumps({"format": FORMAT, **card}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, folder / "card.json")
+    tensors = {k: t.cpu().clone(memory_format=torch.contiguous_format) for k, t in _named(delta).items()}
+    target = folder / "delta.safetensors"
+    partial = folder / ".delta.partial"
+    with writing(target, partial):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(tensors, partial)
+        except SafetensorError as error:  # its only trouble with these tensors is the disk
+            raise OSError(str(error)) from error
+        os.replace(partial, target)
+    write_json(folder / "card.json", {"format": FORMAT, **card})
     return folder
 
 

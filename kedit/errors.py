@@ -7,9 +7,37 @@ status 2; library users catch it. Programming errors raise Python's own exceptio
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 
 class KeditError(Exception):
     """Bad input. The message names the record or option and says what to do, in one or two lines."""
+
+
+class CannotWrite(KeditError):
+    """A full disk or an unwritable folder. The message names the file."""
+
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)
+"""What the system says of a full disk, and of a folder where nothing can be written."""
+
+
+def cannot_write(error: BaseException | None, folder: Path) -> str | None:
+    """What to tell where `error`, or one that it came from, is a file that cannot be written; None where it is not.
+
+    Args:
+        error: What ended a run.
+        folder: Where the run writes, for errors that do not name their file.
+    """
+    found: str | None = None
+    while error is not None:
+        if isinstance(error, CannotWrite):
+            return str(error)
+        if found is None and isinstance(error, OSError) and error.errno in UNWRITABLE:
+            found = f"{error.filename or folder} cannot be written: {error.strerror}"
+        error = error.__cause__ or error.__context__
+    return found
 
 
 def at_least(option: str, value: float | None, least: float) -> None:

@@ -59,7 +59,8 @@ def result_row(
         before: Scores on the unedited model, where there are any.
         after: Scores on the edited model, where there are any.
         batch: Index of the record's edit batch.
-        when: Moment of the measurement (`edit`: after its own edit batch; `end`: after the last one).
+        when: Moment of the measurement (`edit`: after its own edit batch; `end`: after the last one; `at_10`: after
+            the tenth edit).
         more: What else the line should say (request, protocol, norms), JSON-able.
     """
     probes = []
@@ -75,3 +76,9 @@ def result_row(
             }
         )
     return {"case_id": record.request.case_id, "batch": batch, "when": when, **more, "probes": probes}
+
+
+def edits_of(when: str) -> int | None:
+    """Number of edits of a moment of `metrics.eval_at` (`at_10`: 10); None for any other."""
+    name, _, edits = when.partition("_")
+    return int(edits) if name == "at" and edits.isdigit() else None

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from kedit.intervals import paired_cell
 from kedit.report import MOMENTS
+from kedit.results import edits_of
 from kedit.runfolder import csv_text
 from kedit.summary import summarise
 
@@ -83,6 +84,7 @@ def robustness_table(lines: Sequence[Mapping[str, Any]]) -> Table:
         if wanted:
             table.add_column(name, justify="right", no_wrap=True)
     moments = [when for when in dict.fromkeys(line["when"] for line in lines) if when != "editor"]
+    moments = [when for when in moments if edits_of(when) is None]  # the curve has a table of its own
     for when in moments:
         if len(moments) > 1 or when != "edit":
             table.add_section()

@@ -7,10 +7,11 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kedit.errors import KeditError
+from kedit.errors import CannotWrite, KeditError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,35 +52,49 @@ def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         KeditError: The disk is full or the folder cannot be written; what was there stays.
     """
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise KeditError(f"results cannot be written to {path}: {error.strerror}; what is there is kept") from None
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a results file; a last line that a kill cut short is left out."""
+    """The complete lines of a results file; a last line that a kill or a full disk cut short is left out.
+
+    Raises:
+        KeditError: A line is damaged.
+    """
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
                 return
-            yield json.loads(line)
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise KeditError(f"{path}: line {number} is damaged") from None
 
 
-def keep_rows(path: Path, batches: int) -> None:
-    """Cut a results file back to the first `batches` edit batches, which a checkpoint vouches for."""
+def keep_rows(path: Path, batches: int, edits: int) -> None:
+    """Cut a results file back to what a checkpoint vouches for.
+
+    Args:
+        path: The file.
+        batches: Edit batches that are done.
+        edits: Records in them.
+    """
     if not path.exists():
         return
-    kept = [row for row in read_rows(path) if row["batch"] < batches and row["when"] != "end"]
     partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    append_rows(partial, kept)
-    os.replace(partial, path)
+    with writing(partial):
+        with partial.open("w", encoding="utf-8") as file:
+            for row in read_rows(path):
+                if row["when"] != "end" and row["batch"] < batches and row.get("edits", 0) <= edits:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -102,27 +117,46 @@ def write_figure(path: Path, figure: Figure) -> None:
 
     FigureCanvasAgg(figure)
     partial = path.with_suffix(".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with writing(path, partial):
+        figure.savefig(partial, format="png")
+        partial.replace(path)
 
 
 def make_folder(path: Path, option: str) -> None:
     """Make a folder that a user named, with those above it.
 
     Raises:
-        KeditError: It cannot be made; names the option.
+        CannotWrite: It cannot be made; names the option.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise KeditError(f"{option}: {path} cannot be made: {error.strerror}") from None
+        raise CannotWrite(f"{option}: {path} cannot be made: {error.strerror}") from None
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, replacing it in one step."""
     partial = path.with_suffix(".partial")
-    try:
+    with writing(path, partial):
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
+
+
+@contextmanager
+def writing(path: Path, partial: Path | None = None) -> Iterator[None]:
+    """Inside, a full disk or an unwritable folder is an error of the user's that names `path`.
+
+    Args:
+        path: What is written, under its last name.
+        partial: The file that it is written to first, which an error takes away.
+
+    Raises:
+        CannotWrite: The file cannot be written.
+    """
+    try:
+        yield
     except OSError as error:
-        raise KeditError(f"{path} cannot be written: {error.strerror}") from None
+        if partial is not None:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+        raise CannotWrite(f"{path} cannot be written: {error.strerror or error}") from error

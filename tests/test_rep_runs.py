@@ -23,6 +23,7 @@ from kedit.lm import LM
 from kedit.methods import MEMIT, REP, ROME, RROME
 from kedit.methods import rep as rep_module
 from kedit.rep import AdapterConfig, AdapterLanes, Task, closed_form, parity_config
+from kedit.runfolder import CHECKPOINT
 from kedit.stats import StatsConfig
 from tests.test_spread import REQUESTS, TEXTS, Given, Keep, bits
 from tests.tiny import tiny_lm
@@ -265,7 +266,7 @@ def test_a_resumed_run_ends_with_the_same_bits(editor: str, batch_size: int, gat
     assert len(run(one, whole, batch_size, n=4)) == 4 // batch_size
     checkpoint = EditCheckpoint()
     run(module(), first, batch_size, n=4, max_epochs=1, default_root_dir=str(tmp_path), callbacks=[checkpoint])
-    saved = checkpoint.best_model_path or checkpoint.last_model_path
+    saved = str(tmp_path / CHECKPOINT)
     assert [batch.index for batch in run(two, second, batch_size, n=4, resume=saved)] == list(range(1, 4 // batch_size))
     assert all(torch.equal(value, bits(second)[name]) for name, value in bits(whole).items())
     mine, theirs = Delta.concat(one.deltas).pathways, Delta.concat(two.deltas).pathways

@@ -22,6 +22,7 @@ from kedit.lm import LM
 from kedit.methods import EMMET, MEMIT, spread
 from kedit.methods.spread import Spread
 from kedit.requests import EditRecord, EditRequest
+from kedit.runfolder import CHECKPOINT
 from kedit.stats import StatsConfig
 from kedit.values import ValueLanes
 from tests.tiny import tiny_lm
@@ -239,6 +240,6 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     checkpoint = EditCheckpoint()
     kept = {"default_root_dir": str(tmp_path), "callbacks": [checkpoint]}
     assert len(run(module(), first, batch_size=2, max_epochs=2, **kept)) == 2
-    rest = run(module(), second, batch_size=2, ckpt_path=checkpoint.best_model_path or checkpoint.last_model_path)
+    rest = run(module(), second, batch_size=2, ckpt_path=str(tmp_path / CHECKPOINT))
     assert [batch.index for batch in rest] == [2]
     assert all(torch.equal(value, bits(second)[name]) for name, value in bits(whole).items())

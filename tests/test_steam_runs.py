@@ -19,6 +19,7 @@ from kedit.errors import KeditError
 from kedit.lm import LM
 from kedit.methods import EMMET, MEMIT, ROME, RROME, STEAM
 from kedit.methods.locate import LocateThenEdit
+from kedit.runfolder import CHECKPOINT
 from kedit.stats import StatsConfig
 from tests.steam_cases import FAMILIES, Given, answer_states, naive_alignment, records, run, world
 from tests.test_spread import TEXTS, bits, dense
@@ -174,7 +175,7 @@ def test_a_resumed_run_ends_with_the_same_bits(editor: str, tmp_path: Path, monk
     assert len(run(module(), whole, given())) == 3
     checkpoint = EditCheckpoint()
     run(module(), first, given(), max_epochs=1, default_root_dir=str(tmp_path), callbacks=[checkpoint])
-    saved = checkpoint.best_model_path or checkpoint.last_model_path
+    saved = str(tmp_path / CHECKPOINT)
     assert [batch.index for batch in run(module(), second, given(), resume=saved)] == [1, 2]
     assert all(torch.equal(value, bits(second)[name]) for name, value in bits(whole).items())
     assert not torch.equal(*(model.model.state_dict()[f"{model.arch.path('mlp_out', 1)}.weight"]

@@ -40,9 +40,9 @@ from kedit.callbacks import (
 from kedit.cli.messages import Interrupted, of_kedit
 from kedit.cli.quiet import quiet_lightning
 from kedit.data import EditData
-from kedit.errors import KeditError
+from kedit.errors import CannotWrite, KeditError, cannot_write
 from kedit.methods import EditingModule
-from kedit.runfolder import CHECKPOINT, finished, run_folder
+from kedit.runfolder import CHECKPOINT, finished, make_folder, run_folder, writing
 from kedit.stopping import Stopped, Stopper
 from kedit.strategy import ShardedEdits
 
@@ -162,6 +162,11 @@ class KeditCLI(LightningCLI):
                 self.trainer.fit(self.model, **given)
         except MisconfigurationException as error:
             raise KeditError(f"trainer: {_first_line(error)}") from error
+        except (OSError, CannotWrite) as error:
+            if (message := cannot_write(error, self.folder)) is None:
+                raise
+            kept = f"{_edits_kept(self.folder)} edit batches are done and kept"
+            raise KeditError(f"{message}\n{kept}; to go on, the same command with --run.resume true") from error
         except SystemExit as stop:
             if isinstance(stop, Stopped):
                 status = 128 + stop.number
@@ -201,8 +206,9 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """One file; a resumed run has the same configuration."""
         folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True)
+        make_folder(folder, "run.root")
+        with writing(folder / "config.yaml"):
+            self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True)
 
 
 TRAINER_DEFAULTS = {

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,6 +23,7 @@ from kedit.delta import Delta, Weights
 from kedit.deltafile import pack, unpack
 from kedit.errors import KeditError
 from kedit.evaluate import known
+from kedit.journal import Entry, read_journal
 from kedit.lm import LM, LMConfig, load_lm
 from kedit.methods.course import Course
 from kedit.methods.phases import Edit, Phase
@@ -44,6 +47,7 @@ class EditingModule(LightningModule, ABC):
         edits_done: Edit batches committed or measured so far.
         deltas: In the sequential regime, the delta of every committed batch, in order (or, with `merges_deltas`,
             their sum).
+        outcomes: In the sequential regime, what is known of every record edited so far: its figures and its error.
     """
 
     regimes: tuple[Regime, ...] = ("single", "batch", "sequential")
@@ -69,11 +73,11 @@ class EditingModule(LightningModule, ABC):
         self.lm_config = lm
         self.edits_done = 0
         self.deltas: list[Delta] = []
+        self.outcomes: list[tuple[dict[str, Any], str | None]] = []
         self._lm: LM | None = None
         self._weights: Weights | None = None
         self._restored: dict[str, Any] | None = None
         self._course: Course | None = None
-        self._trained = False
         self._idle = nn.Parameter(torch.zeros(1))  # what the optimiser holds before the first phase
 
     # -- what a method defines --------------------------------------------------------------------------
@@ -94,11 +98,21 @@ class EditingModule(LightningModule, ABC):
         raise NotImplementedError
 
     def method_state(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides the deltas: tensors, numbers, strings, lists and dicts of them."""
+        """What a checkpoint must hold besides the deltas: tensors, numbers, strings, lists and dicts of them.
+
+        It is written after every edit batch; what grows with the edits belongs to `edit_state`.
+        """
         return {}
 
     def load_method_state(self, state: dict[str, Any]) -> None:
         """Takes back what `method_state` gave; called before `start`."""
+
+    def edit_state(self, records: Sequence[EditRecord]) -> dict[str, Any]:
+        """What the edits of some records have added to the method's state, where edits accumulate; written once."""
+        return {}
+
+    def load_edit_state(self, state: dict[str, Any]) -> None:
+        """Takes back what `edit_state` gave, in the order of the edits; called before `start`."""
 
     def describe(self) -> dict[str, Any]:
         """Provenance for results: method, model, protocol."""
@@ -195,25 +209,34 @@ class EditingModule(LightningModule, ABC):
         self.lm.model.eval().requires_grad_(False)
         if self._restored is not None:
             self.load_method_state(self._restored["method"])
+            for entry in self._restored["edits"]:
+                self.load_edit_state(entry["state"])
         self.start()
         self._weights = Weights(self.lm.model)
         if self._restored is not None:
-            self.edits_done = int(self._restored["edits_done"])
-            self.deltas = [unpack(d).to(self.device) for d in self._restored["deltas"]]
-            for delta in self.deltas:
-                self._weights.add(delta)
+            self._take_back(self._weights, self._restored)
             self._restored = None
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.edits_done and self.edits_done >= data.done_after((self.trainer.max_epochs or 0) - 1):
+            self._end_at_once()
 
-    def on_train_start(self) -> None:
-        """Notes that there is something left to do."""
-        self._trained = True
+    def _take_back(self, weights: Weights, state: dict[str, Any]) -> None:
+        """What a run had committed before it was interrupted, with the same arithmetic."""
+        self.edits_done = int(state["edits_done"])
+        self.outcomes = [(info, error) for entry in state["edits"] for info, error in entry["outcomes"]]
+        for delta in (unpack(d).to(self.device) for entry in state["edits"] for d in entry["deltas"]):
+            self._keep(delta)
+        for delta in self.deltas:
+            weights.add(delta)
 
-    def on_fit_end(self) -> None:
-        """Lightning calls no hook of training where a resumed run has no edit left; what ends a run is due still."""
-        if not self._trained and self.edits_done:
-            for hook in ("on_train_start", "on_train_end"):
-                for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                    getattr(callback, hook)(self.trainer, self)
+    def _end_at_once(self) -> None:
+        """The end of a run that was interrupted after its last edit: Lightning skips a loop without epochs, hooks too.
+
+        What is missing is what the callbacks measure and write when training ends.
+        """
+        for hook in ("on_train_start", "on_train_end"):
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                getattr(callback, hook)(self.trainer, self)
 
     def on_train_epoch_start(self) -> None:
         """Takes up the epoch's edit batch."""
@@ -266,31 +289,50 @@ class EditingModule(LightningModule, ABC):
             for delta in self.batch.deltas:
                 if delta is not None:
                     self._commit(self._weights, delta)
+            self.outcomes += [(outcome.info, outcome.error) for outcome in self.batch.outcomes]
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self.edits_done = data.done_after(self.trainer.current_epoch)
         tell(self.trainer, "on_edit_end", self, self.batch)
 
     def _commit(self, weights: Weights, delta: Delta) -> None:
-        """Writes a delta into the model and keeps it, by itself or in the sum of all."""
+        """Writes a delta into the model and keeps it."""
+        if self.merges_deltas and self.deltas:
+            weights.restore()  # so that a resumed run, which knows the sum alone, has the same weights to the bit
+            self._keep(delta)
+            weights.add(self.deltas[0])
+        else:
+            weights.add(delta)
+            self._keep(delta)
+
+    def _keep(self, delta: Delta) -> None:
+        """Keeps a delta, by itself or in the sum of all."""
         if self.merges_deltas and self.deltas:
             delta = Delta.concat([*self.deltas, delta])
-            weights.restore()  # so that a resumed run, which knows the sum alone, has the same weights to the bit
             self.deltas.clear()
-        weights.add(delta)
         self.deltas.append(delta)
 
     # -- checkpoints: deltas and state, never the base weights -------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the deltas, the method's state and the number of edit batches done."""
+        """Keeps the edits so far (unless a journal has them), the method's state and the number of batches done."""
         checkpoint["state_dict"] = {}
         checkpoint["optimizer_states"] = []
-        checkpoint["kedit"] = {
-            "edits_done": self.edits_done,
-            "deltas": [pack(delta) for delta in self.deltas],
-            "method": self.method_state(),
-            "run": self._identity(),
-        }
+        edits = checkpoint.get("kedit") or {"edits": [self.edits()]}
+        own = {"edits_done": self.edits_done, "method": self.method_state(), "run": self._identity()}
+        checkpoint["kedit"] = edits | own
+
+    def edits(self, batch: EditBatch | None = None) -> Entry:
+        """What one edit batch has added, or all of them so far, as a checkpoint or its journal holds it."""
+        if self.regime != "sequential":
+            return {"deltas": [], "outcomes": [], "state": {}}
+        if batch is not None:
+            deltas, outcomes, records = batch.deltas, [(o.info, o.error) for o in batch.outcomes], batch.records
+        else:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            deltas, outcomes = self.deltas, self.outcomes
+            records = [record for batch in data.batches[: self.edits_done] for record in batch]
+        packed = [pack(delta) for delta in deltas if delta is not None]
+        return {"deltas": packed, "outcomes": outcomes, "state": self.edit_state(records)}
 
     def _identity(self) -> dict[str, Any]:
         """What a run must share with the checkpoint that it goes on from."""
@@ -310,4 +352,11 @@ class EditingModule(LightningModule, ABC):
                 raise KeditError(
                     f"this checkpoint is of another run: its {key} is {theirs.get(key)!r}, here it is {value!r}"
                 )
-        self._restored = state
+        if "journal" in state:
+            journal = state["journal"]
+            path = Path(str(self.trainer.ckpt_path)).parent / journal["file"]
+            self._restored = state | {"edits": read_journal(path, journal["bytes"])}
+        elif "edits" in state:
+            self._restored = state
+        else:
+            raise KeditError("this checkpoint was written by an older kedit; start the run anew")

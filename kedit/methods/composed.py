@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from kedit.lm import LM
@@ -54,6 +55,14 @@ class Composed(EditingModule):
     def load_method_state(self, state: dict[str, Any]) -> None:
         """The editor takes it back."""
         self.editor.load_method_state(state)
+
+    def edit_state(self, records: Sequence[EditRecord]) -> dict[str, Any]:
+        """The editor's."""
+        return self.editor.edit_state(records)
+
+    def load_edit_state(self, state: dict[str, Any]) -> None:
+        """The editor takes it back."""
+        self.editor.load_edit_state(state)
 
     def describe(self) -> dict[str, Any]:
         """Provenance: the editor's hyperparameters."""

@@ -207,19 +207,20 @@ class REP(Composed):
         yield AdapterPhase(lanes)
         return lanes.pathways()
 
-    def method_state(self) -> dict[str, Any]:
+    def edit_state(self, records: Sequence[EditRecord]) -> dict[str, Any]:
         """The editor's, and the keys that the edits have claimed."""
-        claims = {} if self.source is None or self.regime == "single" else self.source.claims
-        kept = {
-            layer: {case: (subject, keys.cpu()) for case, (subject, keys) in of_layer.items()}
-            for layer, of_layer in claims.items()
-        }
-        return super().method_state() | {"claims": kept}
+        claims = {} if self.source is None else self.source.claims
+        kept: Claims = {}
+        for layer, of_layer in claims.items():
+            mine = [(r.request.case_id, of_layer[r.request.case_id]) for r in records if r.request.case_id in of_layer]
+            kept[layer] = {case: (subject, keys.cpu()) for case, (subject, keys) in mine}
+        return super().edit_state(records) | {"claims": kept}
 
-    def load_method_state(self, state: dict[str, Any]) -> None:
+    def load_edit_state(self, state: dict[str, Any]) -> None:
         """Both are taken back."""
-        super().load_method_state(state)
-        self._claims = state["claims"]
+        super().load_edit_state(state)
+        for layer, claims in state["claims"].items():
+            self._claims.setdefault(layer, {}).update(claims)
 
     def describe(self) -> dict[str, Any]:
         """Provenance: the editor's hyperparameters, then the adapter's."""
