@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from kedit import processes
 from kedit.callbacks.base import EditCallback, editing
 from kedit.errors import KeditError
 from kedit.pac.figure import as_csv, draw
@@ -45,7 +46,10 @@ class PathImportance(EditCallback):
         if not self.enabled:
             return
         module, folder = _pac(pl_module), Path(trainer.default_root_dir)
-        rows = module.profile.rows()
+        profile = module.whole_profile()
+        if not processes.first():
+            return
+        rows = profile.rows()
         if not rows:
             log.warning("importance: no trace succeeded, there is nothing to draw")
             return
@@ -53,7 +57,7 @@ class PathImportance(EditCallback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         edited = sum(len(data.batches[i]) for i in range(module.edits_done))
         about = {"name": data.name, "records": edited}
-        draw(rows, module.profile.traces, folder / "importance.png", module.describe(), about)
+        draw(rows, profile.traces, folder / "importance.png", module.describe(), about)
 
 
 def _pac(module: LightningModule) -> PAC:

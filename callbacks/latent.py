@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from kedit import processes
 from kedit.bars import stage
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback, editing
@@ -28,6 +29,7 @@ from kedit.latent_report import (
     lens_lines,
     space_lines,
 )
+from kedit.requests import EditRecord
 from kedit.runfolder import write_figure, write_text
 
 if TYPE_CHECKING:
@@ -89,28 +91,38 @@ class LatentFigures(EditCallback):
             self._native = native(module.lm, bank.with_references(records[: self.max_edits]).values())
 
     def on_edit_end(self, trainer: Trainer, module: Any, batch: EditBatch) -> None:
-        """Measures the batch's edits."""
-        room = self.max_edits - self.measured
-        if not self.enabled or room <= 0:
+        """Measures the batch's edits; processes measure their own, and all get all."""
+        if not self.enabled or self.measured >= self.max_edits:
             return
-        steam, bank = _steam(module), _bank(_steam(module))
+        bank = _bank(_steam(module))
         arms: dict[str, list[Delta | None]] = {} if batch.plain is None else {"editor": batch.plain}
         arms["steam"] = batch.deltas
         known = [i for i, record in enumerate(batch.records) if bank.anchor(record).used]
-        made = [i for i in known if all(own[i] is not None for own in arms.values())][:room]
-        if not made:
-            return
+        made = [i for i in known if all(own[i] is not None for own in arms.values())]
+        start = self.measured + sum(processes.gather(len(made))[: processes.rank()])
+        made = made[: max(0, self.max_edits - start)]
         deltas = {name: [own[i] or Delta() for i in made] for name, own in arms.items()}
-        records = [batch.records[i] for i in made]
+        for found, scenes in processes.gather(self._measure(module, [batch.records[i] for i in made], deltas, start)):
+            for name, own in found.items():
+                self._seen.setdefault(name, []).append(own)
+            self._scenes += scenes
+
+    def _measure(
+        self, module: STEAM, records: list[EditRecord], deltas: dict[str, list[Delta]], start: int
+    ) -> tuple[dict[str, Curves], list[Scene]]:
+        """Curves of some edits, the first of which is number `start` of the run, and the scenes of the examples."""
+        if not records:
+            return {}, []
+        bank = _bank(module)
         anchors = torch.stack([mean for record in records if (mean := bank.anchor(record).mean) is not None])
         centre = None if self._native is None else self._native.centre
-        for name, found in curves(steam.lm, records, anchors, deltas, centre).items():
-            self._seen.setdefault(name, []).append(found)
-        depths = depths_of(steam.lm.arch.n_layers, steam.editor.edited_layers[-1], steam.layers)
-        for place, record in enumerate(records):
-            if len(self._scenes) < self.examples:
-                own = {name: arm[place] for name, arm in deltas.items()}
-                self._scenes.append(scene(steam.lm, record, bank.with_states(record), own, depths))
+        found = curves(module.lm, records, anchors, deltas, centre)
+        depths = depths_of(module.lm.arch.n_layers, module.editor.edited_layers[-1], module.layers)
+        scenes = []
+        for place, record in enumerate(records[: max(0, self.examples - start)]):
+            own = {name: arm[place] for name, arm in deltas.items()}
+            scenes.append(scene(module.lm, record, bank.with_states(record), own, depths))
+        return found, scenes
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: what was measured so far."""
@@ -129,7 +141,7 @@ class LatentFigures(EditCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The files."""
-        if not self.enabled:
+        if not (self.enabled and processes.first()):
             return
         if not self._seen:
             log.warning("latent: no edit was made whose anchor has references, there is nothing to draw")

@@ -63,7 +63,7 @@ class EditMetrics(EditCallback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         records = [record for batch in data.batches[: trainer.max_epochs] for record in batch]
         with stage("scoring the unedited model") as progress:
-            scores = score_records(module.lm, records, config=self.scoring, progress=progress)
+            scores = score_records(module.lm, records, config=self.scoring, progress=progress, shared=True)
         self._base = {record.request.case_id: s for record, s in zip(records, scores, strict=True)}
         done = [(i, r) for i, batch in enumerate(data.batches[: module.resumed_at]) for r in batch]
         known = zip(done, self._resumed, strict=True)
@@ -79,11 +79,13 @@ class EditMetrics(EditCallback):
 
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Fills in the rows of the batch."""
+        if not batch.records:  # the other processes have the last ones
+            return
         if module.regime == "sequential":
             self._edited += [(batch.index, outcome) for outcome in batch.outcomes]
             if self.measure == "end":
                 return
-            after = score_records(module.lm, batch.records, config=self.scoring)
+            after = score_records(module.lm, batch.records, config=self.scoring, shared=True)
             before = [self._base[record.request.case_id] for record in batch.records]
         else:
             arms: dict[Moment, list[Delta]] = {"edit": [delta or Delta() for delta in batch.deltas]}
@@ -104,10 +106,10 @@ class EditMetrics(EditCallback):
         """Scores on the unedited model, then under each list of deltas: one per record, or one in all."""
         n = len(records)
         if module.regime == "batch":
-            found = [score_records(module.lm, records, config=self.scoring)]
+            found = [score_records(module.lm, records, config=self.scoring, shared=True)]
             for deltas in arms:
                 with edited(module.lm.model, *deltas):
-                    found.append(score_records(module.lm, records, config=self.scoring))
+                    found.append(score_records(module.lm, records, config=self.scoring, shared=True))
             return found
         deltas = [delta for arm in arms for delta in arm]
         every = score_records(
@@ -125,7 +127,7 @@ class EditMetrics(EditCallback):
             return []
         records = [outcome.record for _, outcome in self._edited]
         with stage("scoring the model after the last edit") as progress:
-            after = score_records(module.lm, records, config=self.scoring, progress=progress)
+            after = score_records(module.lm, records, config=self.scoring, progress=progress, shared=True)
         return [
             edit_row(outcome, index, module.regime, "end", self._base[outcome.record.request.case_id], a)
             for (index, outcome), a in zip(self._edited, after, strict=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from kedit import processes
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback, editing
 
@@ -37,7 +38,8 @@ class EditProgress(EditCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts the work."""
-        batches = trainer.datamodule.batches[: trainer.max_epochs]  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        batches = data.batches[: data.done_after((trainer.max_epochs or 0) - 1)]
         self._total = sum(len(batch) for batch in batches)
         self._done = self._begun = sum(len(batch) for batch in batches[: editing(pl_module).edits_done])
         self._start = self._last = time.monotonic()
@@ -49,7 +51,7 @@ class EditProgress(EditCallback):
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not (self._console.is_terminal and processes.first()),
         )
         self._bar.start()
         self._task = self._bar.add_task("edit", total=self._total, completed=self._done, rate="", note="")
@@ -63,8 +65,10 @@ class EditProgress(EditCallback):
 
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Counts the batch's edits."""
-        self._done += len(batch.records)
-        self._failed += sum(outcome.error is not None for outcome in batch.outcomes)
+        own = (len(batch.records), sum(outcome.error is not None for outcome in batch.outcomes))
+        for records, failed in processes.gather(own) if module.regime == "single" else [own]:
+            self._done += records
+            self._failed += failed
         now = time.monotonic()
         rate = (self._done - self._begun) / max(now - self._start, 1e-9)
         text = f"{rate:.2f} edits/s" + (f", {self._failed} failed" if self._failed else "")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from kedit import processes
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback, editing, tell
 from kedit.callbacks.metrics import MEASURED, EditMetrics
@@ -43,32 +44,30 @@ class ResultsWriter(EditCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cuts an interrupted file back."""
         folder = _folder(trainer)
+        if not processes.first():
+            return
         folder.mkdir(parents=True, exist_ok=True)
         keep_rows(folder / RESULTS, editing(pl_module).resumed_at)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what the run is, now that everything is loaded."""
-        write_json(_folder(trainer) / "run.json", self._run(trainer, editing(pl_module)))
+        if processes.first():
+            write_json(_folder(trainer) / "run.json", self._run(trainer, editing(pl_module)))
 
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Appends the batch's rows."""
-        folder = _folder(trainer)
-        self._seconds += batch.seconds
-        self._edits += len(batch.records)
+        alone = module.regime == "single"  # each process edits records of its own
+        told = (len(batch.records), batch.seconds)
+        done = processes.gather(told) if alone else [told]
+        self._edits += sum(n for n, _ in done)
+        self._seconds += max(seconds for _, seconds in done)
         self._append(trainer, module, [row for outcome in batch.outcomes for row in outcome.rows], batch)
-        if self.save_deltas and module.regime != "sequential":
-            names = (
-                [r.request.case_id for r in batch.records] if module.regime == "single" else [f"batch-{batch.index}"]
-            )
+        if self.save_deltas and (alone or (module.regime == "batch" and processes.first())):
+            names = [r.request.case_id for r in batch.records] if alone else [f"batch-{batch.index}"]
             for name, delta in zip(names, batch.deltas, strict=True):
                 if delta is not None:
-                    rows = [
-                        row
-                        for o in batch.outcomes
-                        for row in o.rows
-                        if module.regime == "batch" or row["case_id"] == name
-                    ]
-                    save_delta(folder / "deltas" / _safe(name), delta, _card(module, rows))
+                    rows = [row for o in batch.outcomes for row in o.rows if not alone or row["case_id"] == name]
+                    save_delta(_folder(trainer) / "deltas" / _safe(name), delta, _card(module, rows))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures the end of a sequential run, and writes its delta and the summary."""
@@ -76,6 +75,8 @@ class ResultsWriter(EditCallback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EditMetrics):
                 self._append(trainer, module, callback.end_rows(module), None)
+        if not processes.first():
+            return
         rows = list(read_rows(folder / RESULTS))
         if self.save_deltas and module.regime == "sequential" and module.deltas:
             save_delta(folder / "delta", Delta.concat(module.deltas), _card(module, rows))
@@ -87,7 +88,8 @@ class ResultsWriter(EditCallback):
             "timing": {
                 "edits": self._edits,
                 "seconds_editing": round(self._seconds, 3),
-            },  # of this process alone
+                **({"processes": processes.count()} if processes.count() > 1 else {}),
+            },  # since the run was started or resumed
             "results": {when: summarise(rows, when, resamples=self.resamples) for when in moments},
         }
         write_json(folder / SUMMARY, self.summary)
@@ -95,9 +97,13 @@ class ResultsWriter(EditCallback):
     def _append(
         self, trainer: Trainer, module: EditingModule, rows: list[dict[str, Any]], batch: EditBatch | None
     ) -> None:
-        """Lets every callback add to the rows, and writes them."""
-        tell(trainer, "on_rows", module, rows, batch)
-        append_rows(_folder(trainer) / RESULTS, rows)
+        """Lets every callback add to the rows, and writes those of all processes, in the order of their batches."""
+        if rows:
+            tell(trainer, "on_rows", module, rows, batch)
+        if module.regime == "single":
+            rows = [row for own in processes.gather(rows) for row in own]
+        if processes.first():
+            append_rows(_folder(trainer) / RESULTS, rows)
 
     def _run(self, trainer: Trainer, module: EditingModule) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

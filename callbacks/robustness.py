@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
+from kedit import processes
 from kedit.batch import EditBatch
 from kedit.callbacks.base import editing
 from kedit.callbacks.sampled import Row, TextCallback
@@ -49,7 +50,7 @@ class Robustness(TextCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The table and the files."""
-        if not _has_queries(trainer):
+        if not (_has_queries(trainer) and processes.first()):
             return
         folder = Path(trainer.default_root_dir)
         lines = figures(read_rows(folder / RESULTS), self.resamples)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
+from kedit import processes
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback, editing
 from kedit.delta import Delta
@@ -90,7 +91,7 @@ class WhitenedSimilarity(EditCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The table and the files."""
-        if not self.enabled:
+        if not (self.enabled and processes.first()):
             return
         folder = Path(trainer.default_root_dir)
         rows = measured(read_rows(folder / RESULTS))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kedit.stopping import Stopper
+from kedit import processes
+from kedit.stopping import Stopped, Stopper
 
 
 class StopAtSignal(Callback):
     """Ends training after the optimiser step under way, or after the checkpoint of an edit that is being measured.
 
     Before the first edit batch and after the last one a signal ends the run at once: nothing there is half done that
-    a resumed run would need. Lightning's own way under Slurm, a checkpoint in the middle of an edit (`hpc_ckpt_*`) and
-    a requeueing of its own, is never taken: where SIGUSR1 has a handler already, it installs none.
+    a resumed run would need. Lightning's own handlers are never installed: they would write a checkpoint in the middle
+    of an edit under Slurm (`hpc_ckpt_*`), requeue the job by themselves, and let several processes wait for each other
+    inside a handler. A run of several processes ends in all of them at the same step, whichever heard the signal.
 
     Args:
         stopper: What hears the signals.
@@ -21,20 +25,35 @@ class StopAtSignal(Callback):
     def __init__(self, stopper: Stopper) -> None:
         self.stopper = stopper
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Takes the place of Lightning's handlers, which would be installed next."""
+        connector: Any = trainer._signal_connector  # type: ignore[attr-defined]
+        connector.register_signal_handlers = self.stopper.install
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on signals wait; Lightning has put a handler of its own in place for SIGTERM."""
+        """From here on signals wait."""
         self.stopper.gentle = True
-        self.stopper.install()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
         """The optimiser step is over."""
-        self.stopper.check()
+        self._check()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The edit batch before has its checkpoint."""
-        self.stopper.check()
+        self._check()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All edits are done, and a resumed run measures the end again."""
+        self._check()
         self.stopper.gentle = False
         self.stopper.check()
+
+    def _check(self) -> None:
+        """End here if a process has heard a signal.
+
+        Raises:
+            Stopped: One did.
+        """
+        if not processes.agreed(self.stopper.received is None):
+            heard = [number for number in processes.gather(self.stopper.received) if number is not None]
+            raise Stopped(heard[0])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from kedit import processes
 from kedit.batch import EditBatch
 from kedit.callbacks.base import editing
 from kedit.callbacks.sampled import Row, TextCallback
@@ -68,7 +69,7 @@ class Texts(TextCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The file, computed from the rows."""
-        if self._pool is None:
+        if self._pool is None or not processes.first():
             return
         folder = Path(trainer.default_root_dir)
         about = {

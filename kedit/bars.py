@@ -9,6 +9,8 @@ from functools import partial
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from kedit import processes
+
 Report = Callable[[str, int, int], None]
 """Called with (what is being done, how much is done, of how much)."""
 
@@ -24,7 +26,7 @@ def stages() -> Iterator[Report]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not (console.is_terminal and processes.first()),
     ) as bar:
         tasks: dict[str, TaskID] = {}
 

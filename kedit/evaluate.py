@@ -128,6 +128,7 @@ def score(
     bank: LaneBank | None = None,
     config: EvalConfig | None = None,
     progress: Progress | None = None,
+    shared: bool = False,
 ) -> list[ProbeScore]:
     """Score every probe, teacher forced, and generate freely where `config` asks for it.
 
@@ -138,6 +139,7 @@ def score(
         bank: The deltas that `lanes` index.
         config: Batch size and generation; None: the defaults.
         progress: Called after every batch with (rows done, rows in all).
+        shared: All processes of the run ask for these scores: each runs a part of the batches, and all get all.
 
     Returns:
         One score per probe, in the probes' order.
@@ -154,7 +156,7 @@ def score(
         for text in (probe.answer, probe.rival):
             if text is not None and (probe.text, text, lane) not in spans:
                 spans[probe.text, text, lane] = _span(lm, probe, text, lane)
-    readings = read(lm, list(spans.values()), bank, config.batch_tokens, progress)
+    readings = read(lm, list(spans.values()), bank, config.batch_tokens, progress, shared)
     results = dict(zip(spans, readings, strict=True))
 
     scores = []
@@ -163,7 +165,7 @@ def score(
         rival = None if probe.rival is None else _mean(results[probe.text, probe.rival, lane][0])
         hits = [a == b for a, b in zip(top1, spans[probe.text, probe.answer, lane].answer, strict=True)]
         scores.append(ProbeScore(_mean(nlls), rival, all(hits), _mean(hits), top1))
-    _generate(lm, probes, lane_of, bank, config, scores)
+    _generate(lm, probes, lane_of, bank, config, scores, shared)
     return scores
 
 
@@ -174,6 +176,7 @@ def score_records(
     bank: LaneBank | None = None,
     config: EvalConfig | None = None,
     progress: Progress | None = None,
+    shared: bool = False,
 ) -> list[list[ProbeScore]]:
     """`score` of every record's probes; `lanes` has one entry per record.
 
@@ -183,7 +186,7 @@ def score_records(
     counts = [len(record.probes) for record in records]
     probes = [probe for record in records for probe in record.probes]
     of_probe = None if lanes is None else [lane for lane, n in zip(lanes, counts, strict=True) for _ in range(n)]
-    flat = iter(score(lm, probes, of_probe, bank, config, progress))
+    flat = iter(score(lm, probes, of_probe, bank, config, progress, shared))
     return [[next(flat) for _ in range(n)] for n in counts]
 
 
@@ -200,7 +203,7 @@ def known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = Non
             raise KeditError(f"record {request.case_id}: it has no target_true, so nobody can say if it is known")
         probes.append(Probe("rewrite", request.text.strip(), request.target_true))
     config = replace(config or EvalConfig(), generate=[])
-    return [s.exact for s in score(lm, probes, config=config)]
+    return [s.exact for s in score(lm, probes, config=config, shared=True)]
 
 
 def begins_with(text: str, answers: Sequence[str]) -> bool:
@@ -238,6 +241,7 @@ def _generate(
     bank: LaneBank | None,
     config: EvalConfig,
     scores: list[ProbeScore],
+    shared: bool,
 ) -> None:
     """Fill in what is generated freely, of the kinds that `config` names. Equal prompts are continued once."""
     chosen = [i for i, probe in enumerate(probes) if probe.kind in config.generate]
@@ -253,6 +257,7 @@ def _generate(
         bank,
         config.stop,
         config.batch_tokens,
+        shared,
     )
     for i, text in zip(chosen, texts, strict=False):
         match = begins_with(text, (probes[i].answer, *probes[i].aliases))

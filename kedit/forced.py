@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kedit import processes
 from kedit.forward import default_batch_tokens, frozen, lane_rows, logits_at
 from kedit.tokens import pad_right
 
@@ -53,6 +54,7 @@ def read(
     bank: LaneBank | None = None,
     batch_tokens: int | None = None,
     progress: Progress | None = None,
+    shared: bool = False,
 ) -> list[tuple[list[float], tuple[int, ...]]]:
     """Run the spans' rows and look their answers up.
 
@@ -62,29 +64,31 @@ def read(
         bank: The deltas that the spans' lanes index.
         batch_tokens: Bound of one batch in padded tokens; None: by device.
         progress: Called after every batch.
+        shared: All processes of the run read these spans; each runs every so manieth batch.
 
     Returns:
         For each span, in order: -log p of every token of its answer, and the argmax ids at their positions.
     """
     rows = _hosts(spans)
-    order: list[int] = []  # spans in the order in which they were run
+    batches = list(_batches(rows, batch_tokens or default_batch_tokens(lm.device), spans, lm.vocab_size))
     parts: list[tuple[Tensor, Tensor]] = []  # left on the device until all batches are under way
     done = 0
     with frozen(lm.model):
-        for batch in _batches(rows, batch_tokens or default_batch_tokens(lm.device), spans, lm.vocab_size):
-            order += [i for _, members in batch for i in members]
+        for batch in processes.share(batches) if shared else batches:
             parts.append(_forward(lm, spans, batch, bank))
-            done += len(batch)
+            done += len(batch) * (processes.count() if shared else 1)
             if progress is not None:
-                progress(done, len(rows))
-    nlls = [value for nll, _ in parts for value in nll.tolist()]
-    tops = [value for _, top in parts for value in top.tolist()]
+                progress(min(done, len(rows)), len(rows))
+    found = [(nll.tolist(), top.tolist()) for nll, top in parts]
+    if shared:
+        found = processes.gather_shares(found)
     results: list[tuple[list[float], tuple[int, ...]]] = [([], ())] * len(spans)
-    start = 0
-    for i in order:
-        end = start + len(spans[i].answer)
-        results[i] = (nlls[start:end], tuple(tops[start:end]))
-        start = end
+    for batch, (nlls, tops) in zip(batches, found, strict=True):
+        start = 0
+        for i in (i for _, members in batch for i in members):
+            end = start + len(spans[i].answer)
+            results[i] = (nlls[start:end], tuple(tops[start:end]))
+            start = end
     return results
 
 

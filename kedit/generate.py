@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from kedit import processes
 from kedit.errors import KeditError
 from kedit.forward import check_lanes, default_batch_tokens, frozen, lane_rows, logits_at
 from kedit.tokens import encode
@@ -31,6 +32,7 @@ def greedy(
     bank: LaneBank | None = None,
     stop: str = "",
     batch_tokens: int | None = None,
+    shared: bool = False,
 ) -> list[str]:
     """The most probable continuation of each prompt, token by token.
 
@@ -42,6 +44,7 @@ def greedy(
         bank: The deltas that `lanes` index.
         stop: Characters that end a continuation, e.g. `"\\n"`; the first of them and what follows is cut off.
         batch_tokens: Bound of one batch in padded tokens, continuation included; None: by device.
+        shared: All processes of the run continue these prompts: each does a part of the batches, and all get all.
 
     Returns:
         One text per prompt as it follows the prompt (most begin with a space), without the end-of-text token.
@@ -56,7 +59,7 @@ def greedy(
                 f"prompt {prompt!r}: {len(row)} tokens and {max_new_tokens} new ones are more than the "
                 f"{lm.context_length} of the model's context; shorten the prompt or lower max_new_tokens"
             )
-    new = greedy_ids(lm, rows, max_new_tokens, lanes, bank, stop, batch_tokens)
+    new = greedy_ids(lm, rows, max_new_tokens, lanes, bank, stop, batch_tokens, shared)
     texts = []
     for row, ids in zip(rows, new, strict=True):
         head = lm.tokenizer.decode(row, skip_special_tokens=True)
@@ -73,6 +76,7 @@ def greedy_ids(
     bank: LaneBank | None = None,
     stop: str = "",
     batch_tokens: int | None = None,
+    shared: bool = False,
 ) -> list[list[int]]:
     """`greedy` on token ids: the new ids of each row, the end-of-text token or the stop's token included."""
     lane_of = [-1] * len(rows) if lanes is None else list(lanes)
@@ -80,11 +84,14 @@ def greedy_ids(
     keys = list(zip(rows, lane_of, strict=True))
     todo = sorted(dict.fromkeys(keys), key=lambda key: -len(key[0]))
     ends = _Ends(lm, stop)
-    done: dict[tuple[tuple[int, ...], int], list[int]] = {}
-    budget = batch_tokens or default_batch_tokens(lm.device)
+    batches = list(_cut_batches(todo, max_new_tokens, batch_tokens or default_batch_tokens(lm.device)))
     with frozen(lm.model):
-        for batch in _cut_batches(todo, max_new_tokens, budget):
-            done.update(zip(batch, _continue(lm, batch, max_new_tokens, bank, ends), strict=True))
+        own = processes.share(batches) if shared else batches
+        new = [_continue(lm, batch, max_new_tokens, bank, ends) for batch in own]
+    if shared:
+        new = processes.gather_shares(new)
+    pairs = zip(batches, new, strict=True)
+    done = {key: ids for batch, found in pairs for key, ids in zip(batch, found, strict=True)}
     return [done[key] for key in keys]
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentError
 from rich.console import Console
 
 import kedit
+from kedit import launched
 from kedit.cli.messages import Interrupted, explain, of_kedit
 from kedit.cli.quiet import set_up_logging
 from kedit.errors import KeditError
@@ -59,6 +61,8 @@ def main(args: Sequence[str] | None = None) -> None:
         _say("interrupted")
         raise SystemExit(130) from None
     except Interrupted as stop:
+        if launched.number() > 0:
+            raise SystemExit(0) from None  # the first process says it
         _say(f"interrupted by {signal.Signals(stop.status - 128).name}; {stop}")
         raise SystemExit(stop.status) from None
     except Stopped as stop:
@@ -72,6 +76,9 @@ def main(args: Sequence[str] | None = None) -> None:
         if (message := of_kedit(error)) is None:
             raise
         _fail(message)
+    except Exception:
+        _let_first_speak()
+        raise
 
 
 def _commands() -> dict[str, Callable[[list[str]], None]]:
@@ -124,8 +131,16 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
 
 def _fail(message: str) -> None:
-    _say(f"error: {message}")
+    _let_first_speak()
+    number = launched.number()
+    _say(f"error: {message}" if number == 0 else f"process {number}: error: {message}")
     raise SystemExit(2)
+
+
+def _let_first_speak() -> None:
+    """What fails in all processes alike is said once: the first one ends the others."""
+    if launched.number() > 0:
+        time.sleep(5)
 
 
 def _say(message: str) -> None:

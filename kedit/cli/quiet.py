@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kedit import launched
+
 # (message, module) of warnings about what kedit does on purpose
 NOISE = (
     (r"Found \d+ module\(s\) in eval mode", ""),  # the edited model is in eval mode: dropout would be wrong
@@ -24,8 +26,12 @@ NOISE = (
 
 
 def set_up_logging() -> None:
-    """kedit's messages as plain lines on standard error; other libraries' from WARNING on."""
-    logging.basicConfig(level=os.environ.get("KEDIT_LOG", "INFO"), format="%(message)s", stream=sys.stderr)
+    """kedit's messages as plain lines on standard error; other libraries' from WARNING on.
+
+    Of a run's processes the first speaks for all.
+    """
+    level = os.environ.get("KEDIT_LOG", "INFO") if launched.number() == 0 else "ERROR"
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for name in ("httpx", "filelock", "fsspec", "urllib3", "datasets", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 
+from kedit import processes
 from kedit.data.batching import Batches, EpochSteps, form_batches
 from kedit.errors import KeditError, at_least
 from kedit.queries import REPLACED, QueryConfig, with_variants
@@ -51,6 +52,7 @@ class EditData(LightningDataModule):
         name: What results call the data set, e.g. `"facts/test"`.
         filter_known: Whether `prepare` has to ask the model which records it knows.
         regime: That of the module that is trained; None before `setup`.
+        width: Edit batches of an epoch, one for each process, where processes edit different ones; otherwise 1.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class EditData(LightningDataModule):
         self._batches: Batches | None = None
         self._size = batch_size
         self._prepared = False
+        self.width = 1
 
     def read(self) -> list[EditRecord]:
         """All records of the data set, as its reader gives them. The one method of a subclass."""
@@ -121,6 +124,14 @@ class EditData(LightningDataModule):
         sort = self.sort_by_length if sort_by_length is None else sort_by_length
         self._batches = self.form(self.records, self._size, sort)
         return self._batches
+
+    def index_of(self, epoch: int) -> int:
+        """The edit batch of this process in an epoch; not below the number of batches where nothing is left for it."""
+        return epoch * self.width + (processes.rank() if self.width > 1 else 0)
+
+    def done_after(self, epoch: int) -> int:
+        """Edit batches that are done, by whichever process, when an epoch has ended."""
+        return min((epoch + 1) * self.width, len(self.batches))
 
     def form(self, records: list[EditRecord], size: int, sort_by_length: bool) -> Batches:
         """How records become edit batches; a data set whose records belong together has its own way."""
@@ -193,13 +204,14 @@ class EditData(LightningDataModule):
         if trainer is None:
             raise RuntimeError("train_dataloader needs a Trainer: it yields the batch of the trainer's epoch")
         epoch, batches = trainer.current_epoch, self.batches
-        if epoch >= len(batches):
+        if epoch * self.width >= len(batches):
             raise KeditError(
                 f"trainer.max_epochs: epoch {epoch} has nothing to edit; "
-                f"{self.name} has {len(batches)} edit batches, an epoch each"
+                f"{self.name} has {len(batches)} edit batches, {self.width} in an epoch"
             )
+        index = self.index_of(epoch)
         steps: Any = trainer.lightning_module
-        return EpochSteps(batches[epoch], steps.steps_per_batch)
+        return EpochSteps(batches[index] if index < len(batches) else [], steps.steps_per_batch)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leaves the batch alone: records hold text (and Lightning refuses frozen dataclasses)."""

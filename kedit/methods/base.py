@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, seed_everything
 from torch import Tensor, nn
 
+from kedit import processes
 from kedit.batch import EditBatch, Outcome, batch_seed
 from kedit.callbacks.base import tell
 from kedit.delta import Delta, Weights
@@ -21,6 +22,7 @@ from kedit.deltafile import pack, unpack
 from kedit.errors import KeditError
 from kedit.evaluate import known
 from kedit.lm import LM, LMConfig, load_lm
+from kedit.methods.course import Course
 from kedit.methods.phases import Edit, Phase
 from kedit.requests import EditRecord
 from kedit.tokens import encode, encode_subject
@@ -70,9 +72,7 @@ class EditingModule(LightningModule, ABC):
         self._lm: LM | None = None
         self._weights: Weights | None = None
         self._restored: dict[str, Any] | None = None
-        self._edit: Edit | None = None
-        self._phase: Phase | None = None
-        self._phase_start = 0
+        self._course: Course | None = None
         self._trained = False
         self._idle = nn.Parameter(torch.zeros(1))  # what the optimiser holds before the first phase
 
@@ -172,17 +172,23 @@ class EditingModule(LightningModule, ABC):
         _ = self.lm
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.regime == "single":
-            batches = data.make_batches(size=self.lane_count(), sort_by_length=self.lane_count() > 1)
-        else:
-            batches = data.batches
+            data.make_batches(size=self.lane_count(), sort_by_length=self.lane_count() > 1)
+        data.width = processes.count() if self.regime == "single" else 1
+        rounds = -(-len(data.batches) // data.width)
         loop = self.trainer.fit_loop
         limit = loop.max_epochs
-        if limit is None or limit < 0 or limit > len(batches):
-            loop.max_epochs = len(batches)
+        if limit is None or limit < 0 or limit > rounds:
+            loop.max_epochs = rounds
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The phase's own optimiser."""
-        return torch.optim.SGD([self._idle], lr=0.0) if self._phase is None else self._phase.optimizer()
+        phase = self._phase
+        return torch.optim.SGD([self._idle], lr=0.0) if phase is None else phase.optimizer()
+
+    @property
+    def _phase(self) -> Phase | None:
+        """What is optimised now."""
+        return None if self._course is None else self._course.phase
 
     def on_fit_start(self) -> None:
         """Method's preparation on the unedited model, then what a resumed run had committed."""
@@ -213,62 +219,55 @@ class EditingModule(LightningModule, ABC):
         """Takes up the epoch's edit batch."""
         self.lm.model.eval()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        index = self.trainer.current_epoch
-        records = list(data.batches[index])
+        index = data.index_of(self.trainer.current_epoch)
+        records = list(data.batches[index]) if index < len(data.batches) else []
         self.batch = EditBatch(index, records, [Outcome(record) for record in records])
         seed_everything(batch_seed(self.seed, index), workers=False, verbose=False)
         tell(self.trainer, "on_edit_start", self, self.batch)
         self._started = time.perf_counter()
-        self._edit = self.edit(self.batch)
-        self._next_phase(0)
-
-    def _next_phase(self, step: int) -> None:
-        """Runs the algorithm to its next phase that has steps to make, or to its end."""
-        while self._edit is not None:
-            try:
-                self._phase = next(self._edit)
-            except StopIteration as stop:
-                self.batch.deltas = stop.value
-                self._edit = self._phase = None
-                return
-            if self._phase.steps > 0 and not self._phase.done:
-                self._phase_start = step
-                self.trainer.strategy.setup_optimizers(self.trainer)
-                return
+        self._course = Course(
+            self.edit(self.batch) if records else None, lambda: self.trainer.strategy.setup_optimizers(self.trainer)
+        )
+        self._course.begin()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Moves to the next phase when one has ended; -1 ends the epoch when there is none."""
-        if self._phase is not None and (self._phase.done or batch_idx - self._phase_start >= self._phase.steps):
-            self._next_phase(batch_idx)
-        return -1 if self._phase is None else None
+        assert self._course is not None
+        return None if self._course.advance(batch_idx) else -1
 
     def training_step(self, batch: list[EditRecord], batch_idx: int) -> Tensor | None:
-        """The method's loss."""
-        assert self._phase is not None
-        return self._phase.loss()
+        """The method's loss; nothing to learn from in a step that is taken because other processes need it."""
+        loss = None if self._phase is None else self._phase.loss()
+        return (self._idle * 0).sum() if loss is None and processes.count() > 1 else loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The phase's masks, on gradients that mixed precision has unscaled."""
-        assert self._phase is not None
-        self._phase.before_step()
+        if self._phase is not None:
+            self._phase.before_step()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Clamps, projections and freezing of the phase, and its figures to the loggers."""
-        assert self._phase is not None
-        self._phase.after_step()
-        self.log_dict(self._phase.logs(), batch_size=len(self.batch.records))
+        if self._phase is not None:
+            self._phase.after_step()
+            self.log_dict(self._phase.logs(), batch_size=len(self.batch.records))
 
     def on_train_epoch_end(self) -> None:
         """Ends the edit, commits it where edits accumulate, and lets the callbacks measure."""
-        while self._edit is not None:  # the steps are spent; with fast_dev_run there was only one
-            self._next_phase(0)
+        assert self._course is not None
+        self._course.finish()  # the steps may be spent; with fast_dev_run there was only one
+        self.batch.deltas = self._course.deltas
+        if self.regime != "single":  # one model: all processes go on with the same bits
+            packed = processes.from_first(lambda: [None if d is None else pack(d) for d in self.batch.deltas])
+            if not processes.first():
+                self.batch.deltas = [None if d is None else unpack(d).to(self.device) for d in packed]
         self.batch.seconds = time.perf_counter() - self._started
         if self.regime == "sequential":
             assert self._weights is not None
             for delta in self.batch.deltas:
                 if delta is not None:
                     self._commit(self._weights, delta)
-        self.edits_done = self.batch.index + 1
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.edits_done = data.done_after(self.trainer.current_epoch)
         tell(self.trainer, "on_edit_end", self, self.batch)
 
     def _commit(self, weights: Weights, delta: Delta) -> None:
@@ -297,7 +296,8 @@ class EditingModule(LightningModule, ABC):
         """What a run must share with the checkpoint that it goes on from."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         same = {key: value for key, value in self.describe().items() if key not in self.found_out}
-        return same | {"data": data.fingerprint, "edit_batches": len(data.batches)}
+        counts = {"edit_batches": len(data.batches), "processes": processes.count()}
+        return same | {"data": data.fingerprint} | counts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the checkpoint is of this run's model and method."""
@@ -306,7 +306,7 @@ class EditingModule(LightningModule, ABC):
             raise KeditError("this checkpoint was not written by kedit; start without --ckpt_path")
         mine, theirs = self._identity(), state["run"]
         for key, value in mine.items():
-            if value != theirs.get(key):
+            if value != theirs.get(key, 1 if key == "processes" else None):  # there were no others once
                 raise KeditError(
                     f"this checkpoint is of another run: its {key} is {theirs.get(key)!r}, here it is {value!r}"
                 )

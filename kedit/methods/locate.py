@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kedit import processes
 from kedit.contexts import ContextConfig, context_templates
 from kedit.errors import KeditError, at_least
 from kedit.lm import LMConfig
@@ -39,6 +40,7 @@ class LocateThenEdit(EditingModule):
 
     Attributes:
         more_terms: Gives further terms of v*'s loss for some records, a lane each (STEAM).
+        more_info: What results should say of a record's v* beside the figures of its lane (STEAM).
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class LocateThenEdit(EditingModule):
         self.context_config, self.stats_config = contexts, stats
         self.contexts: list[str] = []
         self.more_terms: Callable[[Sequence[EditRecord]], Sequence[Term]] | None = None
+        self.more_info: Callable[[EditRecord], dict[str, Any]] = lambda record: {}
 
     def fill_in(self, lr: float, steps: int, weight_decay: float, clamp: float) -> None:
         """Gives the v* options that the user left open the model's own values."""
@@ -98,7 +101,7 @@ class LocateThenEdit(EditingModule):
     def start(self) -> None:
         """Contexts of the unedited model."""
         if not self.contexts:  # a resumed run has them
-            self.contexts = context_templates(self.lm, self.context_config)
+            self.contexts = processes.from_first(lambda: context_templates(self.lm, self.context_config))
 
     def terms(self, records: Sequence[EditRecord]) -> list[Term]:
         """The loss of v* (baselines 1.0, step 4) for some records, a lane each, with what a method adds to it."""

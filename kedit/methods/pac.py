@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
 
+from kedit import processes
 from kedit.batch import EditBatch
 from kedit.data import read_facts
 from kedit.delta import edited
@@ -39,6 +41,8 @@ from kedit.pac import (
     released,
 )
 from kedit.requests import EditRecord
+
+log = logging.getLogger(__name__)
 
 _BATCH = 16  # texts of a forward or tracing pass that are not a mini-batch of the released run
 
@@ -113,6 +117,8 @@ class PAC(EditingModule):
         per_pass = n if self.scope == "edit" else -(-n // t.mini_batch)
         turns = 2 if self.contrasts and t.objective == "alternate" else 1
         self.steps_per_batch = per_pass * t.passes * turns
+        if self.regime != "single" and processes.count() > 1:
+            log.info("PAC trains one set of nodes: all %d processes take the same steps", processes.count())
 
     def start(self) -> None:
         """What the unedited model says: to every request, and to the prompts that are to stay as they are."""
@@ -262,13 +268,18 @@ class PAC(EditingModule):
                     own = progress.setdefault(request.case, Progress())
                     own.loss, own.answered = loss, yes
 
+    def whole_profile(self) -> Profile:
+        """That of all processes, which trace paths of their own in the single regime; to be called by all of them."""
+        return Profile.of(processes.gather(self.profile)) if self.regime == "single" else self.profile
+
     def method_state(self) -> dict[str, Any]:
         """The profile of the paths traced so far."""
-        return {"profile": self.profile.state()}
+        return {"profile": self.whole_profile().state()}
 
     def load_method_state(self, state: dict[str, Any]) -> None:
         """Takes it back."""
-        self.profile.load(state["profile"])
+        if self.regime != "single" or processes.first():
+            self.profile.load(state["profile"])
 
     def describe(self) -> dict[str, Any]:
         """Provenance: every option."""

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kedit import processes
 from kedit.delta import Delta
 from kedit.errors import KeditError
 from kedit.pac import Steps
@@ -48,6 +49,34 @@ class Phase(Protocol):
 
 Edit = Generator[Phase, None, list[Delta | None]]
 """What `EditingModule.edit` is: yields phases, returns deltas."""
+
+
+class Meeting:
+    """Where processes that share an edit wait for each other, before they exchange what each has found."""
+
+    steps = 2**31  # never spent: it ends when all are there (`Course`)
+
+    @property
+    def done(self) -> bool:
+        """Nobody has to be waited for."""
+        return processes.count() == 1
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """One that changes nothing."""
+        return torch.optim.SGD([torch.zeros(1)], lr=0.0)
+
+    def loss(self) -> None:
+        """There is none."""
+
+    def before_step(self) -> None:
+        """There are no gradients."""
+
+    def after_step(self) -> None:
+        """Nothing was changed."""
+
+    def logs(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
 
 
 class ValuePhase:

@@ -77,7 +77,7 @@ class RankOne(LocateThenEdit):
         v_star = lanes.v_star.double()
         deltas: list[Delta | None] = []
         for i, outcome in enumerate(batch.outcomes):
-            outcome.info = lane_info(lanes, i)
+            outcome.info = lane_info(lanes, i) | self.more_info(outcome.record)
             outcome.error = lane_error(lanes, i)
             deltas.append(None if outcome.error else self._delta(keys[i], values[i], v_star[i], outcome))
         return deltas

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from kedit import processes
 from kedit.batch import EditBatch
 from kedit.contexts import ContextConfig, context_templates
 from kedit.data import read_facts
@@ -17,7 +18,7 @@ from kedit.errors import KeditError
 from kedit.lanes import LaneBank
 from kedit.methods.composed import Composed
 from kedit.methods.locate import LocateThenEdit
-from kedit.methods.phases import AdapterPhase, Edit, Phase
+from kedit.methods.phases import AdapterPhase, Edit, Meeting, Phase
 from kedit.methods.rome import ROME
 from kedit.pathway import Pathway
 from kedit.queries import QueryConfig, with_variants
@@ -122,17 +123,31 @@ class REP(Composed):
             path = self.lm.arch.path("mlp_out", layer)
             found: dict[int, list[Pathway]] = {}
             self._claim(batch, deltas, edits, layer)
-            for start in range(0, len(edits), self.lane_count()):
-                some = edits[start : start + self.lane_count()]
-                tasks = self._tasks(batch, deltas, some, layer, path)
-                pathways = yield from self._pathways(tasks)
-                for (record, lane, _), task, pathway in zip(some, tasks, pathways, strict=True):
-                    found.setdefault(lane, []).append(pathway)
-                    anchors[lane].setdefault(path, []).append(task.anchor)
-                    info = batch.outcomes[record].info.setdefault("pathway", {})
-                    info[str(layer)] = figures(pathway, task)
+            for (record, lane, _), adapter in (yield from self._adapters(batch, deltas, edits, layer, path)):
+                found.setdefault(lane, []).append(adapter.pathway.to(self.device))
+                anchors[lane].setdefault(path, []).append(adapter.anchor.to(self.device))
+                batch.outcomes[record].info.setdefault("pathway", {})[str(layer)] = adapter.figures
             deltas = [_with(delta, path, found.get(i, [])) for i, delta in enumerate(deltas)]
         return self._strengthen(batch, deltas, anchors, edits)
+
+    def _adapters(
+        self, batch: EditBatch, deltas: Sequence[Delta | None], edits: list[_Edit], layer: int, path: str
+    ) -> Generator[Phase, None, list[tuple[_Edit, _Adapter]]]:
+        """An adapter for each edit at one layer, some lanes at a time; processes that edit together take turns."""
+        size = self.lane_count()
+        chunks = [edits[start : start + size] for start in range(0, len(edits), size)]
+        together = self.regime != "single"
+        found: list[list[_Adapter]] = []
+        for some in processes.share(chunks) if together else chunks:
+            tasks = self._tasks(batch, deltas, some, layer, path)
+            pathways = yield from self._pathways(tasks)
+            made = zip(pathways, tasks, strict=True)
+            found.append([_Adapter(pathway, task.anchor, figures(pathway, task)) for pathway, task in made])
+        if together:
+            yield Meeting()
+            found = processes.gather_shares([[adapter.on_cpu() for adapter in some] for some in found])
+        pairs = zip(chunks, found, strict=True)
+        return [pair for some, adapters in pairs for pair in zip(some, adapters, strict=True)]
 
     def _strengthen(
         self,
@@ -213,6 +228,18 @@ class REP(Composed):
 
 
 _Edit = tuple[int, int, int]  # record, delta, row of the delta's factors
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """What was trained for an edit at a layer: the adapter, the key that it leads to, figures for the results."""
+
+    pathway: Pathway
+    anchor: Tensor
+    figures: dict[str, Any]
+
+    def on_cpu(self) -> _Adapter:
+        return _Adapter(self.pathway.to("cpu"), self.anchor.cpu(), self.figures)
 
 
 def _edits(batch: EditBatch, deltas: Sequence[Delta | None], alone: bool) -> list[_Edit]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kedit import processes
 from kedit.arch import check_layers, weight
 from kedit.bars import stages
 from kedit.batch import EditBatch, Outcome
@@ -20,7 +21,7 @@ from kedit.errors import KeditError
 from kedit.keys import context_weights
 from kedit.lm import LM
 from kedit.methods.locate import LocateThenEdit, finite, known, lane_error, lane_info
-from kedit.methods.phases import Edit, Phase, ValuePhase
+from kedit.methods.phases import Edit, Meeting, Phase, ValuePhase
 from kedit.spreading import System, spread
 from kedit.stats import Covariance, covariances
 from kedit.values import ValueLanes, ValueObjective
@@ -138,29 +139,50 @@ class Spread(LocateThenEdit):
         return [by_record.get(i) for i in range(len(batch.records))]
 
     def _targets(self, batch: EditBatch) -> Generator[Phase, None, Tensor]:
-        """z = h + delta of every request, `[n, d_model]` float64, with the weights as they are: chunks of lanes."""
+        """z = h + delta of every request, `[n, d_model]` float64, with the weights as they are: chunks of lanes.
+
+        Processes that edit one batch together take turns at its chunks.
+        """
         n, size = len(batch.records), self.lane_count()
         order = sorted(range(n), key=lambda i: suffix_length(batch.records[i]))
+        chunks = [order[start : start + size] for start in range(0, n, size)]
         z = torch.zeros(n, self.lm.d_model, dtype=torch.float64, device=self.lm.device)
-        for chunk in (order[start : start + size] for start in range(0, n, size)):
-            records = [batch.records[i] for i in chunk]
-            objective = ValueObjective(
-                self.lm,
-                [record.request for record in records],
-                self.contexts,
-                self._layers[-1],
-                "input",
-                self.terms(records),
-                bare_weight=self.bare_weight,
-            )
-            lanes = ValueLanes(objective, self.stop_loss, known(self.clamp))
-            yield ValuePhase(lanes, known(self.v_lr), int(known(self.steps)))
-            lanes.close()
-            z[chunk] = lanes.v_star.double()
-            for lane, i in enumerate(chunk):
-                batch.outcomes[i].info = lane_info(lanes, lane)
-                batch.outcomes[i].error = lane_error(lanes, lane)
+        if self.regime == "single":
+            for chunk in chunks:
+                z[chunk] = yield from self._lanes(batch, chunk)
+            return z
+        own = processes.share(chunks)
+        found = []
+        for chunk in own:
+            found.append((yield from self._lanes(batch, chunk)).cpu())
+        yield Meeting()
+        told = [[(batch.outcomes[i].info, batch.outcomes[i].error) for i in chunk] for chunk in own]
+        parts = processes.gather_shares(list(zip(found, told, strict=True)))
+        for chunk, (targets, outcomes) in zip(chunks, parts, strict=True):
+            z[chunk] = targets.to(z)
+            for i, (info, error) in zip(chunk, outcomes, strict=True):
+                batch.outcomes[i].info, batch.outcomes[i].error = info, error
         return z
+
+    def _lanes(self, batch: EditBatch, chunk: list[int]) -> Generator[Phase, None, Tensor]:
+        """z of some requests side by side, `[n, d_model]` float64; what came of them goes to their outcomes."""
+        records = [batch.records[i] for i in chunk]
+        objective = ValueObjective(
+            self.lm,
+            [record.request for record in records],
+            self.contexts,
+            self._layers[-1],
+            "input",
+            self.terms(records),
+            bare_weight=self.bare_weight,
+        )
+        lanes = ValueLanes(objective, self.stop_loss, known(self.clamp))
+        yield ValuePhase(lanes, known(self.v_lr), int(known(self.steps)))
+        lanes.close()
+        for lane, i in enumerate(chunk):
+            batch.outcomes[i].info = lane_info(lanes, lane) | self.more_info(batch.records[i])
+            batch.outcomes[i].error = lane_error(lanes, lane)
+        return lanes.v_star.double()
 
     def _report(self, system: System, outcomes: list[Outcome], before: Tensor, after: Tensor) -> None:
         """Figures of a system, or the reason of its failure, to its members' outcomes."""

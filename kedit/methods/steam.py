@@ -72,7 +72,7 @@ class STEAM(Composed):
         self._pool = Pool([])
         self._centre: torch.Tensor | None = None
         self._terms: dict[str, tuple[Alignment, int]] = {}  # case -> its term and lane
-        editor.more_terms = self._more_terms
+        editor.more_terms, editor.more_info = self._more_terms, self._more_info
 
     def setup(self, stage: str) -> None:
         """The editor's, and the layers, as far as they can be known without running the model."""
@@ -107,8 +107,6 @@ class STEAM(Composed):
         """The editor's algorithm, its v* with the alignment term; with `compare`, then once more without it."""
         self._terms, self._alone = {}, False
         deltas = yield from self.editor.edit(batch)
-        for outcome in batch.outcomes:
-            outcome.info["anchor"] = self._figures(outcome.record)
         if self.compare:
             yield from self._compare(batch)
         return deltas
@@ -154,6 +152,10 @@ class STEAM(Composed):
         )
         self._terms |= {record.request.case_id: (term, lane) for lane, record in enumerate(records)}
         return [term]
+
+    def _more_info(self, record: EditRecord) -> dict[str, Any]:
+        """The anchor's figures, beside those of a v* that was drawn to it."""
+        return {} if self._alone else {"anchor": self._figures(record)}
 
     def _figures(self, record: EditRecord) -> dict[str, Any] | None:
         """What results keep of an edit's anchor and alignment; None where there is none."""

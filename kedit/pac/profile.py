@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Profile:
         self.traces += 1
         for site, value in scores.items():
             key = (site.layer, site.kind)
-            head = value.double().topk(min(RANKS, len(value))).values
+            head = value.double().topk(min(RANKS, len(value))).values.cpu()
             self.sums[key] = self.sums.get(key, torch.zeros_like(head)) + head
             self.means[key] = self.means.get(key, 0.0) + float(value.double().mean())
 
@@ -46,6 +47,17 @@ class Profile:
                 for rank, value in enumerate(values)
             ]
         return rows
+
+    @classmethod
+    def of(cls, profiles: Sequence[Profile]) -> Profile:
+        """The mean over all their traces."""
+        whole = cls()
+        for profile in profiles:
+            whole.traces += profile.traces
+            for key, total in profile.sums.items():
+                whole.sums[key] = whole.sums.get(key, torch.zeros_like(total)) + total
+                whole.means[key] = whole.means.get(key, 0.0) + profile.means[key]
+        return whole
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import transformers
 from filelock import FileLock, Timeout
 
 from kedit import fingerprint as weights
+from kedit import processes
 from kedit.arch import check_layers
 from kedit.cache import cache_dir
 from kedit.errors import KeditError
@@ -39,8 +41,8 @@ def covariances(
 ) -> dict[int, Covariance]:
     """Second moment of the keys of each layer, from the cache or from one pass over the text.
 
-    A second process that wants the same waits for the first. A run that was killed goes on where its last
-    save was and ends with the same bits.
+    Another run that wants the same waits for this one; the processes of one run take turns at the text. A run that was
+    killed goes on where its last save was and ends with the same bits.
 
     Args:
         lm: The unedited model.
@@ -62,12 +64,13 @@ def covariances(
     run = _run_key(lm, config)
     keys = {layer: {**run, "module": lm.arch.path("mlp_out", layer)} for layer in layers}
     found = _cached(lm, keys, base, config)
-    if len(found) < len(keys):
-        with _locked(base):
-            found |= _cached(lm, {i: key for i, key in keys.items() if i not in found}, base, config)
-            missing = sorted(set(keys) - set(found))
+    if not processes.agreed(len(found) == len(keys)):
+        with _locked(base) if processes.first() else nullcontext():
+            found |= _cached(lm, _rest(keys, found), base, config)
+            missing = processes.from_first(lambda: sorted(_rest(keys, found)))
             if missing:
                 found |= _compute(lm, missing, keys, base, config, progress, save_seconds)
+            found |= _cached(lm, _rest(keys, found), base, config)  # which the first process has found meanwhile
     for layer in layers:
         _report(layer, found[layer], config)
     return {layer: found[layer] for layer in layers}
@@ -101,6 +104,10 @@ def _run_key(lm: LM, config: StatsConfig) -> dict[str, Any]:
     }
 
 
+def _rest(keys: dict[int, dict[str, Any]], found: dict[int, Covariance]) -> dict[int, dict[str, Any]]:
+    return {layer: key for layer, key in keys.items() if layer not in found}
+
+
 def _cached(lm: LM, keys: dict[int, dict[str, Any]], base: Path, config: StatsConfig) -> dict[int, Covariance]:
     paths = {layer: store.layer_path(base, key) for layer, key in keys.items()}
     return {
@@ -125,10 +132,11 @@ def _compute(
             f"{lm.name} was edited since it was loaded, so its statistics cannot be taken now; "
             "take them before the first edit (kedit stats)"
         )
-    ids = corpus.load_ids(lm, config, base, progress)
+    ids = processes.from_first(lambda: corpus.load_ids(lm, config, base, progress))
     run = {**keys[layers[0]], "module": [keys[i]["module"] for i in layers], "batch": config.batch_tokens}
     digest = hashlib.sha256(json.dumps(run).encode()).hexdigest()[:12]
-    partial = store.layer_path(base, keys[layers[0]]).with_name(f"partial-{digest}.safetensors")
+    of = f"-{processes.rank()}-of-{processes.count()}" if processes.count() > 1 else ""
+    partial = store.layer_path(base, keys[layers[0]]).with_name(f"partial-{digest}{of}.safetensors")
     dtype = getattr(torch, config.dtype)
     length = run["sequence_length"]
     log.info("statistics of layers %s over %d tokens of %s", layers, len(ids), config.corpus)
@@ -143,7 +151,8 @@ def _compute(
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
         result[layer] = Covariance(moment.mean().cpu(), moment.count, config.ridge, card)
-        store.save_covariance(store.layer_path(base, keys[layer]), result[layer])
+        if processes.first():
+            store.save_covariance(store.layer_path(base, keys[layer]), result[layer])
     partial.unlink(missing_ok=True)
     return result
 

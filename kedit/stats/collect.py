@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kedit import processes
 from kedit.errors import KeditError
 from kedit.forward import frozen
 from kedit.lm import LM
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 class Pass:
     """The state of a pass: sums, how far it is, and the sums as they were when the text was half as long.
+
+    Processes that share a pass have sums of their own; what is measured, and what `close` leaves, are those of all.
 
     Args:
         lm: The unedited model.
@@ -52,7 +55,6 @@ class Pass:
         """Take one chunk `[n, T]`."""
         with frozen(self.lm.model), _full_precision(), reading(self._taps()):
             self.lm.model(input_ids=ids.to(self.lm.device), use_cache=False)
-        self.chunks += 1
 
     def _taps(self) -> dict[nn.Module, Callable[[Tensor], None]]:
         """What adds the keys of each layer to its sum as they pass."""
@@ -66,16 +68,21 @@ class Pass:
     def mark(self, last: bool) -> None:
         """Measure what changed since the last mark, and make this one the last."""
         for layer in self.layers:
-            self.convergence[layer].append(self._measure(layer, last))
-        self.before = {} if last else {layer: moment.copy() for layer, moment in self.moments.items()}
+            now = _of_all(self.moments[layer])
+            self.convergence[layer].append(self._measure(layer, now, last))
+            if last:
+                self.moments[layer] = now
+                self.before.pop(layer, None)
+            else:
+                self.before[layer] = now.copy()
 
-    def _measure(self, layer: int, last: bool) -> dict[str, float | None]:
+    def _measure(self, layer: int, now: SecondMoment, last: bool) -> dict[str, float | None]:
         """Relative change of C since the last mark and, at the end, how unseen text looks under that C.
 
         `unseen` is the mean of k^T C_before^-1 k / d_in over the tokens since: 1 if C_before described them
         as well as its own text, larger if it does not, None if that C cannot be inverted.
         """
-        now, before = self.moments[layer], self.before.get(layer)
+        before = self.before.get(layer)
         if not bool(now.strips[0].isfinite().all()):
             raise KeditError(f"layer {layer}: the model's keys hold NaN or infinity; try lm.dtype bfloat16 or float32")
         if before is None:
@@ -130,7 +137,8 @@ def collect(
 ) -> Pass:
     """Run the pass over `ids: [n]`, from where a stopped one left `partial`, if it did.
 
-    A resumed run adds the same chunks in the same order and ends with the same bits.
+    A resumed run adds the same chunks in the same order and ends with the same bits. The processes of a run take turns
+    at the chunks.
 
     Args:
         lm: The unedited model.
@@ -139,29 +147,45 @@ def collect(
         sequence_length: Tokens of one packed sequence.
         batch_tokens: Tokens of one forward pass, at least one sequence.
         dtype: Of products and sums.
-        partial: File for the state of an unfinished pass; None: not resumable.
+        partial: File for the state of an unfinished pass, one for each process; None: not resumable.
         key: What that file must have been made from.
         progress: Called as ("reading text", tokens so far, tokens) after every chunk.
         save_seconds: Least time between two writes of `partial`, which get a tenth of the time at most.
     """
     chunks = list(_chunks(ids, sequence_length, batch_tokens))
-    marks = _marks([chunk.numel() for chunk in chunks])
+    ends = list(accumulate(chunk.numel() for chunk in chunks))
+    marks = _marks(ends)
     state = Pass(lm, layers, dtype)
     if partial is not None and partial.exists():
         state.resume(partial, key or {})
+    if len(set(processes.gather(state.chunks))) > 1:  # killed while they were saving
+        state = Pass(lm, layers, dtype)
+    if state.chunks:
         log.info("resuming the statistics at %d of %d chunks (%s)", state.chunks, len(chunks), partial)
     due = time.monotonic() + save_seconds
     while state.chunks < len(chunks):
-        state.advance(chunks[state.chunks])
-        if state.chunks in marks:
+        own = state.chunks + processes.rank()
+        if own < len(chunks):
+            state.advance(chunks[own])
+        before, state.chunks = state.chunks, min(state.chunks + processes.count(), len(chunks))
+        if any(before < mark <= state.chunks for mark in marks):
             state.mark(last=state.chunks == len(chunks))
-        if partial is not None and time.monotonic() >= due and state.chunks < len(chunks):
+        if partial is not None and state.chunks < len(chunks) and processes.agreed(time.monotonic() >= due):
             start = time.monotonic()
             state.save(partial, key or {})
             due = time.monotonic() + max(save_seconds, 9 * (time.monotonic() - start))
         if progress is not None:
-            progress("reading text", state.moments[state.layers[0]].count, len(ids))
+            progress("reading text", ends[state.chunks - 1], len(ids))
     return state
+
+
+def _of_all(own: SecondMoment) -> SecondMoment:
+    """The sums of all processes; of one alone, its own."""
+    if processes.count() == 1:
+        return own
+    whole = SecondMoment(own.d_in, own.dtype, own.strips[0].device)
+    sums = {name: processes.total(strip.clone()) for name, strip in own.state().items()}
+    return whole.load(sums, sum(processes.gather(own.count)))
 
 
 def _chunks(ids: Tensor, length: int, batch_tokens: int) -> Iterator[Tensor]:
@@ -172,9 +196,8 @@ def _chunks(ids: Tensor, length: int, batch_tokens: int) -> Iterator[Tensor]:
         yield ids[whole:].unsqueeze(0)
 
 
-def _marks(sizes: Sequence[int]) -> set[int]:
-    """After how many chunks to measure: about an eighth, a quarter and half of the text, and all of it."""
-    ends = list(accumulate(sizes))
+def _marks(ends: Sequence[int]) -> set[int]:
+    """After how many chunks to measure, by the tokens up to each: an eighth, a quarter, half of the text, and all."""
     near = {min(range(len(ends)), key=lambda i: abs(ends[i] * part - ends[-1])) + 1 for part in (2, 4, 8)}
     return near | {len(ends)}
 

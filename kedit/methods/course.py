@@ -1,0 +1,67 @@
+"""`Course`: the phases of one edit, one after the other, in step with the run's other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kedit import processes
+from kedit.delta import Delta
+from kedit.methods.phases import Edit, Meeting, Phase
+
+
+class Course:
+    """Runs an algorithm from phase to phase.
+
+    Every process takes every step of an epoch, as Lightning wants it: one that has to wait for others takes steps in
+    which nothing is optimised.
+
+    Args:
+        edit: The algorithm; None where this process has nothing to edit.
+        changed: Called when a phase has begun, whose optimiser is then needed.
+
+    Attributes:
+        phase: The phase under way; None after the last.
+        deltas: What the algorithm returned.
+    """
+
+    def __init__(self, edit: Edit | None, changed: Callable[[], None]) -> None:
+        self.phase: Phase | None = None
+        self.deltas: list[Delta | None] = []
+        self._edit, self._changed = edit, changed
+        self._start = 0
+
+    def begin(self) -> None:
+        """On to the first phase."""
+        self._next(0)
+
+    def advance(self, step: int) -> bool:
+        """Moves on where a phase has ended before `step`; says whether any process has a step to take."""
+        phase = self.phase
+        if phase is not None and (phase.done or step - self._start >= phase.steps):
+            self._next(step)
+        if processes.count() == 1:
+            return self.phase is not None
+        while processes.agreed(self.phase is None or isinstance(self.phase, Meeting)):
+            if self.phase is None:
+                return False
+            self._next(step)
+        return True
+
+    def finish(self) -> None:
+        """Runs the algorithm to its end, without further steps."""
+        while self._edit is not None:
+            self._next(0)
+
+    def _next(self, step: int) -> None:
+        """On to the next phase that has steps to take, or to the end."""
+        while self._edit is not None:
+            try:
+                self.phase = next(self._edit)
+            except StopIteration as stop:
+                self.deltas = stop.value
+                self._edit = self.phase = None
+                return
+            if self.phase.steps > 0 and not self.phase.done:
+                self._start = step
+                self._changed()
+                return
