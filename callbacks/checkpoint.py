@@ -31,9 +31,3 @@ class EditCheckpoint(ModelCheckpoint):
         """Puts the checkpoint where `--run.resume` looks for it."""
         self.dirpath = str(Path(trainer.default_root_dir) / CHECKPOINT.parent)
         super().setup(trainer, pl_module, stage)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes out the log of the steps, then the checkpoint after which they are not made again."""
-        for logger in trainer.loggers:
-            logger.save()
-        super().on_train_epoch_end(trainer, pl_module)

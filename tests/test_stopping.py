@@ -178,7 +178,7 @@ def test_what_a_sweep_makes_of_it(tmp_path: Path) -> None:
 def test_a_killed_run_keeps_the_log_of_its_edits(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The CSV logger writes every hundred steps by itself; what a checkpoint vouches for is not logged again."""
+    """What a checkpoint vouches for is not logged again: it must be on the disk, and stay there."""
     start = EditingModule.on_train_epoch_start
 
     def killed(self: EditingModule) -> None:
@@ -193,3 +193,6 @@ def test_a_killed_run_keeps_the_log_of_its_edits(
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert len(steps_logged(tmp_path / "runs" / "killed")) == 2 * STEPS
+    monkeypatch.undo()
+    main([*words, "--run.name", "killed"])
+    assert len(steps_logged(tmp_path / "runs" / "killed")) == N * STEPS
