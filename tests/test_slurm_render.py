@@ -282,12 +282,3 @@ def test_refusals(
     assert refused(words, capsys).startswith("there is no sbatch here")
     main(["slurm"])
     assert "kedit slurm COMMAND SWEEP" in capsys.readouterr().out
-
-
-def test_several_processes_are_refused(tmp_path: Path, tiny_folder: Callable[..., str]) -> None:
-    """Until they share the edits: each would do them all, and write all rows."""
-    file = sweep_file(tmp_path, tiny_folder("llama", n_layers=3), grid={}, options={"trainer.devices": 2})
-    with pytest.raises(SystemExit):
-        main(["sweep", str(file), "--out", str(tmp_path / "out")])
-    (numbered,) = SweepFolder(tmp_path / "out").tasks
-    assert numbered.record["reason"] == "trainer.devices: 2 processes in one run cannot share its edits yet"
