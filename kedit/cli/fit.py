@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import pickle
 import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, get_type_hints
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -140,9 +142,11 @@ class KeditCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.folder)
         if self._get(self.config_init, "trainer")["logger"] is None:
             kwargs["logger"] = CSVLogger(self.folder, name="logs")
-        options = self._get(self.config_init, "trainer")
+        options = dict(self._get(self.config_init, "trainer"))
+        if _alone_in_slurm():
+            kwargs["plugins"] = options["plugins"] or LightningEnvironment()
         try:
-            if _processes(options) > 1:
+            if _processes(options | kwargs) > 1:
                 if options["strategy"] not in ("auto", "ddp"):
                     raise KeditError(
                         f"trainer.strategy: {options['strategy']} splits models or gradients; processes of kedit share "
@@ -193,7 +197,12 @@ class KeditCLI(LightningCLI):
         return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
 
 
-def _processes(options: Namespace) -> int:
+def _alone_in_slurm() -> bool:
+    """Whether Slurm has started one task, as for an element of a sweep: it starts its run's other processes itself."""
+    return os.environ.get("SLURM_NTASKS") == "1"
+
+
+def _processes(options: Mapping[str, Any]) -> int:
     """Of the run that these options of the trainer describe."""
     names = ("accelerator", "devices", "num_nodes", "strategy", "plugins")
     given = {name: options[name] for name in names}
