@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,10 @@ def agree(decide: Callable[[], dict[str, Any]], folder: Path) -> dict[str, Any]:
     Raises:
         KeditError: The first process has left no note.
     """
+    if (connected := sys.modules.get("torch.distributed")) is not None and connected.is_initialized():
+        from kedit import processes
+
+        return processes.from_first(decide)
     outside = _outside()
     if outside is None:
         if number() > 0:
@@ -69,7 +74,8 @@ def _outside() -> tuple[int, str] | None:
     """Rank and the run's name where `srun` or `torchrun` started several processes."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env and int(env["WORLD_SIZE"]) > 1:
-        return int(env["RANK"]), f"{env['TORCHELASTIC_RUN_ID']}-{env['MASTER_PORT']}"
+        again = env.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return int(env["RANK"]), f"{env['TORCHELASTIC_RUN_ID']}-{env['MASTER_PORT']}-{again}"
     if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in env:
         again = env.get("SLURM_RESTART_COUNT", "0")
         return int(env["SLURM_PROCID"]), f"{env['SLURM_JOB_ID']}-{env['SLURM_STEP_ID']}-{again}"
