@@ -55,12 +55,7 @@ class EditCheckpoint(Checkpoint, EditCallback):
             self._pending.append(module.edits(batch))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes out the log of the steps, then the checkpoint after which they are not made again, when it is time.
-
-        Lightning calls this after the module's own hook, which ends the edit.
-        """
-        for logger in trainer.loggers:
-            logger.save()
+        """Saves, when it is time. Lightning calls this after the module's own hook, which ends the edit."""
         if (trainer.current_epoch + 1) % self.every == 0 and not _dev(trainer):
             self.save(trainer, editing(pl_module))
 

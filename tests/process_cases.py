@@ -41,7 +41,7 @@ def model(name: str, lm: str) -> dict[str, Any]:
 
 MORE: dict[str, dict[str, Any]] = {
     "ROME-single": {"data.queries": {"shuffles": 2, "long_words": [10], "corpus": "text.txt"}, "texts.enabled": True},
-    "RROME-sequential": {},
+    "RROME-sequential": {"metrics.eval_at": [2, 4]},
     "MEMIT-single": {"metrics.scoring.generate": []},
     "MEMIT-batch": {"data.batch_size": 5},
     "EMMET-sequential": {"data.batch_size": 3, "metrics.scoring.batch_tokens": 60},

@@ -22,6 +22,7 @@ import torch
 
 from kedit.cli import main
 from kedit.sweepfolder import SweepFolder
+from tests.process_cases import case_words
 from tests.sweep_cases import config, sweep_file, write
 from tests.test_resume import assert_same_run, lines
 from tests.test_stopping import steps_logged
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.slurm
 
 ROOT = Path(__file__).parent.parent
 N = 40
+Rows = list[dict[str, Any]]
 
 
 def said(*words: str) -> str:
@@ -194,3 +196,19 @@ def test_one_run_stopped_while_it_loads(tmp_path: Path, facts: str, tiny_folder:
     assert "Traceback" not in text
     assert lines(folder / "results.jsonl") == 5 + 5, "after each edit, and at the end"
     assert (folder / "summary.json").exists()
+
+
+def test_a_run_of_two_tasks(tmp_path: Path, tiny_folder: Callable[..., str], rows_of: Callable[[Path], Rows]) -> None:
+    """`srun` starts both processes; the run is that of one."""
+    whole = case_words("EMMET-sequential", tiny_folder("llama", n_layers=4), tmp_path / "runs", 1)
+    main(whole)
+    file = whole[whole.index("--config") + 1]
+    asked = ["--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--mem=1G", f"--chdir={tmp_path}"]
+    options = ["--trainer.accelerator", "cpu", "--data.batch_size", "3", "--metrics.scoring.batch_tokens", "60"]
+    job = said("sbatch", "--wait", "--parsable", *asked, str(ROOT / "slurm" / "run.sbatch"), file, *options).strip()
+    text = (tmp_path / f"kedit-{job}.out").read_text()
+    folder = tmp_path / "runs" / f"EMMET-sequential.json-{job}"
+    assert json.loads((folder / "summary.json").read_text())["timing"]["processes"] == 2, text
+    assert rows_of(folder) == rows_of(tmp_path / "runs" / "EMMET-sequential")
+    assert "Traceback" not in text
+    assert not list((tmp_path / "runs").glob(".decided*"))

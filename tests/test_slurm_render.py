@@ -33,7 +33,6 @@ FULL = SlurmOptions(
     partition="gpu",
     time="1-00:00:00",
     gpus=4,
-    nodes=2,
     mem="200G",
     cpus=8,
     account="me",
@@ -261,7 +260,10 @@ def test_refusals(
     words = ["slurm", "submit", file, "--out", str(out)]
     assert refused(["slurm", "cancel"], capsys).startswith("there is no command 'cancel'; there are submit, ")
     assert "nothing was submitted yet" in refused(["slurm", "resubmit", file], capsys)
-    assert "processes in one run cannot share it yet" in refused([*words, "--gpus", "2"], capsys)
+    assert refused([*words, "--gpus", "2"], capsys) == (
+        "gpus: 2, but rome-seed0-0b2a2f has trainer.devices: 1; give the sweep's options trainer.devices: 2, "
+        "or one GPU to each task"
+    )
     assert refused([*words, "--cpus", "many"], capsys) == "cpus: wants a whole number, not 'many'"
     assert "partitoin" in refused([*words, "--partitoin", "gpu"], capsys)
     bad = sweep_file(tmp_path / "bad", "gpt2", options={"data.init_args.limt": 1})
@@ -282,12 +284,3 @@ def test_refusals(
     assert refused(words, capsys).startswith("there is no sbatch here")
     main(["slurm"])
     assert "kedit slurm COMMAND SWEEP" in capsys.readouterr().out
-
-
-def test_several_processes_are_refused(tmp_path: Path, tiny_folder: Callable[..., str]) -> None:
-    """Until they share the edits: each would do them all, and write all rows."""
-    file = sweep_file(tmp_path, tiny_folder("llama", n_layers=3), grid={}, options={"trainer.devices": 2})
-    with pytest.raises(SystemExit):
-        main(["sweep", str(file), "--out", str(tmp_path / "out")])
-    (numbered,) = SweepFolder(tmp_path / "out").tasks
-    assert numbered.record["reason"] == "trainer.devices: 2 processes in one run cannot share its edits yet"

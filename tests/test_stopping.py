@@ -13,8 +13,10 @@ import pytest
 
 from kedit.callbacks import EditCheckpoint, EditMetrics, EditProgress, ResultsWriter
 from kedit.cli import main
+from kedit.methods import ROME
 from kedit.methods.base import EditingModule
 from kedit.stopping import STOPPING, Stopped, Stopper
+from kedit.sweeprun import _outcome
 from tests.sweep_cases import RECORDS
 from tests.test_resume import assert_same_run
 
@@ -94,7 +96,7 @@ def test_the_first_signal_counts() -> None:
 
 def test_before_the_run(words: list[str], tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """While options are read, and while the model is loaded."""
-    monkeypatch.setattr("kedit.cli.fit._check_groups", lambda config: send())
+    monkeypatch.setattr("kedit.cli.fit.check_groups", lambda config: send())
     stopped(words, 138)
     said = capfd.readouterr().err.splitlines()
     assert said[-1] == "kedit: interrupted by SIGUSR1; the run had not begun: the same command begins it"
@@ -114,13 +116,13 @@ def test_before_the_command_is_loaded(monkeypatch: pytest.MonkeyPatch, capfd: An
     assert capfd.readouterr().err == "kedit: interrupted by SIGUSR1\n"
 
 
-PLACES = {
-    "step": (EditingModule, "on_train_batch_end", 2 * STEPS + 1, 2),  # hook, at which call, edit batches kept then
-    "edited": (EditProgress, "on_edit_end", 1, 2),
-    "measured": (EditMetrics, "on_edit_end", 2, 3),
-    "checkpoint": (EditCheckpoint, "on_train_epoch_end", 1, 2),
-    "last": (EditCheckpoint, "on_train_epoch_end", N - 1, N),
-    "end": (ResultsWriter, "on_train_end", 0, N),
+PLACES = {  # hook, at which call of it, signal, edit batches that were begun and are kept then
+    "step": (EditingModule, "on_train_batch_end", 2 * STEPS + 1, signal.SIGUSR1, 3, 2),
+    "edited": (EditProgress, "on_edit_end", 1, signal.SIGTERM, 2, 2),
+    "measured": (EditMetrics, "on_edit_end", 2, signal.SIGUSR1, 3, 3),
+    "checkpoint": (EditCheckpoint, "on_train_epoch_end", 1, signal.SIGUSR1, 2, 2),
+    "last": (EditCheckpoint, "on_train_epoch_end", N - 1, signal.SIGTERM, N, N),
+    "end": (ResultsWriter, "on_train_end", 0, signal.SIGUSR1, N, N),
 }
 
 
@@ -133,23 +135,30 @@ def test_in_the_run(
     capfd: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cls, hook, at, kept = PLACES[place]
+    cls, hook, at, sent, begun, kept = PLACES[place]
     whole, broken = tmp_path / "runs" / "whole", tmp_path / "runs" / "broken"
     main([*words, "--run.name", "whole"])
     original, calls = getattr(cls, hook), iter(range(1000))
+    edit, edits = ROME.edit, []
 
     def interrupted(self: Any, *args: Any) -> Any:
         if next(calls) == at:
-            send()
+            send(sent)
             send(signal.SIGTERM)
         return original(self, *args)
 
+    def counted(self: ROME, batch: Any) -> Any:
+        edits.append(batch.index)
+        return edit(self, batch)
+
     with monkeypatch.context() as patch:
         patch.setattr(cls, hook, interrupted)
+        patch.setattr(ROME, "edit", counted)
         capfd.readouterr()
-        stopped([*words, "--run.name", "broken"], 138)
+        stopped([*words, "--run.name", "broken"], 128 + sent)
+    assert edits == list(range(begun))
     said = capfd.readouterr().err.splitlines()
-    assert said[-2] == f"kedit: interrupted by SIGUSR1; {kept} edit batches are done and kept in {broken}."
+    assert said[-2] == f"kedit: interrupted by {sent.name}; {kept} edit batches are done and kept in {broken}."
     assert not (broken / "summary.json").exists()
     assert [row["batch"] for row in rows_of(broken)] == list(range(kept))
     main([*words, "--run.name", "broken"])
@@ -161,10 +170,15 @@ def test_in_the_run(
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
+def test_what_a_sweep_makes_of_it(tmp_path: Path) -> None:
+    """A run that got Slurm's notice, though `kedit sweep` did not."""
+    assert _outcome(tmp_path, 138, None, []) == {"state": "interrupted", "reason": "stopped by SIGUSR1"}
+
+
 def test_a_killed_run_keeps_the_log_of_its_edits(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The CSV logger writes every hundred steps by itself; what a checkpoint vouches for is not logged again."""
+    """What a checkpoint vouches for is not logged again: it must be on the disk, and stay there."""
     start = EditingModule.on_train_epoch_start
 
     def killed(self: EditingModule) -> None:
@@ -179,3 +193,6 @@ def test_a_killed_run_keeps_the_log_of_its_edits(
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert len(steps_logged(tmp_path / "runs" / "killed")) == 2 * STEPS
+    monkeypatch.undo()
+    main([*words, "--run.name", "killed"])
+    assert len(steps_logged(tmp_path / "runs" / "killed")) == N * STEPS

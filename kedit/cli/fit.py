@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import pickle
-import re
+import os
 import subprocess
 import sys
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -37,7 +33,8 @@ from kedit.callbacks import (
     Texts,
     WhitenedSimilarity,
 )
-from kedit.cli.messages import Interrupted, of_kedit
+from kedit.cli.checks import check_checkpoint, check_groups, edits_kept, first_line, placed, run_name
+from kedit.cli.messages import Interrupted
 from kedit.cli.quiet import quiet_lightning
 from kedit.data import EditData
 from kedit.errors import CannotWrite, KeditError, cannot_write
@@ -104,11 +101,11 @@ class KeditCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Chooses the run's folder, and the checkpoint to resume from."""
         config = self.config[str(self.subcommand)]
-        _check_groups(config)
+        check_groups(config)
         root = Path(config.run.root)
 
         def decide() -> dict[str, Any]:
-            folder = run_folder(config.run.root, config.run.name or _name(config), config.run.resume)
+            folder = run_folder(config.run.root, config.run.name or run_name(config), config.run.resume)
             return {"folder": str(folder), "finished": config.run.resume and finished(folder)}
 
         decided = launched.agree(decide, root)
@@ -121,14 +118,14 @@ class KeditCLI(LightningCLI):
         if config.run.resume and self.checkpoint is None and last.exists():
             self.checkpoint = str(last)
         if self.checkpoint is not None:
-            _check_checkpoint(Path(self.checkpoint))
+            check_checkpoint(Path(self.checkpoint))
         log.info("run folder: %s%s", self.folder, ", resumed" if self.folder.exists() else "")
         if config.trainer.fast_dev_run:
             log.info("fast_dev_run: one edit batch, one optimiser step; the numbers mean nothing")
 
     def instantiate_classes(self) -> None:
         """Everything that the configuration describes."""
-        with _placed(self.config[str(self.subcommand)].model):
+        with placed(self.config[str(self.subcommand)].model):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
@@ -140,9 +137,11 @@ class KeditCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.folder)
         if self._get(self.config_init, "trainer")["logger"] is None:
             kwargs["logger"] = CSVLogger(self.folder, name="logs")
-        options = self._get(self.config_init, "trainer")
+        options = dict(self._get(self.config_init, "trainer"))
+        if _alone_in_slurm():
+            kwargs["plugins"] = options["plugins"] or LightningEnvironment()
         try:
-            if _processes(options) > 1:
+            if _processes(options | kwargs) > 1:
                 if options["strategy"] not in ("auto", "ddp"):
                     raise KeditError(
                         f"trainer.strategy: {options['strategy']} splits models or gradients; processes of kedit share "
@@ -151,21 +150,21 @@ class KeditCLI(LightningCLI):
                 kwargs["strategy"] = ShardedEdits()
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
-            raise KeditError(f"trainer: {_first_line(error)}") from error
+            raise KeditError(f"trainer: {first_line(error)}") from error
         trainer.callbacks.insert(0, StopAtSignal(self.stopper))  # type: ignore[attr-defined]
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         given = {"datamodule": self.datamodule, "ckpt_path": self.checkpoint, "weights_only": True}
         try:
-            with _placed(self.config[subcommand].model):
+            with placed(self.config[subcommand].model):
                 self.trainer.fit(self.model, **given)
         except MisconfigurationException as error:
-            raise KeditError(f"trainer: {_first_line(error)}") from error
+            raise KeditError(f"trainer: {first_line(error)}") from error
         except (OSError, CannotWrite) as error:
             if (message := cannot_write(error, self.folder)) is None:
                 raise
-            kept = f"{_edits_kept(self.folder)} edit batches are done and kept"
+            kept = f"{edits_kept(self.folder)} edit batches are done and kept"
             raise KeditError(f"{message}\n{kept}; to go on, the same command with --run.resume true") from error
         except SystemExit as stop:
             if isinstance(stop, Stopped):
@@ -174,7 +173,7 @@ class KeditCLI(LightningCLI):
                 status = 130
             else:
                 raise
-            kept = f"{_edits_kept(self.folder)} edit batches are done and kept in {self.folder}."
+            kept = f"{edits_kept(self.folder)} edit batches are done and kept in {self.folder}."
             how = "To go on: the same command with --run.resume true"
             raise Interrupted(f"{kept}\n{how}", status) from None
         except RuntimeError as error:
@@ -193,7 +192,12 @@ class KeditCLI(LightningCLI):
         return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
 
 
-def _processes(options: Namespace) -> int:
+def _alone_in_slurm() -> bool:
+    """Whether Slurm has started one task, as for an element of a sweep: it starts its run's other processes itself."""
+    return os.environ.get("SLURM_NTASKS") == "1"
+
+
+def _processes(options: Mapping[str, Any]) -> int:
     """Of the run that these options of the trainer describe."""
     names = ("accelerator", "devices", "num_nodes", "strategy", "plugins")
     given = {name: options[name] for name in names}
@@ -246,7 +250,7 @@ class _Parsing(KeditCLI):
     """Stops after parsing."""
 
     def before_instantiate_classes(self) -> None:
-        _check_groups(self.config[str(self.subcommand)])
+        check_groups(self.config[str(self.subcommand)])
 
     def instantiate_classes(self) -> None:
         pass
@@ -275,81 +279,3 @@ def _cli(cls: type[KeditCLI], words: list[str], stopper: Stopper) -> KeditCLI:
         args=["fit", *words],
         stopper=stopper,
     )
-
-
-@contextmanager
-def _placed(model: Namespace) -> Iterator[None]:
-    """Inside, `model.layer: ...` becomes `model.editor.layer: ...` where that option is of the method's editor.
-
-    A method does not know whether the configuration has it at `model` or, below REP, at `model.editor`.
-    """
-    try:
-        yield
-    except (KeditError, TypeError, ValueError) as error:
-        message, editor = of_kedit(error) or "", model.init_args.get("editor")
-        option = re.match(r"model\.(\w+)(?=[: ])", message)
-        if editor is None or option is None or option[1] not in editor.init_args:
-            raise
-        raise KeditError(message.replace("model.", "model.editor.", 1)) from error
-
-
-def _check_groups(config: Namespace) -> None:
-    """A plain value where a group of options belongs (`lm: gpt2`), which the parser lets pass."""
-    more = ("robustness", "texts", "similarity", "importance", "latent")
-    options = ("run", "metrics", "results", "progress", "checkpoint", *more)
-    groups = {name: config[name] for name in options}
-    parts = {"model": config.model, "data": config.data}
-    if config.model.init_args.get("editor") is not None:
-        parts["model.init_args.editor"] = config.model.init_args.editor
-    for part, chosen in parts.items():
-        module, _, cls = str(chosen.class_path).rpartition(".")
-        bases = [c for c in getattr(importlib.import_module(module), cls).__mro__ if c.__module__.startswith("kedit.")]
-        hints = {name: hint for base in bases for name, hint in get_type_hints(base.__init__).items()}
-        args = chosen.init_args
-        names = [name for name, hint in hints.items() if is_dataclass(hint) and name in args]
-        groups |= {f"{part}.{name}": args[name] for name in names}
-    for option, value in groups.items():
-        if not isinstance(value, Namespace):
-            raise KeditError(f"{option}: wants options of its own below it, not {value!r}")
-
-
-def _check_checkpoint(path: Path) -> None:
-    """Whether kedit wrote it; what it holds is checked by the method."""
-    if not path.is_file():
-        raise KeditError(f"ckpt_path: there is no file {path}")
-    try:
-        if not zipfile.is_zipfile(path):
-            raise KeditError(f"ckpt_path: {path} is truncated or no checkpoint")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise KeditError(f"ckpt_path: {path} is damaged: {_first_line(error)}") from None
-    if not isinstance(checkpoint, dict) or "kedit" not in checkpoint:
-        raise KeditError(f"ckpt_path: {path} was not written by kedit")
-
-
-def _edits_kept(folder: Path) -> int:
-    """Edit batches that a resumed run need not do again."""
-    last = folder / CHECKPOINT
-    if not last.exists():
-        return 0
-    return torch.load(last, map_location="cpu", weights_only=True, mmap=True)["kedit"]["edits_done"]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _name(config: Any) -> str:
-    """method-model-data-regime-seed, from what the user wrote."""
-    model, data = config.model, config.data
-    method = str(model.class_path).rpartition(".")[2].lower()
-    editor = model.init_args.get("editor")  # of a method that adds to another
-    if editor is not None:
-        method = f"{str(editor.class_path).rpartition('.')[2].lower()}-{method}"
-        model = editor
-    lm = Path(str(model.init_args.lm.name)).name.lower()
-    what = str(data.class_path).rpartition(".")[2].lower()
-    args = data.init_args
-    part = args.get("split") or Path(str(args.get("path") or "")).stem
-    parts = (method, lm, what, part, model.init_args.regime, f"seed{model.init_args.seed}")
-    return "-".join(str(part) for part in parts if part) + ("-dev" if config.trainer.fast_dev_run else "")

@@ -76,8 +76,6 @@ def _resubmit(words: list[str]) -> None:
 
 def _send(folder: SweepFolder, args: Any) -> None:
     options = SlurmOptions(**{field.name: args[field.name] for field in dataclasses.fields(SlurmOptions)})
-    if options.gpus * options.nodes > 1:
-        raise KeditError(f"gpus, nodes: {options.processes * options.nodes} processes in one run cannot share it yet")
     if not args.dry_run:
         check_sbatch()
     todo = [numbered for numbered in folder.tasks if numbered.state not in ("done", "running")]
@@ -87,6 +85,8 @@ def _send(folder: SweepFolder, args: Any) -> None:
         log.info("nothing to submit: %s", _count(progress(folder)))
         return
     check_options(tasks)
+    if options.gpus > 1:
+        _check_devices(tasks, options.gpus)
     jobs = jobs_of(folder, tasks, options, _stats(tasks) if options.stats else [])
     if args.dry_run:
         _print(jobs)
@@ -95,6 +95,19 @@ def _send(folder: SweepFolder, args: Any) -> None:
     for what, number in numbers.items():
         log.info("%s: job %s", f"array {ranges([t.index for t in tasks])}" if what == "array" else what, number)
     log.info("how it goes: kedit slurm status %s", folder.path)
+
+
+def _check_devices(tasks: Sequence[Numbered], gpus: int) -> None:
+    """Several GPUs for tasks that would use one of them."""
+    from kedit.cli.fit import parsed  # takes seconds
+
+    for numbered in tasks:
+        devices = parsed(numbered.words).trainer.devices
+        if str(devices) not in ("auto", "-1", str(gpus)):
+            raise KeditError(
+                f"gpus: {gpus}, but {numbered.name} has trainer.devices: {devices}; "
+                f"give the sweep's options trainer.devices: {gpus}, or one GPU to each task"
+            )
 
 
 def _stats(tasks: Sequence[Numbered]) -> list[list[str]]:

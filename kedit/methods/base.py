@@ -23,10 +23,11 @@ from kedit.delta import Delta, Weights
 from kedit.deltafile import pack, unpack
 from kedit.errors import KeditError
 from kedit.evaluate import known
-from kedit.journal import Entry, read_journal
+from kedit.journal import Entry
 from kedit.lm import LM, LMConfig, load_lm
 from kedit.methods.course import Course
 from kedit.methods.phases import Edit, Phase
+from kedit.methods.restoring import read_state
 from kedit.requests import EditRecord
 from kedit.tokens import encode, encode_subject
 
@@ -279,7 +280,7 @@ class EditingModule(LightningModule, ABC):
         assert self._course is not None
         self._course.finish()  # the steps may be spent; with fast_dev_run there was only one
         self.batch.deltas = self._course.deltas
-        if self.regime != "single":  # one model: all processes go on with the same bits
+        if self.regime != "single" and processes.count() > 1:  # one model: all go on with the same bits
             packed = processes.from_first(lambda: [None if d is None else pack(d) for d in self.batch.deltas])
             if not processes.first():
                 self.batch.deltas = [None if d is None else unpack(d).to(self.device) for d in packed]
@@ -343,20 +344,4 @@ class EditingModule(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the checkpoint is of this run's model and method."""
-        state = checkpoint.get("kedit")
-        if state is None:
-            raise KeditError("this checkpoint was not written by kedit; start without --ckpt_path")
-        mine, theirs = self._identity(), state["run"]
-        for key, value in mine.items():
-            if value != theirs.get(key, 1 if key == "processes" else None):  # there were no others once
-                raise KeditError(
-                    f"this checkpoint is of another run: its {key} is {theirs.get(key)!r}, here it is {value!r}"
-                )
-        if "journal" in state:
-            journal = state["journal"]
-            path = Path(str(self.trainer.ckpt_path)).parent / journal["file"]
-            self._restored = state | {"edits": read_journal(path, journal["bytes"])}
-        elif "edits" in state:
-            self._restored = state
-        else:
-            raise KeditError("this checkpoint was written by an older kedit; start the run anew")
+        self._restored = read_state(checkpoint, self._identity(), Path(str(self.trainer.ckpt_path)))

@@ -15,8 +15,7 @@ class SlurmOptions:
     Args:
         partition: Partition (queue).
         time: Wall-clock limit of one element: D-HH:MM:SS, HH:MM:SS or minutes.
-        gpus: GPUs of one node for an element; 0: none.
-        nodes: Nodes of an element.
+        gpus: GPUs for an element, all of one node; 0: none. With several, `trainer.devices` in the sweep's options.
         mem: Main memory of a node, e.g. 48G.
         cpus: CPU cores of a process.
         account: Account that is charged.
@@ -35,7 +34,6 @@ class SlurmOptions:
     partition: str | None = None
     time: str = "08:00:00"
     gpus: int = 1
-    nodes: int = 1
     mem: str | None = "48G"
     cpus: int = 4
     account: str | None = None
@@ -50,7 +48,6 @@ class SlurmOptions:
 
     def __post_init__(self) -> None:
         at_least("gpus", self.gpus, 0)
-        at_least("nodes", self.nodes, 1)
         at_least("cpus", self.cpus, 1)
         at_least("requeues", self.requeues, 0)
         at_least("throttle", self.throttle, 1)
@@ -68,5 +65,5 @@ class SlurmOptions:
 
     @property
     def processes(self) -> int:
-        """Processes of an element on a node: one for each GPU."""
+        """Processes of an element: one for each GPU."""
         return max(1, self.gpus)
