@@ -83,8 +83,8 @@ class EditCheckpoint(Checkpoint, EditCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Says that the edits are in the journal; checkpoints that others ask for hold them all themselves."""
-        if self._saving and self._journal is not None:
-            checkpoint["kedit"] = {"journal": self._journal.card()}
+        if self._saving and editing(pl_module).regime == "sequential":  # the first process has the journal, and saves
+            checkpoint["kedit"] = {"journal": None if self._journal is None else self._journal.card()}
 
     def _write_journal(self, folder: Path, module: EditingModule) -> None:
         """Appends what is pending; begins a new file where the sum of all is much less, or where there is no file."""
