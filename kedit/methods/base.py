@@ -318,14 +318,12 @@ class EditingModule(LightningModule, ABC):
         """Keeps the edits so far (unless a journal has them), the method's state and the number of batches done."""
         checkpoint["state_dict"] = {}
         checkpoint["optimizer_states"] = []
-        edits = checkpoint.get("kedit") or {"edits": [self.edits()]}
+        edits = checkpoint.get("kedit") or {"edits": [self.edits()] if self.regime == "sequential" else []}
         own = {"edits_done": self.edits_done, "method": self.method_state(), "run": self._identity()}
         checkpoint["kedit"] = edits | own
 
     def edits(self, batch: EditBatch | None = None) -> Entry:
-        """What one edit batch has added, or all of them so far, as a checkpoint or its journal holds it."""
-        if self.regime != "sequential":
-            return {"deltas": [], "outcomes": [], "state": {}}
+        """What one edit batch of a sequential run has added, or all so far, as a checkpoint or its journal holds it."""
         if batch is not None:
             deltas, outcomes, records = batch.deltas, [(o.info, o.error) for o in batch.outcomes], batch.records
         else:
