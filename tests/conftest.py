@@ -13,6 +13,10 @@ import torch
 
 from tests.tiny import save_tiny
 
+# One thread for all: fixtures of a module, tests, and the commands that they start round alike on any machine.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(autouse=True)
 def _apart(

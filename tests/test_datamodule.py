@@ -84,7 +84,7 @@ def fit(
     return trainer
 
 
-@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.filterwarnings("error::UserWarning", "ignore:The `srun` command is available")
 def test_trainer_gets_the_epochs_batch_at_every_step(tmp_path: Path) -> None:
     module = Watcher()
     trainer = fit(module, Synthetic(5, batch_size=2), tmp_path, max_epochs=3)

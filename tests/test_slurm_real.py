@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from kedit.cli import main
+from kedit.journal import read_journal
 from kedit.sweepfolder import SweepFolder
 from tests.process_cases import case_words
 from tests.sweep_cases import config, sweep_file, write
@@ -161,8 +162,12 @@ def test_a_disturbed_array_ends_as_a_local_sweep(
 
 
 def assert_same_state(one: Path, other: Path) -> None:
-    """Two runs' checkpoints hold the same bits."""
-    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["kedit"] for run in (one, other)]
+    """Two runs' checkpoints, and the journals beside them, hold the same bits."""
+    files = [run / "checkpoints" / "last.ckpt" for run in (one, other)]
+    states = [torch.load(file, weights_only=True)["kedit"] for file in files]
+    for file, state in zip(files, states, strict=True):
+        journal = state.pop("journal")
+        state["edits"] = read_journal(file.parent / journal["file"], journal["bytes"])
     tensors: list[list[torch.Tensor]] = [[], []]
 
     def plain(value: Any, found: list[torch.Tensor]) -> Any:

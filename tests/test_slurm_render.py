@@ -160,7 +160,6 @@ def test_an_array_ends_as_a_local_sweep(
     tmp_path: Path,
     tiny_folder: Callable[..., str],
     rows_of: Callable[[Path], list[Any]],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Three tasks; one fails in the first array, and is the only one in the second."""
@@ -197,7 +196,6 @@ def test_an_array_ends_as_a_local_sweep(
     ]
     assert "#SBATCH --array=2%2\n" in (array / "slurm" / "array.sbatch").read_text()
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the array's script says; other numbers of threads round differently
     main(["sweep", file, "--out", str(local)])
     for suffix, kind in (("md", "markdown"), ("csv", "csv")):
         main(["slurm", "collect", str(local), "--format", kind, "--out", str(local / f"table.{suffix}")])
