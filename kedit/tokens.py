@@ -16,6 +16,7 @@ from kedit.errors import KeditError
 
 if TYPE_CHECKING:
     from kedit.lm import LM
+    from kedit.requests import EditRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,19 @@ def encode_subject(
     start = len(lead) + len(before)
     text = lead + before + subject + after + trail
     return _encode(lm, text, target, (start, start + len(subject)), name)
+
+
+def check(lm: LM, request: EditRequest) -> None:
+    """Whether a request can be encoded.
+
+    Raises:
+        KeditError: Its prompt does not fit into the context, or no token covers its subject; names the record.
+    """
+    name = f"record {request.case_id}"
+    if request.subject is None:
+        encode(lm, request.prompt, request.target_new, name)
+    else:
+        encode_subject(lm, request.prompt, request.subject, request.target_new, name=name)
 
 
 def _encode(lm: LM, prompt: str, target: str | None, span: tuple[int, int] | None, name: str) -> Tokens:

@@ -19,6 +19,7 @@ from kedit.cli import main
 from kedit.curve import COLUMNS
 from kedit.errors import KeditError
 from kedit.summary import summarise
+from tests.quick import QUICK_MEMIT, city_facts, sequential_run
 
 N = 12
 AT = "[1,4,12]"
@@ -28,36 +29,8 @@ Rows = list[dict[str, Any]]
 @pytest.fixture
 def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
     """A quick sequential run."""
-    places = ["Rome", "Tokyo", "Seattle", "Madrid"]
-    rows = [
-        {
-            "case_id": f"fact-{i}",
-            "prompt": ["The capital of {} is", "{} is located in"][i % 2],
-            "subject": f"{places[i % 4]} {i}",
-            "target_new": places[(i + 1) % 4],
-            "target_true": places[(i + 2) % 4],
-            "paraphrases": [f"I think that {places[i % 4]} {i} is in"],
-            "neighbors": ["The Space Needle is located in"],
-        }
-        for i in range(N)
-    ]
-    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = {
-        "model": "MEMIT",
-        "model.lm.name": tiny_folder("llama", n_layers=3, d_model=16, d_ff=40),
-        "model.layers": "[0,1]",
-        "model.stats.tokens": 400,
-        "model.v_num_grad_steps": 3,
-        "model.contexts.lengths": "[[3,1]]",
-        "model.regime": "sequential",
-        "data": "Records",
-        "data.path": tmp_path / "facts.jsonl",
-        "metrics.scoring.generate": "[]",
-        "results.resamples": 50,
-        "run.root": tmp_path / "runs",
-        "trainer.accelerator": "cpu",
-    }
-    return ["fit", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    data = city_facts(tmp_path / "facts.jsonl", N)
+    return sequential_run(tiny_folder, data, QUICK_MEMIT | {"run.root": tmp_path / "runs"})
 
 
 def of(rows: Rows, when: str) -> Rows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from kedit.cli import main
+from tests.quick import QUICK_ROME, city_facts, sequential_run
 from tests.test_resume import assert_same_run
 
 N = 8
@@ -23,36 +23,8 @@ Rows = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def whole_words(tiny_folder: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A quick sequential run that writes every kind of file."""
-    folder = tmp_path_factory.mktemp("data")
-    rows = [
-        {
-            "case_id": f"fact-{i}",
-            "prompt": "The capital of {} is",
-            "subject": f"{['Rome', 'Tokyo', 'Seattle'][i % 3]} {i}",
-            "target_new": ["Paris", "Cairo"][i % 2],
-            "target_true": "Berlin",
-            "neighbors": ["The Space Needle is located in"],
-        }
-        for i in range(N)
-    ]
-    (folder / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = {
-        "model": "ROME",
-        "model.lm.name": tiny_folder("llama", n_layers=3, d_model=16, d_ff=40),
-        "model.layer": 1,
-        "model.mom2_adjustment": "false",
-        "model.regime": "sequential",
-        "model.v_num_grad_steps": 3,
-        "model.contexts.lengths": "[[3,1]]",
-        "data": "Records",
-        "data.path": folder / "facts.jsonl",
-        "metrics.scoring.generate": "[]",
-        "metrics.eval_at": "[2,8]",
-        "results.resamples": 50,
-        "run.name": "one",
-        "trainer.accelerator": "cpu",
-    }
-    return ["fit", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    data = city_facts(tmp_path_factory.mktemp("data") / "facts.jsonl", N)
+    return sequential_run(tiny_folder, data, QUICK_ROME | {"metrics.eval_at": "[2,8]", "run.name": "one"})
 
 
 @pytest.fixture

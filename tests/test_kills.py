@@ -19,47 +19,24 @@ from kedit.errors import KeditError
 from kedit.journal import Journal, read_journal
 from kedit.runfolder import CHECKPOINT, finished
 from tests.kills import at_write, difference, same, start, wait
+from tests.quick import QUICK_ROME, city_facts, sequential_run
 
 N = 6
 METHODS: dict[str, dict[str, Any]] = {
-    "ROME": {"model.layer": 1, "model.mom2_adjustment": "false", "model.v_num_grad_steps": 3},
-    "PAC": {"model.scope": "edit", "model.trace.nodes": 4, "model.trace.bottom": 4, "model.train.passes": 2,
-            "model.keep.weight": 0, "importance.enabled": "true"},
+    "ROME": QUICK_ROME,
+    "PAC": {"model": "PAC", "model.scope": "edit", "model.trace.nodes": 4, "model.trace.bottom": 4,
+            "model.train.passes": 2, "model.keep.weight": 0, "importance.enabled": "true"},
 }  # fmt: skip
 
 
 @pytest.fixture
 def command(tiny_folder: Callable[..., str], tmp_path: Path) -> Callable[..., list[str]]:
     """`command("ROME", name)`: a quick sequential run that writes every kind of file."""
-    rows = [
-        {
-            "case_id": f"fact-{i}",
-            "prompt": "The capital of {} is",
-            "subject": f"{['Rome', 'Tokyo', 'Seattle'][i % 3]} {i}",
-            "target_new": ["Paris", "Cairo"][i % 2],
-            "target_true": "Berlin",
-            "neighbors": ["The Space Needle is located in"],
-        }
-        for i in range(N)
-    ]
-    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = city_facts(tmp_path / "facts.jsonl", N)
 
     def words(method: str, name: str) -> list[str]:
-        options = METHODS[method] | {
-            "model.lm.name": tiny_folder("llama", n_layers=3, d_model=16, d_ff=40),
-            "model.regime": "sequential",
-            "data": "Records",
-            "data.path": tmp_path / "facts.jsonl",
-            "metrics.scoring.generate": "[]",
-            "metrics.eval_at": f"[2,{N}]",
-            "results.resamples": 50,
-            "run.root": tmp_path / "runs",
-            "run.name": name,
-            "trainer.accelerator": "cpu",
-        }
-        if method == "ROME":
-            options["model.contexts.lengths"] = "[[3,1]]"
-        return ["fit", "--model", method, *(part for k, v in options.items() for part in (f"--{k}", str(v)))]
+        own = {"metrics.eval_at": f"[2,{N}]", "run.root": tmp_path / "runs", "run.name": name}
+        return sequential_run(tiny_folder, data, METHODS[method] | own)
 
     return words
 

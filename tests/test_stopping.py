@@ -17,6 +17,7 @@ from kedit.methods import ROME
 from kedit.methods.base import EditingModule
 from kedit.stopping import STOPPING, Stopped, Stopper
 from kedit.sweeprun import _outcome
+from tests.quick import QUICK_ROME, sequential_run
 from tests.sweep_cases import RECORDS
 from tests.test_resume import assert_same_run
 
@@ -56,25 +57,9 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path, monkeypatch: pytest.M
     slurm = {"JOB_ID": "7", "JOB_NAME": "kedit", "NTASKS": "1", "NNODES": "1", "PROCID": "0", "LOCALID": "0"}
     for name, value in (slurm | {"NODEID": "0", "NTASKS_PER_NODE": "1"}).items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    options = {
-        "model": "ROME",
-        "model.lm.name": tiny_folder("llama", n_layers=3, d_model=16, d_ff=40),
-        "model.layer": 1,
-        "model.regime": "sequential",
-        "model.mom2_adjustment": "false",
-        "model.v_num_grad_steps": STEPS + 1,  # the last one only measures
-        "model.stop_loss": 0,
-        "model.contexts.lengths": "[[3,1]]",
-        "data": "Records",
-        "data.path": RECORDS,
-        "metrics.measure": "both",
-        "metrics.scoring.generate": "[]",
-        "results.resamples": 50,
-        "run.root": tmp_path / "runs",
-        "run.resume": "true",
-        "trainer.accelerator": "cpu",
-    }
-    return ["fit", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    own = {"model.stop_loss": 0, "metrics.measure": "both", "run.root": tmp_path / "runs", "run.resume": "true"}
+    steps = {"model.v_num_grad_steps": STEPS + 1}  # the last one only measures
+    return sequential_run(tiny_folder, RECORDS, QUICK_ROME | steps | own)
 
 
 def test_the_first_signal_counts() -> None:

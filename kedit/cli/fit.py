@@ -36,12 +36,12 @@ from kedit.callbacks import (
 from kedit.cli.checks import check_checkpoint, check_groups, edits_kept, first_line, placed, run_name
 from kedit.cli.messages import Interrupted
 from kedit.cli.quiet import quiet_lightning
+from kedit.cli.strategy import ShardedEdits
 from kedit.data import EditData
 from kedit.errors import CannotWrite, KeditError, cannot_write
 from kedit.methods import EditingModule
 from kedit.runfolder import CHECKPOINT, finished, make_folder, run_folder, writing
 from kedit.stopping import Stopped, Stopper
-from kedit.strategy import ShardedEdits
 
 log = logging.getLogger(__name__)
 

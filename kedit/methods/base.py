@@ -19,17 +19,18 @@ from torch import Tensor, nn
 from kedit import processes
 from kedit.batch import EditBatch, Outcome, batch_seed
 from kedit.callbacks.base import tell
-from kedit.delta import Delta, Weights
+from kedit.delta import Delta
 from kedit.deltafile import pack, unpack
 from kedit.errors import KeditError
 from kedit.evaluate import known
 from kedit.journal import Entry
 from kedit.lm import LM, LMConfig, load_lm
+from kedit.methods.committed import Committed, Outcomes, as_entry, outcomes_of
 from kedit.methods.course import Course
 from kedit.methods.phases import Edit, Phase
 from kedit.methods.restoring import read_state
 from kedit.requests import EditRecord
-from kedit.tokens import encode, encode_subject
+from kedit.tokens import check
 
 Regime = Literal["single", "batch", "sequential"]
 
@@ -46,9 +47,6 @@ class EditingModule(LightningModule, ABC):
 
     Attributes:
         edits_done: Edit batches committed or measured so far.
-        deltas: In the sequential regime, the delta of every committed batch, in order (or, with `merges_deltas`,
-            their sum).
-        outcomes: In the sequential regime, what is known of every record edited so far: its figures and its error.
     """
 
     regimes: tuple[Regime, ...] = ("single", "batch", "sequential")
@@ -73,10 +71,8 @@ class EditingModule(LightningModule, ABC):
         self.lanes, self.seed = lanes, seed
         self.lm_config = lm
         self.edits_done = 0
-        self.deltas: list[Delta] = []
-        self.outcomes: list[tuple[dict[str, Any], str | None]] = []
+        self._committed = Committed(self.merges_deltas)
         self._lm: LM | None = None
-        self._weights: Weights | None = None
         self._restored: dict[str, Any] | None = None
         self._course: Course | None = None
         self._idle = nn.Parameter(torch.zeros(1))  # what the optimiser holds before the first phase
@@ -132,6 +128,21 @@ class EditingModule(LightningModule, ABC):
         """Edit batches that the checkpoint being resumed had done; 0 in a fresh run. Valid until training starts."""
         return self.edits_done if self._restored is None else int(self._restored["edits_done"])
 
+    @property
+    def _data(self) -> Any:
+        """The data module."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    def deltas(self) -> list[Delta]:
+        """In the sequential regime, the delta of every committed batch (or, with `merges_deltas`, their sum)."""
+        return self._committed.deltas
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """In the sequential regime, what is known of every record edited so far: its figures and its error."""
+        return self._committed.outcomes
+
     # -- the model --------------------------------------------------------------------------------------
 
     @property
@@ -161,11 +172,7 @@ class EditingModule(LightningModule, ABC):
             for record in records:
                 record.request.named(type(self).__name__)
         for record in records:
-            r, name = record.request, f"record {record.request.case_id}"
-            if r.subject is None:
-                encode(self.lm, r.prompt, r.target_new, name)
-            else:
-                encode_subject(self.lm, r.prompt, r.subject, r.target_new, name=name)
+            check(self.lm, record.request)
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is not None and data.filter_known:
             return [record for record, yes in zip(records, known(self.lm, records), strict=True) if yes]
@@ -185,7 +192,7 @@ class EditingModule(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Loads the model and sizes the run: as many epochs as there are edit batches."""
         _ = self.lm
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self._data
         if self.regime == "single":
             data.make_batches(size=self.lane_count(), sort_by_length=self.lane_count() > 1)
         data.width = processes.count() if self.regime == "single" else 1
@@ -213,22 +220,12 @@ class EditingModule(LightningModule, ABC):
             for entry in self._restored["edits"]:
                 self.load_edit_state(entry["state"])
         self.start()
-        self._weights = Weights(self.lm.model)
-        if self._restored is not None:
-            self._take_back(self._weights, self._restored)
-            self._restored = None
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.edits_done = self.resumed_at
+        self._committed.begin(self.lm, self._restored["edits"] if self._restored else [], self.device)
+        self._restored = None
+        data = self._data
         if self.edits_done and self.edits_done >= data.done_after((self.trainer.max_epochs or 0) - 1):
             self._end_at_once()
-
-    def _take_back(self, weights: Weights, state: dict[str, Any]) -> None:
-        """What a run had committed before it was interrupted, with the same arithmetic."""
-        self.edits_done = int(state["edits_done"])
-        self.outcomes = [(info, error) for entry in state["edits"] for info, error in entry["outcomes"]]
-        for delta in (unpack(d).to(self.device) for entry in state["edits"] for d in entry["deltas"]):
-            self._keep(delta)
-        for delta in self.deltas:
-            weights.add(delta)
 
     def _end_at_once(self) -> None:
         """The end of a run that was interrupted after its last edit: Lightning skips a loop without epochs, hooks too.
@@ -242,7 +239,7 @@ class EditingModule(LightningModule, ABC):
     def on_train_epoch_start(self) -> None:
         """Takes up the epoch's edit batch."""
         self.lm.model.eval()
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self._data
         index = data.index_of(self.trainer.current_epoch)
         records = list(data.batches[index]) if index < len(data.batches) else []
         self.batch = EditBatch(index, records, [Outcome(record) for record in records])
@@ -286,31 +283,10 @@ class EditingModule(LightningModule, ABC):
                 self.batch.deltas = [None if d is None else unpack(d).to(self.device) for d in packed]
         self.batch.seconds = time.perf_counter() - self._started
         if self.regime == "sequential":
-            assert self._weights is not None
-            for delta in self.batch.deltas:
-                if delta is not None:
-                    self._commit(self._weights, delta)
-            self.outcomes += [(outcome.info, outcome.error) for outcome in self.batch.outcomes]
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self._committed.add(self.batch)
+        data = self._data
         self.edits_done = data.done_after(self.trainer.current_epoch)
         tell(self.trainer, "on_edit_end", self, self.batch)
-
-    def _commit(self, weights: Weights, delta: Delta) -> None:
-        """Writes a delta into the model and keeps it."""
-        if self.merges_deltas and self.deltas:
-            weights.restore()  # so that a resumed run, which knows the sum alone, has the same weights to the bit
-            self._keep(delta)
-            weights.add(self.deltas[0])
-        else:
-            weights.add(delta)
-            self._keep(delta)
-
-    def _keep(self, delta: Delta) -> None:
-        """Keeps a delta, by itself or in the sum of all."""
-        if self.merges_deltas and self.deltas:
-            delta = Delta.concat([*self.deltas, delta])
-            self.deltas.clear()
-        self.deltas.append(delta)
 
     # -- checkpoints: deltas and state, never the base weights -------------------------------------------
 
@@ -325,17 +301,14 @@ class EditingModule(LightningModule, ABC):
     def edits(self, batch: EditBatch | None = None) -> Entry:
         """What one edit batch of a sequential run has added, or all so far, as a checkpoint or its journal holds it."""
         if batch is not None:
-            deltas, outcomes, records = batch.deltas, [(o.info, o.error) for o in batch.outcomes], batch.records
-        else:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            deltas, outcomes = self.deltas, self.outcomes
-            records = [record for batch in data.batches[: self.edits_done] for record in batch]
-        packed = [pack(delta) for delta in deltas if delta is not None]
-        return {"deltas": packed, "outcomes": outcomes, "state": self.edit_state(records)}
+            return as_entry(batch.deltas, outcomes_of(batch), self.edit_state(batch.records))
+        data = self._data
+        records = [record for batch in data.batches[: self.edits_done] for record in batch]
+        return as_entry(self.deltas, self.outcomes, self.edit_state(records))
 
     def _identity(self) -> dict[str, Any]:
         """What a run must share with the checkpoint that it goes on from."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self._data
         same = {key: value for key, value in self.describe().items() if key not in self.found_out}
         counts = {"edit_batches": len(data.batches), "processes": processes.count()}
         return same | {"data": data.fingerprint} | counts

@@ -1,0 +1,88 @@
+"""What a sequential run has committed: the deltas in the model, and what is known of every record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from kedit.batch import EditBatch
+from kedit.delta import Delta, Weights
+from kedit.deltafile import pack, unpack
+from kedit.journal import Entry
+from kedit.lm import LM
+
+Outcomes = list[tuple[dict[str, Any], str | None]]
+
+
+class Committed:
+    """Edits that accumulate in a model.
+
+    Args:
+        merges: Keep the sum of the deltas instead of each.
+
+    Attributes:
+        deltas: The delta of every committed batch, in order, or their sum.
+        outcomes: Figures and error of every record edited so far.
+    """
+
+    def __init__(self, merges: bool) -> None:
+        self.merges = merges
+        self.deltas: list[Delta] = []
+        self.outcomes: Outcomes = []
+        self._weights: Weights | None = None
+
+    def begin(self, lm: LM, entries: Iterable[Entry], device: torch.device) -> None:
+        """Starts on the unedited model; what a run committed before it was interrupted, with the same arithmetic.
+
+        Args:
+            lm: The model.
+            entries: What `as_entry` gave.
+            device: Where the deltas live.
+        """
+        self._weights = Weights(lm.model)
+        for entry in entries:
+            self.outcomes += [(info, error) for info, error in entry["outcomes"]]
+            for packed in entry["deltas"]:
+                self._keep(unpack(packed).to(device))
+        for delta in self.deltas:
+            self._weights.add(delta)
+
+    def add(self, batch: EditBatch) -> None:
+        """Writes an edit batch's deltas into the model and keeps them and its outcomes."""
+        assert self._weights is not None
+        for delta in batch.deltas:
+            if delta is None:
+                continue
+            if self.merges and self.deltas:
+                self._weights.restore()  # a resumed run knows the sum alone: this one has the same weights to the bit
+                self._keep(delta)
+                self._weights.add(self.deltas[0])
+            else:
+                self._weights.add(delta)
+                self._keep(delta)
+        self.outcomes += outcomes_of(batch)
+
+    def _keep(self, delta: Delta) -> None:
+        """Keeps a delta, by itself or in the sum of all."""
+        if self.merges and self.deltas:
+            delta = Delta.concat([*self.deltas, delta])
+            self.deltas.clear()
+        self.deltas.append(delta)
+
+
+def outcomes_of(batch: EditBatch) -> Outcomes:
+    """Figures and error of each of its records."""
+    return [(outcome.info, outcome.error) for outcome in batch.outcomes]
+
+
+def as_entry(deltas: Sequence[Delta | None], outcomes: Outcomes, state: dict[str, Any]) -> Entry:
+    """What a checkpoint or its journal holds of edits.
+
+    Args:
+        deltas: None where an edit failed.
+        outcomes: Of their records.
+        state: What they have added to the method's state.
+    """
+    return {"deltas": [pack(delta) for delta in deltas if delta is not None], "outcomes": outcomes, "state": state}

@@ -1,0 +1,46 @@
+"""A quick `kedit fit`: made-up facts about cities, a tiny Llama, the least of everything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CITIES = ("Rome", "Tokyo", "Seattle", "Madrid")
+FEW_STEPS: dict[str, Any] = {"model.v_num_grad_steps": 3, "model.contexts.lengths": "[[3,1]]"}
+QUICK_ROME = FEW_STEPS | {"model": "ROME", "model.layer": 1, "model.mom2_adjustment": "false"}
+QUICK_MEMIT = FEW_STEPS | {"model": "MEMIT", "model.layers": "[0,1]", "model.stats.tokens": 400}
+
+
+def city_facts(path: Path, n: int) -> Path:
+    """Writes `n` records with paraphrases and neighbours, whose case ids are fact-0, fact-1 ..."""
+    rows = [
+        {
+            "case_id": f"fact-{i}",
+            "prompt": ["The capital of {} is", "{} is located in"][i % 2],
+            "subject": f"{CITIES[i % 4]} {i}",
+            "target_new": CITIES[(i + 1) % 4],
+            "target_true": CITIES[(i + 2) % 4],
+            "paraphrases": [f"I think that {CITIES[i % 4]} {i} is in"],
+            "neighbors": ["The Space Needle is located in"],
+        }
+        for i in range(n)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def sequential_run(tiny_folder: Callable[..., str], data: Path | str, options: dict[str, Any]) -> list[str]:
+    """The words of a sequential run over `data`, with the method's and the test's own options."""
+    common = {
+        "model.lm.name": tiny_folder("llama", n_layers=3, d_model=16, d_ff=40),
+        "model.regime": "sequential",
+        "data": "Records",
+        "data.path": data,
+        "metrics.scoring.generate": "[]",
+        "results.resamples": 50,
+        "trainer.accelerator": "cpu",
+    }
+    first = {"model": options["model"]}  # what follows belongs to it
+    return ["fit", *(part for name, value in (first | common | options).items() for part in (f"--{name}", str(value)))]
