@@ -12,45 +12,32 @@ option in their `method`, not from their names. Writes OUT.png and, with the sam
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kedit.runfolder import csv_text, write_figure, write_text
+from sweep_figure import draw, finished, options, panels, read, write
 
 LINES = (
-    ("efficacy", "rewrite/token_accuracy", "#1f4e9c", "o"),
-    ("generality", "paraphrase/token_accuracy", "#b8530c", "s"),
-    ("locality", "neighborhood/unchanged_tokens", "#2a8c4a", "^"),
-    ("score", "score/tokens_arithmetic", "#222222", "D"),
+    ("efficacy", "rewrite/token_accuracy"),
+    ("generality", "paraphrase/token_accuracy"),
+    ("locality", "neighborhood/unchanged_tokens"),
+    ("score", "score/tokens_arithmetic"),
 )
-"""Name, figure of pac_table.py, colour and marker."""
+"""Name and figure of pac_table.py."""
+
+STYLES: Mapping[str, Mapping[str, Any]] = {
+    "efficacy": {"color": "#1f4e9c", "marker": "o"},
+    "generality": {"color": "#b8530c", "marker": "s"},
+    "locality": {"color": "#2a8c4a", "marker": "^"},
+    "score": {"color": "#222222", "marker": "D", "linewidth": 2.4},
+}
 
 AXES = {
     "trace.nodes": "|T+|: nodes trained in every matrix (trace.nodes)",
     "contrast.weight": "λ: weight of the contrastive term (contrast.weight)",
 }
-COLUMNS = ("arm", "x", "measure", "before", "after", "ci_low", "ci_high")
-
 Arms = list[tuple[float, str, Mapping[str, Any]]]  # ascending by the value on x
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A result file of pac_table.py.
-
-    Raises:
-        SystemExit: It cannot be read, or is none; in one line.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SystemExit(f"--results: {path}: {error.strerror}") from None
-    except ValueError:
-        raise SystemExit(f"--results: {path} is no JSON") from None
-    if not isinstance(found, dict) or not isinstance(found.get("arms"), dict):
-        raise SystemExit(f"--results: {path} has no arms; it is no result file of pac_table.py")
-    return found
 
 
 def chosen(found: Mapping[str, Any], prefix: str, x: str) -> Arms:
@@ -71,20 +58,11 @@ def chosen(found: Mapping[str, Any], prefix: str, x: str) -> Arms:
             raise SystemExit(f"--x: {x} is not a number of the method of arm {name}")
         if value in arms:
             raise SystemExit(f"--x: the arms {arms[value]} and {name} have the same {x}, {value:g}")
-        missing = [figure for _, figure, *_ in LINES if figure not in arm["figures"]]
+        missing = [figure for _, figure in LINES if figure not in arm["figures"]]
         if missing:
             raise SystemExit(f"--results: arm {name} has no {missing[0]}")
         arms[value] = name
     return [(value, arms[value], found["arms"][arms[value]]) for value in sorted(arms)]
-
-
-def options(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every option of a method by its dotted name."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from options(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
 
 
 def differences(arms: Arms, x: str) -> list[str]:
@@ -98,7 +76,7 @@ def lines(arms: Arms) -> list[dict[str, Any]]:
     """A line of the CSV for each arm and measure, in percent."""
     found = []
     for value, name, arm in arms:
-        for measure, figure, *_ in LINES:
+        for measure, figure in LINES:
             cell = arm["figures"][figure]
             low, high = cell["ci"] or (None, None)
             where = {"arm": name, "x": value, "measure": measure, "before": cell["before"]}
@@ -115,32 +93,14 @@ def sweep_figure(rows: Sequence[Mapping[str, Any]], x: str, title: str, caption:
         title: Above the figure.
         caption: Below it.
     """
-    from matplotlib.figure import Figure
 
     values = list(dict.fromkeys(row["x"] for row in rows))
-    figure = Figure(figsize=(8.2, 5.2), dpi=120, layout="constrained")
-    panel = figure.subplots()
-    for nth, (measure, _, colour, marker) in enumerate(LINES):
-        own = [row for row in rows if row["measure"] == measure]
-        at = [values.index(row["x"]) + 0.05 * (nth - 1.5) for row in own]  # apart, so that no bar hides another
-        width = 2.4 if measure == "score" else 1.5
-        after = [row["after"] for row in own]
-        panel.plot(at, after, color=colour, marker=marker, markersize=5, linewidth=width, label=measure)
-        bars = [(place, row) for place, row in zip(at, own, strict=True) if row["ci_low"] is not None]
-        low, high = ([row[end] for _, row in bars] for end in ("ci_low", "ci_high"))
-        panel.vlines([place for place, _ in bars], low, high, color=colour, linewidth=1.2, alpha=0.75)
-    panel.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-    panel.set_xlim(-0.35, len(values) - 0.65)
+    figure, (panel,) = panels(1)
+    draw(panel, [f"{value:g}" for value in values], list(STYLES), rows, STYLES)
     panel.set_ylim(0, 102)
     panel.set_xlabel(AXES.get(x, x))
     panel.set_ylabel("percent, mean over records")
-    panel.grid(axis="y", color="#e4e4e4", linewidth=0.7)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", frameon=False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
-    figure.supxlabel(caption, x=0.01, ha="left", fontsize=8.5, color="#444444")
-    return figure
+    return finished(figure, title, caption)
 
 
 def words(found: Mapping[str, Any], arms: Arms, x: str) -> tuple[str, str]:
@@ -160,15 +120,6 @@ def words(found: Mapping[str, Any], arms: Arms, x: str) -> tuple[str, str]:
     return title, caption + (f"\nThe arms differ also in {', '.join(other)}." if other else "")
 
 
-def write(rows: Sequence[Mapping[str, Any]], figure: Any, out: Path) -> tuple[Path, Path]:
-    """OUT.png and OUT.csv, each replaced in one step."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    image, table = (out.with_name(f"{out.name}.{end}") for end in ("png", "csv"))
-    write_figure(image, figure)
-    write_text(table, csv_text(rows, COLUMNS))
-    return image, table
-
-
 def main() -> None:
     """Read, choose, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -177,7 +128,7 @@ def main() -> None:
     parser.add_argument("--x", required=True, help="the option on x, e.g. trace.nodes or contrast.weight")
     parser.add_argument("--out", type=Path, required=True, help="the files without .png and .csv")
     a = parser.parse_args()
-    found = read(a.results)
+    found = read(a.results, "pac_table.py")
     arms = chosen(found, a.arms_prefix, a.x)
     rows = lines(arms)
     for path in write(rows, sweep_figure(rows, a.x, *words(found, arms, a.x)), a.out):

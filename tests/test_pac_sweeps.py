@@ -86,7 +86,8 @@ def test_a_sweep(prefix: str, x: str, values: list[str], results: Path, tmp_path
         assert [float(line[end]) for end in ("after", "ci_low", "ci_high")] == [cell["after"], *cell["ci"]]
 
 
-def test_the_figure_of_a_sweep(results: Path) -> None:
+def test_the_figure_of_a_sweep(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     spec = importlib.util.spec_from_file_location("pac_figures", ROOT / "benchmarks" / "pac_figures.py")
     assert spec is not None
     assert spec.loader is not None
