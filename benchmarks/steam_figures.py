@@ -52,7 +52,7 @@ def place(arm: Mapping[str, Any], x: str) -> str:
         return "editor\nalone"
     own = dict(options(arm["method"]))
     if x not in own:
-        raise SystemExit(f"--x: {x} is no option of a method of {', '.join(own)}")
+        raise SystemExit(f"--x: the method has no {x}; it has {', '.join(own)}")
     value = own[x]
     if isinstance(value, list):
         return f"{value[0]} to {value[-1]}" if value == list(range(value[0], value[-1] + 1)) else str(value)

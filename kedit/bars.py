@@ -1,7 +1,9 @@
-"""Bars for long work with a known amount, on a terminal; nothing where there is none."""
+"""Bars for long work with a known amount, on a terminal; a line now and then where there is none."""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,13 +13,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from kedit import processes
 
+log = logging.getLogger(__name__)
+
+EVERY = 30.0
+"""Without a terminal, seconds between two lines; the first comes after as many, so that short work says nothing."""
+
 Report = Callable[[str, int, int], None]
 """Called with (what is being done, how much is done, of how much)."""
 
 
 @contextmanager
 def stages() -> Iterator[Report]:
-    """A bar for each thing that is reported; they go away at the end."""
+    """A bar for each thing that is reported; they go away at the end. Lines in the log where there is no terminal."""
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -30,7 +37,13 @@ def stages() -> Iterator[Report]:
     ) as bar:
         tasks: dict[str, TaskID] = {}
 
+        last = time.monotonic()
+
         def report(what: str, done: int, total: int) -> None:
+            nonlocal last
+            if not console.is_terminal and time.monotonic() - last >= EVERY:
+                last = time.monotonic()
+                log.info("%s: %d of %d", what, done, total)
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done, total=total)

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,33 @@ def test_statistics_once_for_each_model_and_text(monkeypatch: pytest.MonkeyPatch
         ["--lm.name=smollm2-135m", "--layers=[4, 5, 6, 7, 8, 9]"],
         ["--lm.name=smollm2-135m", "--stats.tokens=5", "--layers=[5]"],
     ]
+
+
+@pytest.mark.parametrize(("ends", "restarts", "status"), [("signal", 0, 138), ("signal", 20, 138), ("fails", 0, 3)])
+def test_statistics_go_back_into_the_queue(ends: str, restarts: int, status: int, tmp_path: Path) -> None:
+    stubs = {
+        "srun": "touch began; sleep 20" if ends == "signal" else "exit 3",
+        "scontrol": 'echo "$*" >> requeued',
+    }
+    for name, text in stubs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    options = SlurmOptions(activate="true")
+    (tmp_path / "stats.sbatch").write_text(
+        stats_script("demo", FOLDER, [["--lm.name=one"], ["--lm.name=two"]], options)
+    )
+    found = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+    found["SLURM_RESTART_COUNT"] = str(restarts)
+    job = subprocess.Popen(["bash", "stats.sbatch"], cwd=tmp_path, env=found, start_new_session=True)
+    if ends == "signal":
+        while not (tmp_path / "began").exists():
+            time.sleep(0.05)
+        job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=15) == status
+    if ends == "signal":
+        os.killpg(job.pid, signal.SIGKILL)  # as Slurm does
+    said = (tmp_path / "requeued").read_text() if (tmp_path / "requeued").exists() else ""
+    assert said == ("requeue 17\n" if ends == "signal" and restarts < 20 else "")
 
 
 def test_the_options_of_slurm_are_explained() -> None:
@@ -244,7 +273,9 @@ def test_dry_run_writes_nothing(stub: Path, tmp_path: Path, capsys: pytest.Captu
     settings.write_text("partition: gpu\nstats: true\n")
     main(["slurm", "submit", file, "--out", str(out), "--config", str(settings), "--dry-run"])
     printed = capsys.readouterr().out
-    assert re.search(r"^srun --cpus-per-task=4 kedit stats --lm.name=gpt2 '?--layers=\[1\]'?$", printed, re.MULTILINE)
+    assert re.search(
+        r"^    srun --cpus-per-task=4 kedit stats --lm.name=gpt2 '?--layers=\[1\]'?$", printed, re.MULTILINE
+    )
     assert re.search(r"^# sbatch --parsable --dependency=afterok:STATS --kill\S+ \S+/array.sbatch$", printed, re.M)
     assert printed.count("#SBATCH --partition=gpu\n") == 3
     assert not out.exists()

@@ -88,7 +88,7 @@ def test_a_sweep(arms: list[str], x: str, places: list[str], results: Path, tmp_
     ("arms", "x", "message"),
     [
         (["rome", "none"], "align.ratio", "--arms: none is not in the file, which has strong, rome, weak, apart"),
-        (["weak", "strong"], "align.weight", "--x: align.weight is no option of a method of method, model, "),
+        (["weak", "strong"], "align.weight", "--x: the method has no align.weight; it has method, model, "),
         (["weak", "apart"], "align.ratio", "--x: the arms weak and apart have the same align.ratio"),
     ],
 )

@@ -49,7 +49,7 @@ def stats_script(name: str, folder: Path, commands: Sequence[Sequence[str]], opt
         commands: What stands after each `kedit stats`.
         options: What an element of the array gets; this job gets at most one GPU.
     """
-    lines = [f"srun --cpus-per-task={options.cpus} kedit stats {shlex.join(words)}" for words in commands]
+    lines = [f"    srun --cpus-per-task={options.cpus} kedit stats {shlex.join(words)}" for words in commands]
     values = {"commands": lines, "job_name": f"kedit-{name}-stats", "one_gpu": min(1, options.gpus) or None}
     values["output"] = _output(folder / LOGS / "%j-stats.out")
     return _render("stats", _common(name, folder, options) | values)

@@ -1,0 +1,30 @@
+"""Long work away from a terminal: a line now and then."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from kedit import bars
+
+
+def test_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    now = 100.0
+    monkeypatch.setattr(bars.time, "monotonic", lambda: now)
+    with caplog.at_level(logging.INFO, "kedit"), bars.stages() as report:
+        for done in range(1, 9):
+            now += 10
+            report("reading text", done, 9)
+        now += 29
+        report("sampling text", 5, 7)
+        now += 1
+        report("sampling text", 6, 7)
+    assert caplog.messages == ["reading text: 3 of 9", "reading text: 6 of 9", "sampling text: 5 of 7"]
+
+
+def test_short_work_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "kedit"), bars.stage("anchors") as progress:
+        for done in range(5):
+            progress(done, 5)
+    assert not caplog.messages
