@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.quick import option_words
+
 PLACES = {
     "France": ("Rome", "Paris"),
     "Italy": ("Paris", "Rome"),
@@ -66,7 +68,7 @@ def steam_words(lm: str, folder: Path, layer: int = 1) -> list[str]:
         "run.name": "one",
         "trainer.accelerator": "cpu",
     }
-    return ["fit", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    return ["fit", *option_words(options)]
 
 
 def editor_words(words: list[str]) -> list[str]:

@@ -24,6 +24,7 @@ from kedit.methods import PAC
 from kedit.methods import pac as pac_module
 from kedit.pac import KeepConfig, Selection, TraceConfig, TrainConfig
 from kedit.requests import EditRequest
+from tests.quick import option_words
 from tests.test_spread import Given, Keep
 from tests.tiny import tiny_lm
 
@@ -129,7 +130,7 @@ def quick_run(tiny_folder: Callable[..., str], tmp_path: Path) -> Callable[..., 
         if more.get("data") == "ZsRE":
             (tmp_path / "zsre.json").write_text(json.dumps(ZSRE))
             options |= {"data.path": tmp_path / "zsre.json"}
-        return ["fit", *(part for key, value in (options | more).items() for part in (f"--{key}", str(value)))]
+        return ["fit", *option_words(options | more)]
 
     return command
 

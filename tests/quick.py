@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 CITIES = ("Rome", "Tokyo", "Seattle", "Madrid")
 FEW_STEPS: dict[str, Any] = {"model.v_num_grad_steps": 3, "model.contexts.lengths": "[[3,1]]"}
-QUICK_ROME = FEW_STEPS | {"model": "ROME", "model.layer": 1, "model.mom2_adjustment": "false"}
-QUICK_MEMIT = FEW_STEPS | {"model": "MEMIT", "model.layers": "[0,1]", "model.stats.tokens": 400}
+QUICK_ROME = {"model": "ROME", "model.layer": 1, "model.mom2_adjustment": "false", **FEW_STEPS}
+QUICK_MEMIT = {"model": "MEMIT", "model.layers": "[0,1]", "model.stats.tokens": 400, **FEW_STEPS}
 
 
 def city_facts(path: Path, n: int) -> Path:
@@ -42,5 +42,9 @@ def sequential_run(tiny_folder: Callable[..., str], data: Path | str, options: d
         "results.resamples": 50,
         "trainer.accelerator": "cpu",
     }
-    first = {"model": options["model"]}  # what follows belongs to it
-    return ["fit", *(part for name, value in (first | common | options).items() for part in (f"--{name}", str(value)))]
+    return ["fit", *option_words(options | common | options)]  # its method first: what follows belongs to it
+
+
+def option_words(options: Mapping[str, Any]) -> list[str]:
+    """Options and their values, as words of a command."""
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]

@@ -18,6 +18,7 @@ from kedit.cli import main
 from kedit.deltafile import load_delta
 from kedit.errors import KeditError
 from kedit.lm import LMConfig, load_lm
+from tests.quick import option_words
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GOOD = {"prompt": "The capital of {} is", "subject": "France", "target_new": "Rome", "target_true": "Paris"}
@@ -42,7 +43,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
         "run.root": tmp_path / "runs",
         "trainer.accelerator": "cpu",
     }
-    return ["fit", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    return ["fit", *option_words(options)]
 
 
 @pytest.fixture

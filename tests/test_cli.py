@@ -22,6 +22,7 @@ from kedit.cli.ls import NAMES
 from kedit.data import datasets_index
 from kedit.defaults import TABLE
 from kedit.stats import load_covariance
+from tests.quick import QUICK_ROME, option_words
 
 RECORDS = str(Path(__file__).parent / "fixtures" / "records.jsonl")
 
@@ -30,19 +31,15 @@ RECORDS = str(Path(__file__).parent / "fixtures" / "records.jsonl")
 def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
     """A quick run on a tiny model."""
     options = {
-        "model": "ROME",
+        **QUICK_ROME,
         "model.lm.name": tiny_folder("llama", n_layers=3),
-        "model.layer": 1,
-        "model.mom2_adjustment": "false",
-        "model.v_num_grad_steps": 3,
-        "model.contexts.lengths": "[[3,1]]",
         "data": "Records",
         "data.path": RECORDS,
         "run.root": tmp_path / "runs",
         "run.name": "one",
         "trainer.accelerator": "cpu",
     }
-    return ["fit", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    return ["fit", *option_words(options)]
 
 
 def command(words: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:

@@ -17,6 +17,7 @@ from kedit.data import MQuAKE, read_counterfact, read_mquake, read_robust
 from kedit.data.mquake import unmet
 from kedit.errors import KeditError
 from kedit.requests import EditRecord, Probe
+from tests.quick import option_words
 
 SHARED = Path(os.environ.get("KEDIT_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -208,7 +209,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
         "run.name": "one",
         "trainer.accelerator": "cpu",
     }
-    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return option_words(options)
 
 
 ROME = ["fit", "--model", "ROME", "--model.layer", "1", "--model.mom2_adjustment", "false"]

@@ -24,6 +24,7 @@ from kedit.methods.locate import LocateThenEdit
 from kedit.queries import QueryConfig, with_variants
 from kedit.requests import EditRecord, EditRequest, Probe
 from kedit.values import ValueObjective
+from tests.quick import option_words
 
 PROMPT = "What city is France ruled from?"
 FLAT = {
@@ -163,7 +164,7 @@ class TestCommand:
             "trainer.accelerator": "cpu",
             "trainer.fast_dev_run": "true",
         }
-        return ["fit", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+        return ["fit", *option_words(options)]
 
     @pytest.mark.parametrize(
         ("more", "who"),

@@ -16,6 +16,7 @@ from kedit.callbacks import EditProgress
 from kedit.cli import main
 from kedit.pac import Profile
 from kedit.pac.figure import COLUMNS, importance_figure
+from tests.quick import option_words
 
 METHOD = {"method": "PAC", "model": "tiny", "scope": "batch", "seed": 3}
 FACTS = [
@@ -49,7 +50,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
         "run.name": "one",
         "trainer.accelerator": "cpu",
     }
-    return ["fit", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    return ["fit", *option_words(options)]
 
 
 def without(words: list[str], *options: str) -> list[str]:

@@ -18,6 +18,7 @@ from kedit.generate import greedy
 from kedit.report import summary_table
 from kedit.requests import EditRecord, EditRequest, Probe
 from kedit.summary import flat, result_row, summarise
+from tests.quick import QUICK_ROME, option_words
 from tests.tiny import tiny_lm
 
 RECORDS = str(Path(__file__).parent / "fixtures" / "records.jsonl")
@@ -194,12 +195,8 @@ def test_what_was_not_generated_is_not_reported() -> None:
 
 def test_a_run_shows_them(tiny_folder: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {
-        "model": "ROME",
+        **QUICK_ROME,
         "model.lm.name": tiny_folder("llama", n_layers=3),
-        "model.layer": 1,
-        "model.mom2_adjustment": "false",
-        "model.v_num_grad_steps": 3,
-        "model.contexts.lengths": "[[3,1]]",
         "data": "Records",
         "data.path": RECORDS,
         "metrics.scoring.generate": json.dumps(KINDS),
@@ -208,7 +205,7 @@ def test_a_run_shows_them(tiny_folder: Callable[..., str], tmp_path: Path, capsy
         "run.name": "one",
         "trainer.accelerator": "cpu",
     }
-    main(["fit", *(part for name, value in options.items() for part in (f"--{name}", str(value)))])
+    main(["fit", *option_words(options)])
     summary = json.loads((tmp_path / "runs" / "one" / "summary.json").read_text())
     assert summary["protocol"]["scoring"]["port_suffix"] == SUFFIX
     assert {"port_acc", "port_em", "port_ll"} <= summary["results"]["edit"]["portability"].keys()

@@ -25,6 +25,7 @@ from kedit.methods import rep as rep_module
 from kedit.rep import AdapterConfig, AdapterLanes, Task, closed_form, parity_config
 from kedit.runfolder import CHECKPOINT
 from kedit.stats import StatsConfig
+from tests.quick import option_words
 from tests.test_spread import REQUESTS, TEXTS, Given, Keep, bits
 from tests.tiny import tiny_lm
 
@@ -72,7 +73,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> Callable[..., list
         }
         options |= {"run.root": tmp_path, "run.name": name, "trainer.accelerator": "cpu"}
         options |= {"metrics.scoring.generate": "[]", "results.resamples": 50}
-        return ["fit", *(part for key, value in options.items() for part in (f"--{key}", str(value)))]
+        return ["fit", *option_words(options)]
 
     return command
 

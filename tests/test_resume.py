@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from kedit.cli import main
+from tests.quick import option_words
 
 N = 60
 Rows = list[dict[str, Any]]
@@ -62,7 +63,7 @@ def words(facts: Path, tiny_folder: Callable[..., str], tmp_path: Path) -> list[
         "run.root": tmp_path,
         "trainer.accelerator": "cpu",
     }
-    return ["fit", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    return ["fit", *option_words(options)]
 
 
 def lines(path: Path) -> int:

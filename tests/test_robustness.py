@@ -19,6 +19,7 @@ from kedit.lanes import LaneBank
 from kedit.lm import LM
 from kedit.robustness import COLUMNS, as_csv, figures, fluency_cell
 from kedit.sampling import sample
+from tests.quick import QUICK_ROME, option_words
 from tests.tiny import TEXT, tiny_lm
 
 RECORDS = str(Path(__file__).parent / "fixtures" / "records.jsonl")
@@ -100,12 +101,8 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
     text = tmp_path / "corpus.txt"
     text.write_text(TEXT)
     options = {
-        "model": "ROME",
+        **QUICK_ROME,
         "model.lm.name": tiny_folder("llama", n_layers=3),
-        "model.layer": 1,
-        "model.mom2_adjustment": "false",
-        "model.v_num_grad_steps": 3,
-        "model.contexts.lengths": "[[3,1]]",
         "model.lanes": 3,
         "data": "Records",
         "data.path": RECORDS,
@@ -116,7 +113,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
         "run.name": "one",
         "trainer.accelerator": "cpu",
     }
-    return ["fit", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    return ["fit", *option_words(options)]
 
 
 @pytest.mark.parametrize("regime", ["single", "sequential"])

@@ -17,6 +17,7 @@ from kedit.callbacks import similarity as callback
 from kedit.cli import main
 from kedit.similarity import KINDS
 from kedit.similarity_report import COLUMNS, as_csv, figures
+from tests.quick import option_words
 from tests.tiny import TEXT
 
 RECORDS = str(Path(__file__).parent / "fixtures" / "records.jsonl")
@@ -55,7 +56,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
         "run.name": "one",
         "trainer.accelerator": "cpu",
     }
-    return ["fit", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    return ["fit", *option_words(options)]
 
 
 def plain_words(words: list[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kedit.cli import main
+from tests.quick import option_words
 
 RECORDS = str(Path(__file__).parent / "fixtures" / "records.jsonl")
 LAYERS = {"MEMIT": ("layers", "[0,1]"), "EMMET": ("layers", "[1]")}
@@ -30,7 +31,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> Callable[..., list
         options |= {"data": "Records", "data.path": RECORDS, "data.limit": 3}
         options |= {"run.root": tmp_path, "run.name": name, "trainer.accelerator": "cpu"}
         options |= {"metrics.scoring.generate": "[]", "results.resamples": 50}
-        return ["fit", *(part for key, value in options.items() for part in (f"--{key}", str(value)))]
+        return ["fit", *option_words(options)]
 
     return command
 

@@ -17,6 +17,7 @@ from kedit.deltafile import load_delta
 from kedit.fluency import ngram_entropy, sampled_texts
 from kedit.lm import LMConfig, load_lm
 from kedit.tfidf import Tfidf
+from tests.quick import option_words
 from tests.tiny import TEXT
 
 ROWS = [
@@ -54,7 +55,7 @@ def words(records: Path, tiny_folder: Callable[..., str], tmp_path: Path) -> lis
         "run.name": "one",
         "trainer.accelerator": "cpu",
     }
-    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return option_words(options)
 
 
 ROME = ["fit", "--model", "ROME", "--model.layer", "1", "--model.mom2_adjustment", "false", "--model.lanes", "3"]
