@@ -34,7 +34,7 @@ def cell(found: Mapping[str, Any] | None, key: str) -> str:
 
 
 def table(result: Mapping[str, Any], key: str) -> str:
-    """All arms: `after`, as they are; `change`, beside the first arm, record by record."""
+    """All arms: `after`, as they are; `change`, beside the editor alone, record by record."""
     arms: Mapping[str, Any] = result["arms"]
     shown = [(name, title) for name, title in COLUMNS if any(name in arm["figures"] for arm in arms.values())]
     last = ["s per edit", "steps"] if key == "after" else ["cosine: unedited, editor, here", "nearer than the editor's"]
@@ -42,7 +42,7 @@ def table(result: Mapping[str, Any], key: str) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name, arm in arms.items():
         compared = arm["compared_with_first"]
-        if key == "change" and name == result["first_arm"].partition("=")[0]:
+        if key == "change" and name == arm["first_arm"]:
             continue
         source = arm["figures"] | arm["texts"] if key == "after" else compared
         cells = [cell(source.get(column), key) for column in [*(column for column, _ in shown), *TEXTS]]
@@ -54,7 +54,8 @@ def table(result: Mapping[str, Any], key: str) -> str:
         else:
             cells += [f"{cosine['unedited']:.3f}, {cosine['first_arm']:.3f}, {cosine['this_arm']:.3f}",
                       f"{cosine['above_first_arm_percent']:.0f} %"]  # fmt: skip
-        lines.append("| " + " | ".join([name, *cells]) + " |")
+        title = name if key == "after" else f"{name} beside {arm['first_arm']}"
+        lines.append("| " + " | ".join([title, *cells]) + " |")
     return "\n".join(lines)
 
 

@@ -6,8 +6,8 @@
         --references ../shared/data/counterfact_edit.json --save steam_counterfact_test --arms ...
 
 An arm is NAME=CONFIG[,OPTION=VALUE...], as in pac_table.py. All arms share records, probes, contexts and anchors; the
-cosines of every arm, the editor's included, are taken to these. The first arm is what the others are compared with,
-record by record. Arms that the result file has already of the same records stay in it (docs/steam_smollm2.md).
+cosines of every arm, the editor's included, are taken to these. The first arm of a call is what its others are compared
+with, record by record. Arms that the result file has already of the same records stay in it (docs/steam_smollm2.md).
 """
 
 from __future__ import annotations
@@ -214,6 +214,7 @@ def main() -> None:
         old = kept["arms"].get(name, {})
         kept["arms"][name] = {
             "spec": spec,
+            "first_arm": a.arms[0].partition("=")[0],
             "method": describe or old.get("method"),
             "figures": {
                 f"{kind}/{metric}": {key: found[kind][metric][key] for key in ("before", "after", "ci")}
@@ -233,7 +234,7 @@ def main() -> None:
         }  # fmt: skip
         show(name, kept["arms"][name])
         protocol = "single regime, measured after the record's own edit; teacher forced, generated where named"
-        save(a.save, {"data": a.data, "known": a.known, "protocol": protocol, "first_arm": a.arms[0]} | kept)
+        save(a.save, {"data": a.data, "known": a.known, "protocol": protocol} | kept)
 
 
 def show(name: str, arm: Row) -> None:
