@@ -26,13 +26,13 @@ class ContextConfig:
         lengths: Pairs [tokens, how many]: ROME's published recipe is 10 texts of 5 tokens and 10 of 10.
             Together with the bare prompt that makes 21 contexts. An empty list edits on the bare prompt alone.
         top_k: Each token is drawn from this many most probable ones.
-        seed: Seed of the draw.
+        seed: Seed of the draw; None: that of the run, so that runs of several seeds have contexts of their own.
         texts: Ready-made templates, each with one {} where the prompt goes; when given, nothing is sampled.
     """
 
     lengths: list[list[int]] = field(default_factory=lambda: [[5, 10], [10, 10]])
     top_k: int = 5
-    seed: int = 0
+    seed: int | None = None
     texts: list[str] | None = None
 
     def __post_init__(self) -> None:
@@ -43,12 +43,13 @@ class ContextConfig:
                 raise KeditError(f"contexts.texts: {text!r} needs exactly one {{}}, where the prompt goes")
 
 
-def context_templates(lm: LM, config: ContextConfig) -> list[str]:
+def context_templates(lm: LM, config: ContextConfig, run_seed: int = 0) -> list[str]:
     """The bare `"{}"` first, then the texts, each ending in `". {}"`.
 
     Args:
         lm: The unedited model.
         config: What to sample.
+        run_seed: Seed of the draw where the config names none.
 
     Returns:
         Templates with one `{}`; ROME's 21 with the defaults (baselines 1.0, "Context templates").
@@ -56,10 +57,11 @@ def context_templates(lm: LM, config: ContextConfig) -> list[str]:
     if config.texts is not None:
         return ["{}", *(text for text in config.texts if text != "{}")]
     templates = ["{}"]
+    seed = run_seed if config.seed is None else config.seed
     for group, (length, count) in enumerate(config.lengths):
         starts = [lm.encode(STARTERS[i % len(STARTERS)]) for i in range(count)]
         longest = max(len(start) for start in starts)
-        drawn = sample(lm, starts, max(1, length - longest), top_k=config.top_k, seed=config.seed * 1000 + group)
+        drawn = sample(lm, starts, max(1, length - longest), top_k=config.top_k, seed=seed * 1000 + group)
         templates += [_clean(lm, ids) + ". {}" for ids in drawn]
     return templates
 

@@ -101,7 +101,7 @@ class LocateThenEdit(EditingModule):
     def start(self) -> None:
         """Contexts of the unedited model."""
         if not self.contexts:  # a resumed run has them
-            self.contexts = processes.from_first(lambda: context_templates(self.lm, self.context_config))
+            self.contexts = processes.from_first(lambda: context_templates(self.lm, self.context_config, self.seed))
 
     def terms(self, records: Sequence[EditRecord]) -> list[Term]:
         """The loss of v* (baselines 1.0, step 4) for some records, a lane each, with what a method adds to it."""

@@ -90,7 +90,7 @@ class REP(Composed):
         self.drawn = {record.request.case_id: record.variants for record in drawn}
         contexts = list(self.editor.contexts)
         if self.parity and not isinstance(self.editor, ROME):  # it makes its own, of ROME's kind
-            contexts += context_templates(self.lm, ContextConfig())[1:]
+            contexts += context_templates(self.lm, ContextConfig(), self.seed)[1:]
         c = self.adapter
         others: list[str] = []
         if c.others:

@@ -1,0 +1,25 @@
+"""Context templates: whose seed draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from kedit.contexts import ContextConfig, context_templates
+from kedit.lm import LMConfig, load_lm
+from kedit.methods import ROME
+
+LENGTHS = [[4, 3]]
+
+
+@pytest.mark.parametrize(("own", "of_run", "seed"), [(None, 0, 0), (None, 5, 5), (3, 5, 3), (0, 5, 0)])
+def test_the_runs_seed_draws_them_where_no_other_is_named(
+    own: int | None, of_run: int, seed: int, tiny_folder: Callable[..., str]
+) -> None:
+    lm = load_lm(LMConfig(tiny_folder("gpt2")), device="cpu")
+    module = ROME(lm=LMConfig(lm.name), contexts=ContextConfig(lengths=LENGTHS, seed=own), seed=of_run, layer=1)
+    module.use_lm(lm)
+    module.start()
+    assert module.contexts == context_templates(lm, ContextConfig(lengths=LENGTHS, seed=seed))
+    assert module.contexts != context_templates(lm, ContextConfig(lengths=LENGTHS, seed=seed + 1))
