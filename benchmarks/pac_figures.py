@@ -93,7 +93,6 @@ def sweep_figure(rows: Sequence[Mapping[str, Any]], x: str, title: str, caption:
         title: Above the figure.
         caption: Below it.
     """
-
     values = list(dict.fromkeys(row["x"] for row in rows))
     figure, (panel,) = panels(1)
     draw(panel, [f"{value:g}" for value in values], list(STYLES), rows, STYLES)

@@ -3,7 +3,7 @@
     python benchmarks/steam_figures.py --results benchmarks/results/steam_sweep_counterfact.json \\
         --arms rome auto_r0.03 auto auto_r0.3 auto_r1 --x align.ratio --out docs/figures/steam_lambda
     python benchmarks/steam_figures.py --results benchmarks/results/steam_sweep_counterfact.json \\
-        --arms rome early mid auto late --x aligned_layers --out docs/figures/steam_layers
+        --arms rome early mid auto --x aligned_layers --out docs/figures/steam_layers
 
 Draws arms of a result file of steam_table.py in the order given, each at the value that its `method` has of the
 option. Above: the accuracies. Below: the cosine of the edited state to the anchor of its object over the aligned

@@ -223,8 +223,7 @@ class EditingModule(LightningModule, ABC):
         self.edits_done = self.resumed_at
         self._committed.begin(self.lm, self._restored["edits"] if self._restored else [], self.device)
         self._restored = None
-        data = self._data
-        if self.edits_done and self.edits_done >= data.done_after((self.trainer.max_epochs or 0) - 1):
+        if self.edits_done and self.edits_done >= self._data.done_after((self.trainer.max_epochs or 0) - 1):
             self._end_at_once()
 
     def _end_at_once(self) -> None:
@@ -284,8 +283,7 @@ class EditingModule(LightningModule, ABC):
         self.batch.seconds = time.perf_counter() - self._started
         if self.regime == "sequential":
             self._committed.add(self.batch)
-        data = self._data
-        self.edits_done = data.done_after(self.trainer.current_epoch)
+        self.edits_done = self._data.done_after(self.trainer.current_epoch)
         tell(self.trainer, "on_edit_end", self, self.batch)
 
     # -- checkpoints: deltas and state, never the base weights -------------------------------------------
@@ -302,8 +300,7 @@ class EditingModule(LightningModule, ABC):
         """What one edit batch of a sequential run has added, or all so far, as a checkpoint or its journal holds it."""
         if batch is not None:
             return as_entry(batch.deltas, outcomes_of(batch), self.edit_state(batch.records))
-        data = self._data
-        records = [record for batch in data.batches[: self.edits_done] for record in batch]
+        records = [record for batch in self._data.batches[: self.edits_done] for record in batch]
         return as_entry(self.deltas, self.outcomes, self.edit_state(records))
 
     def _identity(self) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class PAC(EditingModule):
     def setup(self, stage: str) -> None:
         """Sizes the run."""
         super().setup(stage)
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self._data
         n = 1 if self.regime == "single" else data.batch_size
         t = self.train_config
         per_pass = n if self.scope == "edit" else -(-n // t.mini_batch)
@@ -123,7 +123,7 @@ class PAC(EditingModule):
     def start(self) -> None:
         """What the unedited model says: to every request, and to the prompts that are to stay as they are."""
         nodes_to_choose_from(self.lm, self.trace_config)
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self._data
         records = [record for batch in data.batches for record in batch]
         self.requests = {request.case: request for request in self._asked(records)}
         if self.keep.weight > 0:
@@ -187,7 +187,7 @@ class PAC(EditingModule):
         """The requests of the edit batches that are part of the weights."""
         if self.regime != "sequential":
             return []
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self._data
         return [self.requests[record.request.case_id] for batch in data.batches[:index] for record in batch]
 
     def _sides(self) -> Sides:

@@ -45,7 +45,7 @@ class RankOne(LocateThenEdit):
         self.fill_in(d.lr, d.steps, d.weight_decay, d.clamp)
         self.steps_per_batch = int(known(self.steps)) - 1
         super().setup(stage)
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self._data
         if self.regime == "sequential" and data.batch_size != 1:
             raise KeditError(
                 f"data.batch_size: {type(self).__name__} edits one request at a time, not {data.batch_size}"

@@ -75,7 +75,7 @@ class REP(Composed):
     def setup(self, stage: str) -> None:
         """The editor's, and the adapter's steps."""
         super().setup(stage)
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self._data
         chunks = 1 if self.regime == "single" else -(-data.batch_size // self.lane_count())
         adapters = chunks * len(self.editor.edited_layers)
         self.steps_per_batch += adapters * self.adapter.steps
@@ -83,7 +83,7 @@ class REP(Composed):
     def start(self) -> None:
         """The editor's preparation; then what all adapters share: contexts, other subjects, ordinary text."""
         super().start()
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self._data
         records = [record for batch in data.batches for record in batch]
         plain = [record for record in records if record.variants is None]
         drawn = with_variants(self.lm, plain, QueryConfig(long_contexts=0, train_long=self.adapter.long_contexts))

@@ -92,7 +92,7 @@ class Spread(LocateThenEdit):
         self.fill_in(d.lr, d.steps, d.weight_decay, d.clamp)
         if self.mom2_update_weight is None:
             self.mom2_update_weight = d.mom2_update_weight
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self._data
         chunks = 1 if self.regime == "single" else -(-data.batch_size // self.lane_count())
         self.steps_per_batch = chunks * (int(known(self.steps)) - 1)
         super().setup(stage)

@@ -82,13 +82,13 @@ class STEAM(Composed):
         if self.align.layers != "auto":
             self.layers = self._choose_layers()
         if not self.align.off:  # a bad file stops the run here, before statistics are made
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            data = self._data
             self._pool = pool_of(data.everything, self.anchor_config)
 
     def start(self) -> None:
         """The editor's preparation; then the anchors of all objects of the run, of the unedited model."""
         super().start()
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self._data
         records = [record for batch in data.batches for record in batch]
         if self.align.off:
             return
