@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kedit.thin import thin_head
+
 if TYPE_CHECKING:
     from kedit.lanes import LaneBank
     from kedit.lm import LM
@@ -39,7 +41,8 @@ def logits_at(lm: LM, ids: Tensor, rows: Tensor, cols: Tensor, **kwargs: Any) ->
 
     handle = lm.arch.head(lm.model).register_forward_pre_hook(pick)
     try:
-        output = lm.model(input_ids=ids, **kwargs)
+        with thin_head(lm.arch.head(lm.model), len(rows)):
+            output = lm.model(input_ids=ids, **kwargs)
     finally:
         handle.remove()
     return output.logits[0], output

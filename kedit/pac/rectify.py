@@ -46,6 +46,7 @@ class Rectifier:
         self.values: dict[Site, nn.Parameter] = {}
         self.biases: dict[Site, nn.Parameter] = {}
         self._rows: dict[Part, dict[Site, Tensor]] = {"top": {}, "bottom": {}}
+        self._modules = dict(lm.model.named_modules())
 
     def parameters(self) -> list[nn.Parameter]:
         """What an optimiser trains."""
@@ -86,6 +87,8 @@ class Rectifier:
         """Leaves gradients to the nodes of `parts` alone (and to the value matrices' biases)."""
         for site, values in self.values.items():
             rows = torch.cat([self._rows[part][site] for part in parts])
+            if len(parts) == 1 and len(rows) == len(values):  # every node, each once
+                continue
             bias = self.biases.get(site)
             for parameter in (values, bias if site.kind != "value" else None):
                 if parameter is not None and parameter.grad is not None:
@@ -97,10 +100,9 @@ class Rectifier:
     def installed(self) -> Iterator[None]:
         """Inside the block the model runs with the changes, differentiable in them."""
         handles = []
-        modules = dict(self.lm.model.named_modules())
-        for site in self.values:
-            handles.append(modules[site.path].register_forward_hook(self._hook(site)))
         try:
+            for site in self.values:
+                handles.append(self._modules[site.path].register_forward_hook(self._hook(site)))
             yield
         finally:
             for handle in handles:
@@ -112,7 +114,7 @@ class Rectifier:
         def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = args[0]
             if site.kind == "value":
-                extra = x[..., index].float() @ values
+                extra = x.index_select(-1, index).float() @ values
                 extra = extra if bias is None else extra + bias
                 return (output.float() + extra).to(output.dtype)
             extra = x.float() @ values.T
@@ -149,9 +151,8 @@ class Rectifier:
         """The changes as they are now."""
         slices: dict[str, list[Slices]] = {}
         biases: dict[str, Tensor] = {}
-        modules = dict(self.lm.model.named_modules())
         for site, values in self.values.items():
-            rows, columns = weight(modules[site.path]).shape
+            rows, columns = weight(self._modules[site.path]).shape
             part = Slices(self.index[site] + site.offset, values.detach().clone(), site.axis, (rows, columns))
             slices.setdefault(site.path, []).append(part)
             change = self.biases.get(site)
