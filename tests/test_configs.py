@@ -79,6 +79,7 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "_lambda0": {"contrast.weight": 0.0},
     "_lambda0_lr": {"contrast.weight": 0.0, "train.lr": None},
 }  # of PAC: how each differs from configs/pac_smollm2.yaml; the learning rate is 1.41 times its
+DATA_OF_PAC = ("zsre", "counterfact")
 STEAM_MODELS = ("smollm2", "gpt2_xl", "gptj", "llama3", "qwen2")
 OWN = ("model", "data", "metrics", "texts", "results", "run", "checkpoint", "progress")
 
@@ -162,7 +163,7 @@ def test_the_configs_are_there() -> None:
     wanted |= {f"steam_{editor}_{model}" for editor in ("rome", "memit") for model in STEAM_MODELS}
     wanted |= {f"emmet_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3")}
     wanted |= {f"pac{arm}_smollm2" for arm in ("", "_edit", "_parity", *CONTROLS)}
-    wanted |= {f"pac_{data}_{model}" for data in ("zsre", "counterfact") for model in ("gptj", "llama2", "llama3")}
+    wanted |= {f"pac_{data}_{model}" for data in DATA_OF_PAC for model in ("smollm2", "gptj", "llama2", "llama3")}
     assert wanted <= {f.stem for f in CONFIGS}
 
 
@@ -306,6 +307,15 @@ def test_pac_shows_its_defaults() -> None:
     assert args["train"] == asdict(TrainConfig())
     assert args["contrast"] == asdict(ContrastConfig())
     assert args["keep"] == asdict(KeepConfig())
+
+
+@pytest.mark.parametrize("data", DATA_OF_PAC)
+def test_pac_s_nodes_and_learning_rate_are_chosen_for_the_data(data: str) -> None:
+    files = (ROOT / "configs" / f"pac{infix}_smollm2.yaml" for infix in ("", f"_{data}"))
+    plain, own = (dict(leaves(yaml.safe_load(file.read_text())["model"])) for file in files)
+    assert own.keys() == plain.keys()
+    differ = {path[-2:] for path, value in own.items() if value != plain[path]}
+    assert differ <= {("trace", "nodes"), ("train", "lr")}
 
 
 RELEASED = [f for f in PAC_CONFIGS if "parity" in f.stem or "smollm2" not in f.stem]
