@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,12 @@ from kedit.cli import main
 from kedit.defaults import EMMET_TABLE, MEMIT_TABLE, TABLE
 from kedit.deltafile import load_delta
 from kedit.lm import LMConfig, load_lm
-from kedit.pac import ContrastConfig, KeepConfig, TraceConfig, TrainConfig, parity_train
 from kedit.queries import QueryConfig
 from kedit.rep import AdapterConfig, parity_config
+from tests.config_files import CONFIGS, CONTROLS, DATA_OF_PAC, PAC_CONFIGS, ROOT, Tree, leaves
 from tests.tiny import TEXT
 
-ROOT = Path(__file__).parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 # The model in a config's name (METHOD_MODEL.yaml): architecture and tokenizer of its tiny stand-in.
 KINDS: dict[str, tuple[str, str]] = {
@@ -73,28 +71,10 @@ SMALL = {
     "train": {"passes": 2},
     "keep": {"prompts": 2, "facts": 8, "others": 2},
 }
-CONTROLS: dict[str, dict[str, Any]] = {
-    "_random": {"trace.pick": "random"},
-    "_full": {"trace.pick": "all"},
-    "_lambda0": {"contrast.weight": 0.0},
-    "_lambda0_lr": {"contrast.weight": 0.0, "train.lr": None},
-}  # of PAC: how each differs from configs/pac_smollm2.yaml; the learning rate is 1.41 times its
-DATA_OF_PAC = ("zsre", "counterfact")
 STEAM_MODELS = ("smollm2", "gpt2_xl", "gptj", "llama3", "qwen2")
 OWN = ("model", "data", "metrics", "texts", "results", "run", "checkpoint", "progress")
 
 ROBUST = ("robustness", "similarity")  # of runs with robust queries
-
-Tree = dict[str, Any]
-
-
-def leaves(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every option of a configuration with its value."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
 
 
 def groups(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tree]]:
@@ -227,9 +207,6 @@ def test_config_is_complete_and_commented(file: Path, capsys: pytest.CaptureFixt
     assert f"kedit fit --config configs/{file.name}" in text
 
 
-PAC_CONFIGS = [file for file in CONFIGS if file.stem.startswith("pac_")]
-
-
 @pytest.mark.parametrize("file", [file for file in CONFIGS if file not in PAC_CONFIGS], ids=lambda file: file.stem)
 def test_values_are_those_of_the_table(file: Path) -> None:
     method, args = editor_of(yaml.safe_load(file.read_text()))
@@ -298,63 +275,6 @@ def test_steam_shows_its_defaults_around_an_editor_of_its_own_config(file: Path)
     header = " ".join(line.removeprefix("# ") for line in file.read_text().partition("\n\n")[0].splitlines())
     assert "Findings of EMNLP 2025" in header
     assert "kedit's choice: the paper's lambda, layers and numbers of references were not available to us" in header
-
-
-def test_pac_shows_its_defaults() -> None:
-    args = yaml.safe_load((ROOT / "configs" / "pac_smollm2.yaml").read_text())["model"]["init_args"]
-    assert (args["regime"], args["scope"], args["parity"]) == ("batch", "batch", False)
-    assert args["trace"] == asdict(TraceConfig(memory=1.34))  # the model is small
-    assert args["train"] == asdict(TrainConfig())
-    assert args["contrast"] == asdict(ContrastConfig())
-    assert args["keep"] == asdict(KeepConfig())
-
-
-@pytest.mark.parametrize("data", DATA_OF_PAC)
-def test_pac_s_nodes_and_learning_rate_are_chosen_for_the_data(data: str) -> None:
-    files = (ROOT / "configs" / f"pac{infix}_smollm2.yaml" for infix in ("", f"_{data}"))
-    plain, own = (dict(leaves(yaml.safe_load(file.read_text())["model"])) for file in files)
-    assert own.keys() == plain.keys()
-    differ = {path[-2:] for path, value in own.items() if value != plain[path]}
-    assert differ <= {("trace", "nodes"), ("train", "lr")}
-
-
-RELEASED = [f for f in PAC_CONFIGS if "parity" in f.stem or "smollm2" not in f.stem]
-
-
-@pytest.mark.parametrize("file", RELEASED, ids=lambda file: file.stem)
-def test_the_released_run_of_pac_is_shown_as_it_is_in_effect(file: Path) -> None:
-    """All that the released code fixes; the defaults of the classes may become others."""
-    config = yaml.safe_load(file.read_text())
-    args, data = config["model"]["init_args"], config["data"]["init_args"]
-    shorter = file.stem == "pac_zsre_llama3"  # its run script makes a pass less than parity's
-    assert args["parity"]
-    assert args["train"] == asdict(replace(parity_train(), passes=11) if shorter else parity_train())
-    assert args["contrast"] == {
-        "weight": 0.1,
-        "lr": None,
-        "original": "forced",
-        "theta": "updated",
-        "merge": True,
-    }
-    assert args["keep"]["weight"] == 0
-    released = {"score": "zscore", "nodes": 15, "bottom": 1, "mode": "per_matrix", "pick": "traced", "enough": None}
-    assert args["trace"].items() >= (released | {"tie_kv": False, "include_gate": False}).items()
-    assert (args["regime"], args["scope"]) == ("batch", "batch")
-    assert data["batch_size"] == data["limit"]  # the edit batch is the edit set
-
-
-@pytest.mark.parametrize("arm", CONTROLS)
-def test_a_control_of_pac_differs_by_what_its_name_says(arm: str) -> None:
-    file = ROOT / "configs" / f"pac{arm}_smollm2.yaml"
-    text = file.read_text()
-    own = dict(leaves(yaml.safe_load(text)))
-    pac = dict(leaves(yaml.safe_load((ROOT / "configs" / "pac_smollm2.yaml").read_text())))
-    assert own.keys() == pac.keys()
-    differ = {".".join(path[2:]): value for path, value in own.items() if value != pac[path]}
-    lr = pac["model", "init_args", "train", "lr"]
-    assert differ == pytest.approx({name: 1.41 * lr if name == "train.lr" else v for name, v in CONTROLS[arm].items()})
-    header = " ".join(line.removeprefix("# ") for line in text.partition("\n\n")[0].splitlines())
-    assert all(name in header for name in differ)
 
 
 @pytest.mark.parametrize("file", CONFIGS[:1], ids=lambda file: file.stem)
