@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kedit.errors import KeditError
+
 CHUNK = 2**25  # numbers in the gates' hidden activations at once
 GROWTH = 0.7  # how fast a bank's bar rises with the number of its gates (docs/rep_smollm2.md)
 
@@ -35,6 +37,7 @@ class Pathway:
         read: `[h]`, or `[D]` for a linear gate; None: no gate.
         bias: `[]`, with `read`.
         threshold: `[]`, logit above which the gate is open: log(tau / (1 - tau)).
+        hysteresis: `[]`, how far below its threshold the gate opens again after it has opened in the same text.
     """
 
     down: Tensor
@@ -45,6 +48,7 @@ class Pathway:
     read: Tensor | None = None
     bias: Tensor | None = None
     threshold: Tensor | None = None
+    hysteresis: Tensor | None = None
 
     @property
     def d_in(self) -> int:
@@ -80,7 +84,9 @@ class Bank:
     """Pathways of many edits at one module; at most one acts on a token, the one that is open widest.
 
     Every gate is a chance of a false alarm, so the bar rises with their number J: a gate acts where its margin is
-    above `bar` = GROWTH log J, which is 0 for a bank of one.
+    above `bar` = GROWTH log J, which is 0 for a bank of one. After a token at which it did, a gate with a hysteresis
+    acts at the later tokens of that text where its margin is above `bar` less the hysteresis. A text is what one
+    forward pass is given: with a KV cache, tokens that are generated later are judged by their margins alone.
 
     Args:
         pathways: In order of their edits; all of one width.
@@ -90,6 +96,7 @@ class Bank:
         self.pathways = tuple(pathways)
         self.bar = GROWTH * math.log(max(1, len(self.pathways)))
         self._linear, self._hidden = _linear_gates(self.pathways), _hidden_gates(self.pathways)
+        self._again = _hysteresis(self.pathways)
 
     def margins(self, keys: Tensor) -> Tensor:
         """Margin of every gate at every key: `[n, D]` float32 -> `[n, J]`."""
@@ -107,9 +114,12 @@ class Bank:
         return torch.cat(parts)
 
     def __call__(self, keys: Tensor) -> Tensor:
-        """k_hat for keys `[..., D]` of any float dtype; `keys` itself where no gate is open."""
+        """k_hat for keys `[n, D]`, each by itself, or `[..., T, D]`, the tokens of texts in their order.
+
+        Any float dtype; `keys` itself where no gate is open.
+        """
         flat = keys.reshape(-1, keys.shape[-1])
-        best, winner = self.margins(flat.float()).max(-1)
+        best, winner = self._wanted(self.margins(flat.float()), keys.shape[:-1]).max(-1)
         rows = (best > self.bar).nonzero()[:, 0]
         if not len(rows):
             return keys
@@ -120,13 +130,38 @@ class Bank:
             result[mine] = (native + self.pathways[j].move(native)).to(flat.dtype)
         return result.view(keys.shape)
 
+    def _wanted(self, margins: Tensor, shape: torch.Size) -> Tensor:
+        """Margins `[n, J]` of the tokens of texts, `shape` is `[..., T]`, with what an earlier opening adds."""
+        if self._again is None or len(shape) < 2:
+            return margins
+        opened = (margins > self.bar).view(*shape, -1)
+        before = opened.cumsum(-2) > opened.long()
+        return margins + self._again * before.view(margins.shape)
+
     def install(self, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        """Puts the bank before `module`; the handle takes it away again."""
+        """Puts the bank before `module`; the handle takes it away again.
+
+        Raises:
+            KeditError: When the model runs: a gate has a hysteresis, and `module` is not given `[batch, T, D]`.
+        """
 
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            if self._again is not None and args[0].ndim < 3:
+                raise KeditError(
+                    "model.adapter.hysteresis: this model's feed-forward blocks are not given whole texts; use 0"
+                )
             return (self(args[0]), *args[1:])
 
         return module.register_forward_pre_hook(hook)
+
+
+def _hysteresis(pathways: Sequence[Pathway]) -> Tensor | None:
+    """That of every gate `[J]`, 0 where it has none; None where none has."""
+    given = [p.hysteresis for p in pathways if p.hysteresis is not None]
+    if not given:
+        return None
+    zero = torch.zeros_like(given[0])
+    return torch.stack([zero if p.hysteresis is None else p.hysteresis for p in pathways])
 
 
 def _linear_gates(pathways: Sequence[Pathway]) -> tuple[Tensor, Tensor] | None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def threshold_of(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathway:
-    """`pathway` with its threshold set.
+    """`pathway` with its threshold and hysteresis set.
 
     A given tau is taken as it is. Otherwise tau is the opening that half of the held-back positives reach, raised
     until at most `false_alarms` of the held-back negatives pass, and kept within `threshold_range`.
@@ -25,6 +25,8 @@ def threshold_of(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathway
     if pathway.read is None or pathway.bias is None:
         return pathway
     zero = torch.zeros_like(pathway.bias)
+    if config.hysteresis:
+        pathway = replace(pathway, hysteresis=zero + config.hysteresis)
     if config.threshold is not None:
         return replace(pathway, threshold=zero + _logit(config.threshold))
     low, high = (_logit(tau) for tau in config.threshold_range)

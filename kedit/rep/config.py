@@ -40,6 +40,8 @@ class AdapterConfig:
         threshold: tau, the opening above which the gate acts; null calibrates it for every edit.
         threshold_range: A calibrated tau stays in here.
         false_alarms: A calibrated tau lets at most this share of the held-back negatives pass, within the range.
+        hysteresis: How many nats below its threshold a gate opens again at the later tokens of a text in which it has
+            opened: those of "X, a prominent figure in French cinema" after X. 0, the paper's: none.
         held_back: Share of the variants and negatives that only calibrate.
         contexts: Contexts for each variant besides the bare prompt; -1: all.
         long_contexts: Long texts before the prompt to train on, out of those the record has.
@@ -75,6 +77,7 @@ class AdapterConfig:
     threshold: float | None = None
     threshold_range: list[float] = field(default_factory=lambda: [0.3, 0.5])
     false_alarms: float = 0.0005
+    hysteresis: float = 0.0
     held_back: float = 0.25
     contexts: int = 3
     long_contexts: int = 1
@@ -101,8 +104,9 @@ class AdapterConfig:
         low, high = (self.threshold_range * 2)[:2]
         if len(self.threshold_range) != 2 or not 0 < low <= high < 1:
             raise KeditError(f"model.adapter.threshold_range: wants 0 < low <= high < 1, not {self.threshold_range}")
-        for name, least in (("rank", 1), ("steps", 0), ("positives", 1), ("negatives", 0), ("contexts", -1)):
-            at_least(f"model.adapter.{name}", getattr(self, name), least)
+        least = {"rank": 1, "steps": 0, "positives": 1, "negatives": 0, "hysteresis": 0, "contexts": -1}
+        for name, bound in least.items():
+            at_least(f"model.adapter.{name}", getattr(self, name), bound)
 
 
 def parity_config() -> AdapterConfig:

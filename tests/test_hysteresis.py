@@ -1,0 +1,137 @@
+"""A gate that has opened in a text opens again more easily at its later tokens, and nowhere else."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kedit.arch import weight
+from kedit.delta import Delta, edited
+from kedit.deltafile import load_delta, save_delta
+from kedit.errors import KeditError
+from kedit.lanes import LaneBank
+from kedit.lm import LM
+from kedit.pathway import Bank, Pathway
+from kedit.rep import AdapterConfig, parity_config
+from kedit.rep.calibrate import threshold_of
+from kedit.rep.keys import Task
+from tests.tiny import tiny_lm
+
+D = 8
+
+
+def gate(axis: int, hysteresis: float | None, step: float = 1.0) -> Pathway:
+    """A gate whose logit is a unit key's entry at `axis`, its threshold 0.5; it moves a key along that axis."""
+    read = torch.zeros(D)
+    read[axis] = 1.0
+    return Pathway(
+        torch.zeros(1, D),
+        torch.zeros(D, 1),
+        offset=step * read,
+        read=read,
+        bias=torch.tensor(0.0),
+        threshold=torch.tensor(0.5),
+        hysteresis=None if hysteresis is None else torch.tensor(hysteresis),
+    )
+
+
+def keys(*logits: float, axis: int = 0) -> Tensor:
+    """A text `[T, D]` of unit keys with these entries at `axis`, the rest in the last entry."""
+    found = torch.zeros(len(logits), D)
+    found[:, axis] = torch.tensor(logits)
+    found[:, -1] = (1 - found[:, axis] ** 2).sqrt()
+    return found
+
+
+def moved(bank: Bank, texts: Tensor) -> list[list[bool]]:
+    return (bank(texts) != texts).any(-1).tolist()
+
+
+def test_later_tokens_of_the_same_text_open_again() -> None:
+    texts = torch.stack([keys(0.4, 0.9, 0.4, 0.1, 0.3), keys(0.4, 0.4, 0.45, 0.1, 0.3)])
+    assert moved(Bank([gate(0, None)]), texts) == [[False, True, False, False, False], [False] * 5]
+    assert moved(Bank([gate(0, 0.25)]), texts) == [[False, True, True, False, True], [False] * 5]
+    assert moved(Bank([gate(0, 0.0)]), texts) == moved(Bank([gate(0, None)]), texts)
+
+
+def test_a_reopened_gate_does_not_open_others() -> None:
+    """What opens again must have opened by itself: 0.4 after 0.3 after 0.9, not after 0.3 alone."""
+    bank = Bank([gate(0, 0.15)])
+    assert moved(bank, keys(0.9, 0.4, 0.3, 0.4)[None]) == [[True, True, False, True]]
+    assert moved(bank, keys(0.4, 0.3, 0.4, 0.9)[None]) == [[False, False, False, True]]
+
+
+def test_keys_without_a_text_are_each_by_itself() -> None:
+    assert moved(Bank([gate(0, 0.25)]), keys(0.9, 0.4, 0.4)) == [True, False, False]
+
+
+def test_the_gates_of_a_bank_remember_each_for_itself() -> None:
+    first, second = gate(0, 0.3, step=1.0), gate(1, 0.3, step=2.0)
+    bank = Bank([first, second])
+    bank.bar = 0.0
+    text = torch.stack([keys(0.9)[0], keys(0.4, axis=1)[0], keys(0.4)[0], keys(0.9, axis=1)[0], keys(0.4, axis=1)[0]])
+    steps = (bank(text[None]) - text)[0]
+    assert steps[:, 0].tolist() == pytest.approx([1, 0, 1, 0, 0])
+    assert steps[:, 1].tolist() == pytest.approx([0, 0, 0, 2, 2])
+    alone = Bank([first, replace(second, hysteresis=None)])
+    alone.bar = 0.0
+    assert (alone(text[None]) - text)[0, :, 1].tolist() == pytest.approx([0, 0, 0, 2, 0])
+
+
+def deltas(lm: LM) -> tuple[list[Delta], Tensor, str]:
+    path = lm.arch.path("mlp_out", 1)
+    width = weight(lm.model.get_submodule(path)).shape[1]
+    g = torch.Generator().manual_seed(0)
+    found = []
+    for seed in range(2):
+        read = torch.randn(width, generator=g)
+        own = Pathway(
+            torch.randn(2, width, generator=g),
+            torch.randn(width, 2, generator=g),
+            read=5 * read,
+            bias=torch.tensor(0.0),
+            threshold=torch.tensor(0.6),
+            hysteresis=torch.tensor(1.5 + seed),
+        )
+        found.append(Delta(pathways={path: (own,)}))
+    ids = torch.randint(5, 500, (3, 12), generator=g)
+    return found, ids, path
+
+
+def test_lanes_and_files_keep_it(tmp_path: Path) -> None:
+    lm = tiny_lm("llama")
+    own, ids, path = deltas(lm)
+    with torch.no_grad():
+        with LaneBank(lm.model, own).rows(torch.tensor([0, 1, -1])):
+            got = lm.model(ids).logits
+        for row, delta in enumerate([*own, Delta()]):
+            with edited(lm.model, delta):
+                torch.testing.assert_close(got[row], lm.model(ids[row : row + 1]).logits[0], atol=1e-4, rtol=1e-4)
+        plain = Delta(pathways={path: (replace(own[1].pathways[path][0], hysteresis=None),)})
+        with edited(lm.model, plain):
+            assert not torch.equal(got[1], lm.model(ids[1:2]).logits[0])
+    save_delta(tmp_path, own[0], {"model_fingerprint": lm.fingerprint})
+    loaded, _ = load_delta(tmp_path, lm)
+    assert loaded.pathways[path][0].tensors()["hysteresis"] == 1.5
+
+
+def test_tokens_without_their_texts_are_refused() -> None:
+    module = torch.nn.Linear(D, D)
+    Bank([gate(0, 0.2)]).install(module)
+    module(keys(0.9, 0.4)[None])
+    with pytest.raises(KeditError, match=r"model\.adapter\.hysteresis: .* use 0"):
+        module(keys(0.9, 0.4))
+
+
+def test_it_is_set_by_the_config() -> None:
+    key, none = torch.zeros(D), torch.zeros(0, D)
+    task = Task(key, key, key, none, none, none, none, none)
+    plain = replace(gate(0, None), threshold=None)
+    assert threshold_of(plain, task, AdapterConfig()).hysteresis is None
+    for config in (AdapterConfig(hysteresis=4.0), AdapterConfig(hysteresis=4.0, threshold=0.5)):
+        assert threshold_of(plain, task, config).tensors()["hysteresis"] == 4.0
+    assert parity_config().hysteresis == 0
+    with pytest.raises(KeditError, match=r"model\.adapter\.hysteresis"):
+        AdapterConfig(hysteresis=-1.0)
