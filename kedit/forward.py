@@ -39,9 +39,10 @@ def logits_at(lm: LM, ids: Tensor, rows: Tensor, cols: Tensor, **kwargs: Any) ->
         hidden = args[0]  # [batch, T, d_model]
         return (hidden[rows.to(hidden.device), cols.to(hidden.device)].unsqueeze(0), *args[1:])
 
-    handle = lm.arch.head(lm.model).register_forward_pre_hook(pick)
+    head = lm.arch.head(lm.model)
+    handle = head.register_forward_pre_hook(pick)
     try:
-        with thin_head(lm.arch.head(lm.model), len(rows)):
+        with thin_head(head, len(rows)):
             output = lm.model(input_ids=ids, **kwargs)
     finally:
         handle.remove()

@@ -41,6 +41,8 @@ def thin_head(head: nn.Module, n: int) -> Iterator[None]:
 def _applies(head: nn.Module, n: int) -> bool:
     if type(head) is not nn.Linear or head.bias is not None or "forward" in head.__dict__ or n not in _ROWS:
         return False
+    if torch.is_autocast_enabled("cpu"):  # its product is another one, in half the bits
+        return False
     w = head.weight
     plain = w.device.type == "cpu" and w.dtype == torch.float32 and w.is_contiguous() and not w.requires_grad
     return plain and len(w) >= _VOCABULARY

@@ -60,6 +60,16 @@ def test_any_other_head_stays_as_it_is(own: nn.Module, n: int) -> None:
         assert "forward" not in own.__dict__
 
 
+def test_mixed_precision_stays_as_it_is() -> None:
+    own, hidden = head(), torch.randn(1, 3, 24, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), thin_head(own, 3):
+        assert "forward" not in own.__dict__
+        logits = own(hidden)
+    assert logits.dtype == torch.bfloat16
+    logits.float().sum().backward()
+    assert hidden.grad is not None
+
+
 def test_a_replaced_forward_is_not_replaced_again() -> None:
     own = head()
     own.forward = mine = lambda input: input
