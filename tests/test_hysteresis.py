@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,7 @@ from kedit.errors import KeditError
 from kedit.lanes import LaneBank
 from kedit.lm import LM
 from kedit.pathway import Bank, Pathway
-from kedit.rep import AdapterConfig, parity_config
-from kedit.rep.calibrate import threshold_of
-from kedit.rep.keys import Task
+from kedit.rep import AdapterConfig, AdapterLanes, Task, closed_form, parity_config
 from tests.tiny import tiny_lm
 
 D = 8
@@ -125,13 +124,24 @@ def test_tokens_without_their_texts_are_refused() -> None:
         module(keys(0.9, 0.4))
 
 
-def test_it_is_set_by_the_config() -> None:
-    key, none = torch.zeros(D), torch.zeros(0, D)
-    task = Task(key, key, key, none, none, none, none, none)
-    plain = replace(gate(0, None), threshold=None)
-    assert threshold_of(plain, task, AdapterConfig()).hysteresis is None
-    for config in (AdapterConfig(hysteresis=4.0), AdapterConfig(hysteresis=4.0, threshold=0.5)):
-        assert threshold_of(plain, task, config).tensors()["hysteresis"] == 4.0
+@pytest.mark.parametrize("config", [{}, {"gate": "mlp", "steps": 2}, {"threshold": 0.5}])
+def test_it_is_set_by_the_config(config: dict[str, Any]) -> None:
+    """Whichever way an adapter is made."""
+    g = torch.Generator().manual_seed(0)
+    groups = [torch.randn(n, D, generator=g) for n in (6, 40, 3, 4, 20)]  # positives, negatives, near, both held back
+    anchor, direction = torch.randn(2, D, generator=g)
+    t = Task(anchor, direction, anchor.clone(), *groups)
+    for given in (0.0, 4.0):
+        own = AdapterConfig(**config, hysteresis=given)
+        found = [*closed_form([t], own), *AdapterLanes([t], own).pathways()]
+        assert len(found) == 2
+        for pathway in found:
+            assert pathway.tensors()["threshold"].isfinite()
+            assert (pathway.hysteresis is None) == (given == 0.0)
+            assert pathway.hysteresis is None or pathway.hysteresis == given
+
+
+def test_it_is_checked() -> None:
     assert parity_config().hysteresis == 0
     with pytest.raises(KeditError, match=r"model\.adapter\.hysteresis"):
         AdapterConfig(hysteresis=-1.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,13 +41,13 @@ def logistic_gate(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathwa
     What is held back calibrates a first fit; a second fit then learns from it too and keeps the threshold.
     """
     first = replace(pathway, **_fit(task.positives, task.negatives, task.near))
-    threshold = threshold_of(first, task, config).threshold
+    calibrated = threshold_of(first, task, config)
     positives = torch.cat([task.positives, task.held_positives])
     negatives = torch.cat([task.negatives, task.held_negatives])
-    return replace(pathway, **_fit(positives, negatives, task.near) | {"threshold": threshold})
+    return replace(calibrated, **_fit(positives, negatives, task.near))
 
 
-def _fit(positives: Tensor, negatives: Tensor, near: Tensor) -> dict[str, Any]:
+def _fit(positives: Tensor, negatives: Tensor, near: Tensor) -> dict[str, Tensor]:
     """Weights of the gate by L-BFGS: positives weigh as much as both kinds of negatives, which weigh alike."""
     groups = [(positives, 0.5), (negatives, 0.25), (near, 0.25)]
     groups = [(keys, share) for keys, share in groups if len(keys)]
@@ -73,4 +72,4 @@ def _fit(positives: Tensor, negatives: Tensor, near: Tensor) -> dict[str, Any]:
     with torch.enable_grad():
         solver.step(loss)
     trained = weights.detach()
-    return {"read": trained[:-1] * spread, "bias": trained[-1], "threshold": torch.zeros_like(trained[-1])}
+    return {"read": trained[:-1] * spread, "bias": trained[-1]}
