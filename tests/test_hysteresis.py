@@ -128,9 +128,9 @@ def test_tokens_without_their_texts_are_refused() -> None:
 def test_it_is_set_by_the_config(config: dict[str, Any]) -> None:
     """Whichever way an adapter is made."""
     g = torch.Generator().manual_seed(0)
-    groups = [torch.randn(n, D, generator=g) for n in (6, 40, 3, 4, 20)]  # positives, negatives, near, both held back
     anchor, direction = torch.randn(2, D, generator=g)
-    t = Task(anchor, direction, anchor.clone(), *groups)
+    positives, negatives, near, held, held_negatives = (torch.randn(n, D, generator=g) for n in (6, 40, 3, 4, 20))
+    t = Task(anchor, direction, anchor.clone(), positives, negatives, near, held, held_negatives)
     for given in (0.0, 4.0):
         own = AdapterConfig(**config, hysteresis=given)
         found = [*closed_form([t], own), *AdapterLanes([t], own).pathways()]
