@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from kedit.arch import weight
 from kedit.errors import KeditError
+from kedit.openings import Openings
 from kedit.pathway import Bank, Pathway
 from kedit.slices import Slices
 from kedit.written import Written
@@ -184,6 +185,8 @@ class Weights:
         self._biases: defaultdict[str, Written] = defaultdict(Written)
         self._pathways: dict[str, tuple[Pathway, ...]] = {}
         self._hooks: dict[str, RemovableHandle] = {}
+        self._openings = Openings(model)
+        self._following: list[RemovableHandle] = []
 
     @torch.no_grad()
     def add(self, delta: Delta) -> None:
@@ -211,7 +214,10 @@ class Weights:
             self._pathways[path] = (*self._pathways.get(path, ()), *(p.to(device) for p in pathways))
             if path in self._hooks:
                 self._hooks.pop(path).remove()
-            self._hooks[path] = Bank(self._pathways[path]).install(modules[path])
+            bank = Bank(self._pathways[path])
+            if bank.remembers and not self._following:
+                self._following = self._openings.install()
+            self._hooks[path] = bank.install(modules[path], self._openings)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -221,9 +227,9 @@ class Weights:
             written.restore(weight(modules[path]))
         for path, written in self._biases.items():
             written.restore(cast(Tensor, _bias(modules[path])))
-        for hook in self._hooks.values():
+        for hook in (*self._hooks.values(), *self._following):
             hook.remove()
-        for kept in (self._matrices, self._biases, self._pathways, self._hooks):
+        for kept in (self._matrices, self._biases, self._pathways, self._hooks, self._following):
             kept.clear()
 
 

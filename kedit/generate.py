@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from kedit import processes
 from kedit.errors import KeditError
 from kedit.forward import check_lanes, default_batch_tokens, frozen, lane_rows, logits_at
+from kedit.openings import choose_rows
 from kedit.tokens import encode
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _continue(
         if live:
             index = torch.tensor(keep, device=mask.device)
             ids, mask, positions = ids[index], mask[index], positions[index]
-            cache.batch_select_indices(index)
+            choose_rows(cache, index)
     return new
 
 

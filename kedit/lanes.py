@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit.delta import Delta, Factors
+from kedit.openings import Openings, Texts
 from kedit.pathway import Bank
 from kedit.slices import Slices
 
@@ -35,6 +36,7 @@ class LaneBank:
 
     def __init__(self, model: nn.Module, deltas: Sequence[Delta]) -> None:
         self.n_lanes = len(deltas)
+        self._openings = Openings(model)
         self._stacks: dict[nn.Module, list[_FactorStack | _SliceStack | _BiasStack]] = {}
         self._banks: dict[nn.Module, dict[int, Bank]] = {}
         for path, module in {p: m for delta in deltas for p, m in delta.modules(model).items()}.items():
@@ -65,8 +67,10 @@ class LaneBank:
             lanes: `[batch]` int64; -1 is the unedited model.
         """
         handles = []
+        if any(bank.remembers for banks in self._banks.values() for bank in banks.values()):
+            handles += self._openings.install()
         for module, banks in self._banks.items():
-            handles.append(module.register_forward_pre_hook(_MoveRows(banks, lanes)))
+            handles.append(module.register_forward_pre_hook(_MoveRows(banks, lanes, self._openings)))
         index = torch.where(lanes < 0, self.n_lanes, lanes)
         for module, stacks in self._stacks.items():
             device = next(module.parameters()).device
@@ -82,20 +86,33 @@ class LaneBank:
 class _MoveRows:
     """Forward pre-hook: the keys of every row pass the pathways of its lane."""
 
-    def __init__(self, banks: dict[int, Bank], lanes: Tensor) -> None:
-        self.banks, self.lanes = banks, lanes
+    def __init__(self, banks: dict[int, Bank], lanes: Tensor, openings: Openings) -> None:
+        self.banks, self.lanes, self.openings = banks, lanes, openings
         self.present = [lane for lane in lanes.unique().tolist() if lane in banks]
+        self.remembers = any(banks[lane].remembers for lane in self.present)
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         keys = args[0].reshape(len(self.lanes), -1, args[0].shape[-1])
         moved = keys
+        texts = self.openings.texts(module, tuple(keys.shape[:2])) if self.remembers else Texts()
+        widest = self._blank(keys)
         for lane in self.present:
-            rows = (self.lanes == lane).nonzero()[:, 0].to(keys.device)
+            rows, bank = (self.lanes == lane).nonzero()[:, 0].to(keys.device), self.banks[lane]
+            gates = len(bank.pathways)
+            own = texts.rows(rows, gates)
             native = keys[rows]
-            new = self.banks[lane](native)
+            new = bank(native, own)
             if new is not native:
                 moved = moved.index_copy(0, rows, new)
+            if own.widest is not None:
+                widest[rows, :gates] = own.widest
+        if self.remembers:
+            self.openings.note(module, widest)
         return (moved.reshape(args[0].shape), *args[1:])
+
+    def _blank(self, keys: Tensor) -> Tensor:
+        most = max((len(bank.pathways) for bank in self.banks.values()), default=0)
+        return torch.zeros(len(keys), most, device=keys.device)
 
 
 class _AddRows:

@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kedit.errors import KeditError
+from kedit.openings import Openings, Texts
 
 CHUNK = 2**25  # numbers in the gates' hidden activations at once
 GROWTH = 0.7  # how fast a bank's bar rises with the number of its gates (docs/rep_smollm2.md)
+LENT = 0.5  # what a gate's widest opening so far is worth at later tokens, at most its hysteresis
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Pathway:
         read: `[h]`, or `[D]` for a linear gate; None: no gate.
         bias: `[]`, with `read`.
         threshold: `[]`, logit above which the gate is open: log(tau / (1 - tau)).
-        hysteresis: `[]`, how far below its threshold the gate opens again after it has opened in the same text.
+        hysteresis: `[]`, how far below its threshold the gate opens at most after it has opened in the same text.
     """
 
     down: Tensor
@@ -84,9 +87,9 @@ class Bank:
     """Pathways of many edits at one module; at most one acts on a token, the one that is open widest.
 
     Every gate is a chance of a false alarm, so the bar rises with their number J: a gate acts where its margin is
-    above `bar` = GROWTH log J, which is 0 for a bank of one. After a token at which it did, a gate with a hysteresis
-    acts at the later tokens of that text where its margin is above `bar` less the hysteresis. A text is what one
-    forward pass is given: with a KV cache, tokens that are generated later are judged by their margins alone.
+    above `bar` = GROWTH log J, which is 0 for a bank of one. A gate with a hysteresis that did so in a text is
+    lent LENT of its widest opening there, at most the hysteresis, at every later token: a name that is recognised
+    beyond doubt lends much, a false alarm little. Texts that are read in many passes are followed by `Openings`.
 
     Args:
         pathways: In order of their edits; all of one width.
@@ -113,13 +116,17 @@ class Bank:
             parts.append((inner * read).sum(-1) + shift)
         return torch.cat(parts)
 
-    def __call__(self, keys: Tensor) -> Tensor:
+    def __call__(self, keys: Tensor, texts: Texts | None = None) -> Tensor:
         """k_hat for keys `[n, D]`, each by itself, or `[..., T, D]`, the tokens of texts in their order.
 
         Any float dtype; `keys` itself where no gate is open.
+
+        Args:
+            keys: Native keys.
+            texts: What is known of the texts of keys `[n, T, D]`; brought up to date.
         """
         flat = keys.reshape(-1, keys.shape[-1])
-        best, winner = self._wanted(self.margins(flat.float()), keys.shape[:-1]).max(-1)
+        best, winner = self.wanted(keys, texts).max(-1)
         rows = (best > self.bar).nonzero()[:, 0]
         if not len(rows):
             return keys
@@ -130,29 +137,62 @@ class Bank:
             result[mine] = (native + self.pathways[j].move(native)).to(flat.dtype)
         return result.view(keys.shape)
 
-    def _wanted(self, margins: Tensor, shape: torch.Size) -> Tensor:
-        """Margins `[n, J]` of the tokens of texts, `shape` is `[..., T]`, with what an earlier opening adds."""
-        if self._again is None or len(shape) < 2:
+    def wanted(self, keys: Tensor, texts: Texts | None = None) -> Tensor:
+        """How much every gate wants every token, as `__call__` compares with `bar`: `[n, J]`, n tokens in all."""
+        margins = self.margins(keys.reshape(-1, keys.shape[-1]).float())
+        if self._again is None or keys.ndim < 3:
             return margins
-        opened = (margins > self.bar).view(*shape, -1)
-        before = opened.cumsum(-2) > opened.long()
-        return margins + self._again * before.view(margins.shape)
+        lent = self._lent(margins.view(*keys.shape[:-1], -1), texts or Texts())
+        return margins + lent.view(margins.shape)
 
-    def install(self, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+    @property
+    def remembers(self) -> bool:
+        """Whether some gate has a hysteresis, so that it matters which tokens are of the same text."""
+        return self._again is not None
+
+    def _lent(self, margins: Tensor, texts: Texts) -> Tensor:
+        """What earlier openings of the same text lend to each token, both `[..., T, J]`; `texts` sees them all."""
+        over = (margins - self.bar).clamp(min=0.0)
+        if texts.real is not None:
+            over = over * texts.real[..., None]
+        before = torch.zeros_like(over[..., :1, :]) if texts.widest is None else texts.widest[..., None, :]
+        widest = torch.cat([before, over], -2).cummax(-2).values  # [..., 1 + T, J]
+        texts.widest = widest[..., -1, :]
+        return (LENT * widest[..., :-1, :]).minimum(cast(Tensor, self._again))
+
+    def install(self, module: nn.Module, openings: Openings | None = None) -> torch.utils.hooks.RemovableHandle:
         """Puts the bank before `module`; the handle takes it away again.
+
+        Args:
+            module: A linear map whose inputs are the keys.
+            openings: Follows the model; None: every pass is given whole texts without padding on their left.
 
         Raises:
             KeditError: When the model runs: a gate has a hysteresis, and `module` is not given `[batch, T, D]`.
         """
 
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            if self._again is not None and args[0].ndim < 3:
-                raise KeditError(
-                    "model.adapter.hysteresis: this model's feed-forward blocks are not given whole texts; use 0"
-                )
-            return (self(args[0]), *args[1:])
+            if not self.remembers:
+                return (self(args[0]), *args[1:])
+            tokens = whole_texts(args[0])
+            texts = openings.texts(module, tokens) if openings is not None else Texts()
+            moved = self(args[0], texts)
+            if openings is not None and texts.widest is not None:
+                openings.note(module, texts.widest)
+            return (moved, *args[1:])
 
         return module.register_forward_pre_hook(hook)
+
+
+def whole_texts(keys: Tensor) -> tuple[int, ...]:
+    """`(batch, T)` of keys `[batch, T, D]`.
+
+    Raises:
+        KeditError: The keys come in another shape, so that nothing says which tokens are of the same text.
+    """
+    if keys.ndim != 3:
+        raise KeditError("model.adapter.hysteresis: this model's feed-forward blocks are not given whole texts; use 0")
+    return tuple(keys.shape[:2])
 
 
 def _hysteresis(pathways: Sequence[Pathway]) -> Tensor | None:

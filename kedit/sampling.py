@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from kedit.errors import KeditError
 from kedit.forward import check_lanes, frozen, lane_rows, logits_at
 from kedit.lm import LM
+from kedit.openings import choose_rows
 
 if TYPE_CHECKING:
     from kedit.lanes import LaneBank
@@ -164,7 +165,7 @@ def _continue(
             keep = [i for i, over in enumerate(ended) if not over]
             live = [live[i] for i in keep]
             ids = ids[keep]
-            cache.batch_select_indices(torch.tensor(keep, dtype=torch.long, device=lm.device))
+            choose_rows(cache, torch.tensor(keep, dtype=torch.long, device=lm.device))
 
 
 def _draw(logits: Tensor, draws: Tensor, top_k: int | None) -> Tensor:

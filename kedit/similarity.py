@@ -210,9 +210,9 @@ def _values(
     for query, before, after in zip(queries, native, moved, strict=True):
         sides = {"before": before[query.subject_first :].double() @ reach}
         if bank is not None:
-            keys = after[query.subject_first :]
-            sides["after"] = bank(keys).double() @ reach
-            sides["open"] = (bank.margins(keys).max(-1).values > 0).double()
+            text = after[None]  # a gate may remember what it has seen before the subject
+            sides["after"] = bank(text)[0, query.subject_first :].double() @ reach
+            sides["open"] = (bank.wanted(text).max(-1).values > bank.bar)[query.subject_first :].double()
         for side, r in sides.items():
             if query.has_subject:
                 readings = {"subject_last": r[-1], "subject_max": r.max()}

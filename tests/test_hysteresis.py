@@ -49,17 +49,23 @@ def moved(bank: Bank, texts: Tensor) -> list[list[bool]]:
 
 
 def test_later_tokens_of_the_same_text_open_again() -> None:
-    texts = torch.stack([keys(0.4, 0.9, 0.4, 0.1, 0.3), keys(0.4, 0.4, 0.45, 0.1, 0.3)])
+    texts = torch.stack([keys(0.4, 0.9, 0.4, 0.1, 0.35), keys(0.4, 0.4, 0.45, 0.1, 0.35)])
     assert moved(Bank([gate(0, None)]), texts) == [[False, True, False, False, False], [False] * 5]
     assert moved(Bank([gate(0, 0.25)]), texts) == [[False, True, True, False, True], [False] * 5]
     assert moved(Bank([gate(0, 0.0)]), texts) == moved(Bank([gate(0, None)]), texts)
 
 
-def test_a_reopened_gate_does_not_open_others() -> None:
-    """What opens again must have opened by itself: 0.4 after 0.3 after 0.9, not after 0.3 alone."""
+def test_an_opening_lends_half_of_itself_at_most_the_hysteresis() -> None:
+    bank = Bank([gate(0, 0.1)])
+    assert moved(bank, keys(0.9, 0.41, 0.39)[None]) == [[True, True, False]]  # 0.1 of its 0.2
+    assert moved(bank, keys(0.6, 0.46, 0.44)[None]) == [[True, True, False]]  # 0.05
+    assert moved(bank, keys(0.6, 0.9, 0.6, 0.41)[None]) == [[True, True, True, True]]  # the widest counts
+
+
+def test_what_opens_again_lends_nothing() -> None:
     bank = Bank([gate(0, 0.15)])
-    assert moved(bank, keys(0.9, 0.4, 0.3, 0.4)[None]) == [[True, True, False, True]]
-    assert moved(bank, keys(0.4, 0.3, 0.4, 0.9)[None]) == [[False, False, False, True]]
+    assert moved(bank, keys(0.7, 0.42, 0.38, 0.42)[None]) == [[True, True, False, True]]
+    assert moved(bank, keys(0.42, 0.38, 0.42, 0.7)[None]) == [[False, False, False, True]]
 
 
 def test_keys_without_a_text_are_each_by_itself() -> None:

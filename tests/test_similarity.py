@@ -44,11 +44,12 @@ def a_delta(lm: LM, layers: tuple[int, ...], seed: int, scale: float = 1.0) -> D
     })  # fmt: skip
 
 
-def a_pathway(seed: int) -> Pathway:
+def a_pathway(seed: int, hysteresis: float | None = None) -> Pathway:
     made = torch.Generator().manual_seed(seed)
     draw = [torch.randn(shape, generator=made) for shape in ((2, 80), (80, 2), (80,))]
     zero = torch.zeros(())
-    return Pathway(draw[0] / 9, draw[1], read=draw[2], bias=zero, threshold=zero)
+    again = None if hysteresis is None else zero + hysteresis
+    return Pathway(draw[0] / 9, draw[1], read=draw[2], bias=zero, threshold=zero, hysteresis=again)
 
 
 def seen_by_w(lm: LM, layer: int, ids: tuple[int, ...]) -> Tensor:
@@ -62,12 +63,12 @@ def seen_by_w(lm: LM, layer: int, ids: tuple[int, ...]) -> Tensor:
     return seen[0].double()
 
 
-@pytest.mark.parametrize("layers", [(1,), (1, 2)])
-def test_values_are_those_of_one_prompt_at_a_time(layers: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("layers", "hysteresis"), [((1,), None), ((1, 2), None), ((1, 2), 2.0)])
+def test_values_are_those_of_one_prompt_at_a_time(layers: tuple[int, ...], hysteresis: float | None) -> None:
     lm = tiny_lm("llama")
     plain = a_delta(lm, layers, 0, 0.05)
     paths = [lm.arch.path("mlp_out", layer) for layer in layers]
-    adapted = Delta(plain.changes, {path: (a_pathway(i),) for i, path in enumerate(paths)})
+    adapted = Delta(plain.changes, {path: (a_pathway(i, hysteresis),) for i, path in enumerate(paths)})
     weights = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
     records, others = [RECORD, RECORD], [[OTHER], []]
     found = similarities(

@@ -40,8 +40,9 @@ class AdapterConfig:
         threshold: tau, the opening above which the gate acts; null calibrates it for every edit.
         threshold_range: A calibrated tau stays in here.
         false_alarms: A calibrated tau lets at most this share of the held-back negatives pass, within the range.
-        hysteresis: How many nats below its threshold a gate opens again at the later tokens of a text in which it has
-            opened: those of "X, a prominent figure in French cinema" after X. 0, the paper's: none.
+        hysteresis: How many nats below its threshold a gate opens again at most, at later tokens of a text in which it
+            has opened: those of "X, a prominent figure in French cinema" after X. An opening lends half of itself (how
+            far above the threshold it was), so false alarms lend little. 0, the paper's: none.
         held_back: Share of the variants and negatives that only calibrate.
         contexts: Contexts for each variant besides the bare prompt; -1: all.
         long_contexts: Long texts before the prompt to train on, out of those the record has.
