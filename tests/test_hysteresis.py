@@ -130,21 +130,54 @@ def test_tokens_without_their_texts_are_refused() -> None:
         module(keys(0.9, 0.4))
 
 
-@pytest.mark.parametrize("config", [{}, {"gate": "mlp", "steps": 2}, {"threshold": 0.5}])
-def test_it_is_set_by_the_config(config: dict[str, Any]) -> None:
-    """Whichever way an adapter is made."""
+def task(later: int) -> Task:
+    """One of random keys, that many of which come after the name, far from what opens a gate."""
     g = torch.Generator().manual_seed(0)
     anchor, direction = torch.randn(2, D, generator=g)
     positives, negatives, near, held, held_negatives = (torch.randn(n, D, generator=g) for n in (6, 40, 3, 4, 20))
-    t = Task(anchor, direction, anchor.clone(), positives, negatives, near, held, held_negatives)
+    after = 0.3 * torch.randn(later, D, generator=g) - positives.mean(0)
+    return Task(anchor, direction, anchor.clone(), positives, negatives, near, held, held_negatives, after)
+
+
+WAYS: list[dict[str, Any]] = [{}, {"gate": "mlp", "steps": 2}, {"threshold": 0.5}]
+
+
+def made(t: Task, config: AdapterConfig) -> list[Pathway]:
+    """Adapters made in both ways there are."""
+    found = [*closed_form([t], config), *AdapterLanes([t], config).pathways()]
+    assert len(found) == 2
+    assert all(pathway.tensors()["threshold"].isfinite() for pathway in found)
+    return found
+
+
+@pytest.mark.parametrize("config", WAYS)
+def test_it_is_set_by_the_config(config: dict[str, Any]) -> None:
     for given in (0.0, 4.0):
-        own = AdapterConfig(**config, hysteresis=given)
-        found = [*closed_form([t], own), *AdapterLanes([t], own).pathways()]
-        assert len(found) == 2
-        for pathway in found:
-            assert pathway.tensors()["threshold"].isfinite()
+        for pathway in made(task(5), AdapterConfig(**config, hysteresis=given)):
             assert (pathway.hysteresis is None) == (given == 0.0)
             assert pathway.hysteresis is None or pathway.hysteresis == given
+
+
+@pytest.mark.parametrize("config", WAYS)
+def test_a_calibrated_one_leaves_what_follows_the_name_alone(config: dict[str, Any]) -> None:
+    """By one nat: whatever was seen before, no such token opens the gate, and with one nat more the nearest would."""
+    t, own = task(30), AdapterConfig(**config, hysteresis=None)
+    for pathway in made(t, own):
+        lent = pathway.tensors()["hysteresis"]
+        nearest = pathway.margin(t.later).max()
+        assert lent >= 0
+        if nearest < -1:
+            torch.testing.assert_close(lent, -1 - nearest)
+        else:
+            assert lent == 0
+    for pathway in made(replace(t, later=t.later[:0]), own):  # nothing follows: nothing is known
+        assert pathway.hysteresis is None
+
+
+def test_a_calibrated_one_is_never_negative() -> None:
+    t = task(0)
+    for pathway in made(replace(t, later=t.positives), AdapterConfig(hysteresis=None)):
+        assert pathway.hysteresis == 0
 
 
 def test_it_is_checked() -> None:

@@ -62,6 +62,7 @@ def task(seed: int = 0, positives: int = 6, negatives: int = 40, held: int = 8) 
         near=around(2, -name),
         held_positives=around(held, name),
         held_negatives=around(5 * held, 0 * name),
+        later=around(3, -2 * name),
     )
 
 
@@ -351,10 +352,14 @@ def test_keys_are_those_of_the_texts_by_themselves(lm: LM) -> None:
     assert rows_in(want, t.positives)
     bare, tokens = key(lm, prompt, "France")
     near = [bare[tokens.subject_first : tokens.subject_last]]
+    after = [keys[tokens.subject_last + 1 :] for keys, tokens in (key(lm, prompt, name) for name in ("France", *names))]
     request = RECORDS[0].request
     for answer in filter(None, (request.target_new, request.target_true)):
         whole, t_answer = key(lm, prompt, "France", answer=answer)
         near.append(whole[t_answer.n_prompt :])
+        after.append(whole[t_answer.subject_last + 1 :])
+    assert rows_in(t.later, torch.cat(after))
+    assert rows_in(torch.cat(after), t.later)
     torch.testing.assert_close(t.near, torch.cat(near), atol=1e-4, rtol=1e-4)
     subject = range(tokens.subject_first, tokens.subject_last + 1)
     outside = bare[[i for i in range(len(bare)) if i not in subject]]

@@ -1,4 +1,4 @@
-"""When a gate opens: its threshold, from keys that did not train it."""
+"""When a gate opens: its threshold, from keys that did not train it, and how far below it a second time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from kedit.rep.keys import Task
 
 
+MARGIN = 1.0  # nats by which tokens after the name stay below what a calibrated hysteresis reaches
+
+
 def threshold_of(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathway:
-    """`pathway` with its threshold and hysteresis set.
+    """`pathway` with its threshold set.
 
     A given tau is taken as it is. Otherwise tau is the opening that half of the held-back positives reach, raised
     until at most `false_alarms` of the held-back negatives pass, and kept within `threshold_range`.
@@ -25,8 +28,6 @@ def threshold_of(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathway
     if pathway.read is None or pathway.bias is None:
         return pathway
     zero = torch.zeros_like(pathway.bias)
-    if config.hysteresis:
-        pathway = replace(pathway, hysteresis=zero + config.hysteresis)
     if config.threshold is not None:
         return replace(pathway, threshold=zero + _logit(config.threshold))
     low, high = (_logit(tau) for tau in config.threshold_range)
@@ -39,6 +40,21 @@ def threshold_of(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathway
             plain.margin(task.held_negatives).quantile(1 - config.false_alarms, interpolation="higher")
         )
     return replace(pathway, threshold=threshold.clamp(low, high))
+
+
+def hysteresis_of(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathway:
+    """`pathway`, whose gate is otherwise done, with its hysteresis set.
+
+    A given one is taken as it is. Otherwise it is the largest that keeps the gate shut at all tokens after the name in
+    the edit's own prompts, by MARGIN; none where no such token was read.
+    """
+    if pathway.read is None or config.hysteresis == 0:
+        return pathway
+    if config.hysteresis is not None:
+        return replace(pathway, hysteresis=torch.full_like(pathway.read[0], config.hysteresis))
+    if not len(task.later):
+        return pathway
+    return replace(pathway, hysteresis=(-MARGIN - pathway.margin(task.later).max()).clamp(min=0.0))
 
 
 def _logit(tau: float) -> float:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kedit.pathway import Pathway
-from kedit.rep.calibrate import threshold_of
+from kedit.rep.calibrate import hysteresis_of, threshold_of
 from kedit.rep.config import AdapterConfig
 from kedit.rep.keys import Task
 
@@ -44,7 +44,7 @@ def logistic_gate(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathwa
     calibrated = threshold_of(first, task, config)
     positives = torch.cat([task.positives, task.held_positives])
     negatives = torch.cat([task.negatives, task.held_negatives])
-    return replace(calibrated, **_fit(positives, negatives, task.near))
+    return hysteresis_of(replace(calibrated, **_fit(positives, negatives, task.near)), task, config)
 
 
 def _fit(positives: Tensor, negatives: Tensor, near: Tensor) -> dict[str, Tensor]:

@@ -42,7 +42,8 @@ class AdapterConfig:
         false_alarms: A calibrated tau lets at most this share of the held-back negatives pass, within the range.
         hysteresis: How many nats below its threshold a gate opens again at most, at later tokens of a text in which it
             has opened: those of "X, a prominent figure in French cinema" after X. An opening lends half of itself (how
-            far above the threshold it was), so false alarms lend little. 0, the paper's: none.
+            far above the threshold it was), so false alarms lend little. null chooses it for every edit: the gate stays
+            shut at what follows the name in the edit's own prompts. 0, the paper's: none.
         held_back: Share of the variants and negatives that only calibrate.
         contexts: Contexts for each variant besides the bare prompt; -1: all.
         long_contexts: Long texts before the prompt to train on, out of those the record has.
@@ -78,7 +79,7 @@ class AdapterConfig:
     threshold: float | None = None
     threshold_range: list[float] = field(default_factory=lambda: [0.3, 0.5])
     false_alarms: float = 0.0005
-    hysteresis: float = 0.0
+    hysteresis: float | None = 0.0
     held_back: float = 0.25
     contexts: int = 3
     long_contexts: int = 1
@@ -107,7 +108,8 @@ class AdapterConfig:
             raise KeditError(f"model.adapter.threshold_range: wants 0 < low <= high < 1, not {self.threshold_range}")
         least = {"rank": 1, "steps": 0, "positives": 1, "negatives": 0, "hysteresis": 0, "contexts": -1}
         for name, bound in least.items():
-            at_least(f"model.adapter.{name}", getattr(self, name), bound)
+            if getattr(self, name) is not None:
+                at_least(f"model.adapter.{name}", getattr(self, name), bound)
 
 
 def parity_config() -> AdapterConfig:

@@ -14,7 +14,7 @@ from kedit.lanes import LaneBank
 from kedit.lm import LM
 from kedit.reading import read
 from kedit.rep.config import AdapterConfig
-from kedit.rep.plan import NEGATIVE, Row, plan
+from kedit.rep.plan import FOREIGN, NEGATIVE, Row, plan
 from kedit.requests import EditRecord
 from kedit.tokens import encode
 
@@ -37,6 +37,7 @@ class Task:
             prompts of other requests; `[K, D]`.
         held_positives: Keys of variants that only calibrate, `[Q, D]`.
         held_negatives: The same of negatives, `[R, D]`.
+        later: Those of the negatives, of both kinds, that come after the name in the edit's own prompts, `[L, D]`.
         seed: Of the adapter's initial values and of what its steps draw.
     """
 
@@ -48,6 +49,7 @@ class Task:
     near: Tensor
     held_positives: Tensor
     held_negatives: Tensor
+    later: Tensor
     seed: int = 0
 
 
@@ -171,6 +173,7 @@ class KeySource:
             near=torch.cat([k[list(row.near)] for row, k in read]),
             held_positives=torch.stack(held) if held else original[:0],
             held_negatives=negatives[order[:cut]],
+            later=torch.cat([k[row.subject_last + 1 :] for row, k in read if row.role not in FOREIGN]),
         )
 
     def _shared_keys(self, layer: int, module: nn.Module) -> Tensor:

@@ -18,6 +18,9 @@ Role = Literal["original", "variant", "held", "long", "answer", "other", "tempti
 NEGATIVE: tuple[Role, ...] = ("answer", "other", "tempting")
 """Roles whose name's last token is not a positive."""
 
+FOREIGN: tuple[Role, ...] = ("other", "tempting")
+"""Roles of another subject's name."""
+
 LONG = 64  # tokens of a long text that are negatives
 
 

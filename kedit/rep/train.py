@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kedit.pathway import Pathway
-from kedit.rep.calibrate import threshold_of
+from kedit.rep.calibrate import hysteresis_of, threshold_of
 from kedit.rep.closed import logistic_gate
 from kedit.rep.config import AdapterConfig
 from kedit.rep.keys import Task
@@ -111,7 +111,8 @@ class AdapterLanes:
                 offset = a * task.anchor
             pathway = Pathway(down, up, offset)
             if self.gate is not None:
-                pathway = threshold_of(replace(pathway, **self.gate.tensors(i, self.scale[i])), task, self.config)
+                gated = replace(pathway, **self.gate.tensors(i, self.scale[i]))
+                pathway = hysteresis_of(threshold_of(gated, task, self.config), task, self.config)
             elif self.config.gate == "logistic":
                 pathway = logistic_gate(pathway, task, self.config)
             found.append(pathway)
