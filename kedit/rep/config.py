@@ -79,7 +79,7 @@ class AdapterConfig:
     threshold: float | None = None
     threshold_range: list[float] = field(default_factory=lambda: [0.3, 0.5])
     false_alarms: float = 0.0005
-    hysteresis: float | None = 0.0
+    hysteresis: float | None = None
     held_back: float = 0.25
     contexts: int = 3
     long_contexts: int = 1
@@ -130,6 +130,7 @@ def parity_config() -> AdapterConfig:
         anneal=1.0,
         reach=1.0,
         threshold=0.9,
+        hysteresis=0.0,
         held_back=0.0,
         contexts=-1,
         long_contexts=0,
