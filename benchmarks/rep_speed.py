@@ -87,11 +87,12 @@ def bank_costs(
     for gate, found in pathways.items():
         for count in counts:
             bank = Bank(list(islice(cycle(found), count)))
-            handle = bank.install(module)
+            handles = bank.install(module)
             try:
                 inside = best(forward)
             finally:
-                handle.remove()
+                for handle in handles:
+                    handle.remove()
             alone = best(lambda bank=bank: bank(keys))
             figures[f"{gate}_{count}"] = {
                 "us_per_token": 1e6 * alone,

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import cast
 
 import torch
@@ -184,7 +185,7 @@ class Weights:
         self._matrices: defaultdict[str, Written] = defaultdict(Written)
         self._biases: defaultdict[str, Written] = defaultdict(Written)
         self._pathways: dict[str, tuple[Pathway, ...]] = {}
-        self._hooks: dict[str, RemovableHandle] = {}
+        self._hooks: dict[str, list[RemovableHandle]] = {}
         self._openings = Openings(model)
         self._following: list[RemovableHandle] = []
 
@@ -212,12 +213,12 @@ class Weights:
         for path, pathways in delta.pathways.items():
             device = weight(modules[path]).device
             self._pathways[path] = (*self._pathways.get(path, ()), *(p.to(device) for p in pathways))
-            if path in self._hooks:
-                self._hooks.pop(path).remove()
+            for hook in self._hooks.pop(path, ()):
+                hook.remove()
             bank = Bank(self._pathways[path])
             if bank.remembers and not self._following:
                 self._following = self._openings.install()
-            self._hooks[path] = bank.install(modules[path], self._openings)
+            self._hooks[path] = bank.install(modules[path], self._openings, _block(self.model, path))
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -227,7 +228,7 @@ class Weights:
             written.restore(weight(modules[path]))
         for path, written in self._biases.items():
             written.restore(cast(Tensor, _bias(modules[path])))
-        for hook in (*self._hooks.values(), *self._following):
+        for hook in chain(*self._hooks.values(), self._following):
             hook.remove()
         for kept in (self._matrices, self._biases, self._pathways, self._hooks, self._following):
             kept.clear()
@@ -259,3 +260,10 @@ def _bias(module: nn.Module) -> Tensor | None:
     """b of a linear map `v = W k + b`; None where there is none."""
     weight(module)  # refuses what is no linear map
     return cast("Tensor | None", module.bias)
+
+
+def _block(model: nn.Module, path: str) -> nn.Module | None:
+    """The numbered layer around a module, `model.layers.5` of `model.layers.5.mlp.down_proj`; None if there is none."""
+    parts = path.split(".")
+    ends = [i for i, part in enumerate(parts) if part.isdigit()]
+    return model.get_submodule(".".join(parts[: ends[-1] + 1])) if ends else None

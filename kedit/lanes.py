@@ -94,8 +94,9 @@ class _MoveRows:
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         keys = args[0].reshape(len(self.lanes), -1, args[0].shape[-1])
         moved = keys
-        texts = self.openings.texts(module, tuple(keys.shape[:2])) if self.remembers else Texts()
-        widest = self._blank(keys)
+        texts = self.openings.texts(module, keys.shape[:2]) if self.remembers else Texts()
+        most = max(len(bank.pathways) for bank in self.banks.values())
+        widest = torch.zeros(len(keys), most, device=keys.device)
         for lane in self.present:
             rows, bank = (self.lanes == lane).nonzero()[:, 0].to(keys.device), self.banks[lane]
             gates = len(bank.pathways)
@@ -109,10 +110,6 @@ class _MoveRows:
         if self.remembers:
             self.openings.note(module, widest)
         return (moved.reshape(args[0].shape), *args[1:])
-
-    def _blank(self, keys: Tensor) -> Tensor:
-        most = max((len(bank.pathways) for bank in self.banks.values()), default=0)
-        return torch.zeros(len(keys), most, device=keys.device)
 
 
 class _AddRows:

@@ -7,7 +7,7 @@ for is in `kedit.pathway`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -63,7 +63,7 @@ class Openings:
             self.model.register_forward_hook(self._end, with_kwargs=True, always_call=True),
         ]
 
-    def texts(self, module: nn.Module, tokens: tuple[int, ...]) -> Texts:
+    def texts(self, module: nn.Module, tokens: Sequence[int]) -> Texts:
         """What is known of the texts whose tokens, `[batch, T]`, `module` is given now.
 
         Raises:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kedit.errors import KeditError
 from kedit.openings import Openings, Texts
@@ -160,39 +161,42 @@ class Bank:
         texts.widest = widest[..., -1, :]
         return (LENT * widest[..., :-1, :]).minimum(cast(Tensor, self._again))
 
-    def install(self, module: nn.Module, openings: Openings | None = None) -> torch.utils.hooks.RemovableHandle:
-        """Puts the bank before `module`; the handle takes it away again.
+    def install(
+        self, module: nn.Module, openings: Openings | None = None, block: nn.Module | None = None
+    ) -> list[RemovableHandle]:
+        """Puts the bank before `module`; removing the handles takes it away again.
 
         Args:
             module: A linear map whose inputs are the keys.
             openings: Follows the model; None: every pass is given whole texts without padding on their left.
+            block: The layer around `module`, given `[batch, T, d_model]`; for models that flatten what `module` is
+                given, where a gate has a hysteresis.
 
         Raises:
-            KeditError: When the model runs: a gate has a hysteresis, and `module` is not given `[batch, T, D]`.
+            KeditError: When the model runs: a gate has a hysteresis, and nothing says which tokens are of one text.
         """
+        if not self.remembers:
+            return [module.register_forward_pre_hook(lambda _, args: (self(args[0]), *args[1:]))]
+        given: list[torch.Size] = []  # [batch, T] of the block's last pass
 
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            if not self.remembers:
-                return (self(args[0]), *args[1:])
-            tokens = whole_texts(args[0])
-            texts = openings.texts(module, tokens) if openings is not None else Texts()
-            moved = self(args[0], texts)
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            given[:] = [hidden.shape[:2]]
+
+        def move(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            keys = args[0] if args[0].ndim == 3 or not given else args[0].view(*given[0], -1)
+            if keys.ndim != 3:
+                raise KeditError(
+                    "model.adapter.hysteresis: this model's feed-forward blocks are not given whole texts; use 0"
+                )
+            texts = openings.texts(module, keys.shape[:2]) if openings is not None else Texts()
+            moved = self(keys, texts).view(args[0].shape)
             if openings is not None and texts.widest is not None:
                 openings.note(module, texts.widest)
             return (moved, *args[1:])
 
-        return module.register_forward_pre_hook(hook)
-
-
-def whole_texts(keys: Tensor) -> tuple[int, ...]:
-    """`(batch, T)` of keys `[batch, T, D]`.
-
-    Raises:
-        KeditError: The keys come in another shape, so that nothing says which tokens are of the same text.
-    """
-    if keys.ndim != 3:
-        raise KeditError("model.adapter.hysteresis: this model's feed-forward blocks are not given whole texts; use 0")
-    return tuple(keys.shape[:2])
+        handles = [module.register_forward_pre_hook(move)]
+        return handles if block is None else [*handles, block.register_forward_pre_hook(enter, with_kwargs=True)]
 
 
 def _hysteresis(pathways: Sequence[Pathway]) -> Tensor | None:

@@ -55,7 +55,7 @@ def in_parts(lm: LM, ids: Tensor, cuts: list[int]) -> Tensor:
     return torch.cat(found, 1)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_a_text_read_in_parts(family: str) -> None:
     lm, ids = tiny_lm(family), texts(4, 12)
     own = delta(lm, 0, gates=2)
@@ -100,6 +100,19 @@ def next_ids(lm: LM, row: tuple[int, ...], n: int) -> list[int]:
         if ids[-1] == lm.tokenizer.eos_token_id:
             break
     return ids[len(row) :]
+
+
+def test_a_layer_by_itself() -> None:
+    """OPT flattens what its feed-forward block is given; the texts are those of the layer."""
+    lm = tiny_lm("opt")
+    states = torch.randn(3, 6, lm.d_model)
+    layer = lm.arch.layer(lm.model, 1)
+    with torch.no_grad(), edited(lm.model, delta(lm, 0)):
+        together = layer(states)
+        for row in range(3):
+            alone = layer(states[row : row + 1])
+            a, b = (found[0] if isinstance(found, tuple) else found for found in (together, alone))
+            torch.testing.assert_close(a[row], b.view(6, -1), atol=1e-4, rtol=1e-4)
 
 
 def test_generation_in_batches_and_lanes_is_that_without_a_cache() -> None:
