@@ -114,6 +114,21 @@ def test_yaml_floats_without_a_point_are_floats(
     assert (args["v_lr"], args["stop_loss"], args["kl_factor"]) == (0.5, 0.001, 100.0)
 
 
+def test_null_reaches_options_of_every_depth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "e.yaml"
+    adapter, editor = "{threshold: 0.7, hysteresis: 1.0}", "{class_path: ROME, init_args: {v_lr: 0.5, layer: 4}}"
+    file.write_text(f"model: {{class_path: REP, init_args: {{adapter: {adapter}, editor: {editor}}}}}\n")
+    nulls = ["--model.adapter.threshold", "null", "--model.editor.v_lr=null", "--run.name", "null"]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(file), "--data", "Facts", *nulls, "--print_config"])
+    assert not stop.value.code
+    config = yaml.safe_load(capsys.readouterr().out)
+    args = config["model"]["init_args"]
+    assert (args["adapter"]["threshold"], args["adapter"]["hysteresis"]) == (None, 1.0)
+    assert (args["editor"]["init_args"]["v_lr"], args["editor"]["init_args"]["layer"]) == (None, 4)
+    assert config["run"]["name"] is None
+
+
 def test_fast_dev_run_is_one_honest_edit(words: list[str], tmp_path: Path, rows_of: Callable[[Path], Any]) -> None:
     main([*words, "--trainer.fast_dev_run", "true", "--model.regime", "sequential"])
     rows = rows_of(tmp_path / "runs" / "one")
