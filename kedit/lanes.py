@@ -95,20 +95,21 @@ class _MoveRows:
         keys = args[0].reshape(len(self.lanes), -1, args[0].shape[-1])
         moved = keys
         texts = self.openings.texts(module, keys.shape[:2]) if self.remembers else Texts()
-        most = max(len(bank.pathways) for bank in self.banks.values())
-        widest = torch.zeros(len(keys), most, device=keys.device)
+        seen: list[tuple[Tensor, Tensor]] = []  # rows of a lane, and how wide its gates have been in them
         for lane in self.present:
             rows, bank = (self.lanes == lane).nonzero()[:, 0].to(keys.device), self.banks[lane]
-            gates = len(bank.pathways)
-            own = texts.rows(rows, gates)
+            own = texts.rows(rows, len(bank.pathways))
             native = keys[rows]
             new = bank(native, own)
             if new is not native:
                 moved = moved.index_copy(0, rows, new)
             if own.widest is not None:
-                widest[rows, :gates] = own.widest
-        if self.remembers:
-            self.openings.note(module, widest)
+                seen.append((rows, own.widest))
+        if seen:
+            together = keys.new_zeros(len(keys), max(len(bank.pathways) for bank in self.banks.values())).float()
+            for rows, widest in seen:
+                together[rows, : widest.shape[1]] = widest
+            self.openings.note(module, together)
         return (moved.reshape(args[0].shape), *args[1:])
 
 

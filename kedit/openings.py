@@ -8,7 +8,7 @@ for is in `kedit.pathway`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -39,6 +39,15 @@ class Texts:
         return Texts(real, None if widest is None else widest[:, :gates])
 
 
+@dataclass
+class _Pass:
+    """A forward pass of the model: its tokens that are no padding, the cache it was given, what its gates have seen."""
+
+    real: Tensor | None
+    cache: Any
+    seen: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+
 class Openings:
     """Follows the forward passes of `model`, its own ones: layers run by themselves read texts that end there.
 
@@ -51,10 +60,7 @@ class Openings:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._number = next(_NUMBERS)
-        self._running = False
-        self._real: Tensor | None = None
-        self._cache: Any = None
-        self._new: dict[tuple[int, int], Tensor] = {}
+        self._pass: _Pass | None = None
 
     def install(self) -> list[RemovableHandle]:
         """Hooks that follow the model until the handles are removed."""
@@ -69,10 +75,10 @@ class Openings:
         Raises:
             KeditError: The cache's rows are other ones than when it was filled.
         """
-        if not self._running:
+        if self._pass is None:
             return Texts()
-        real = None if self._real is None else self._real[:, -tokens[-1] :]
-        widest = kept(self._cache).get((self._number, id(module)))
+        real = None if self._pass.real is None else self._pass.real[:, -tokens[-1] :]
+        widest = kept(self._pass.cache).get((self._number, id(module)))
         for known in (real, widest):
             if known is not None and len(known) != tokens[0]:
                 raise KeditError(
@@ -83,20 +89,19 @@ class Openings:
 
     def note(self, module: nn.Module, widest: Tensor) -> None:
         """Keeps what `module`'s gates have seen after this pass, `[batch, J]`."""
-        if self._running:
-            self._new[self._number, id(module)] = widest.detach()
+        if self._pass is not None:
+            self._pass.seen[self._number, id(module)] = widest.detach()
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask = kwargs.get("attention_mask")
-        self._running, self._new = True, {}
-        self._real = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        self._cache = kwargs.get("past_key_values")
+        real = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        self._pass = _Pass(real, kwargs.get("past_key_values"))
 
     def _end(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         cache = getattr(output, "past_key_values", None)
-        if cache is not None:
-            setattr(cache, _NAME, {**getattr(cache, _NAME, {}), **self._new})
-        self._running, self._real, self._cache, self._new = False, None, None, {}
+        if cache is not None and self._pass is not None:
+            setattr(cache, _NAME, {**getattr(cache, _NAME, {}), **self._pass.seen})
+        self._pass = None
 
 
 def kept(cache: Any) -> Mapping[tuple[int, int], Tensor]:

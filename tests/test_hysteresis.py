@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.arch import weight
 from kedit.delta import Delta, edited
 from kedit.deltafile import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.lanes import LaneBank
-from kedit.lm import LM
 from kedit.pathway import Bank, Pathway
 from kedit.rep import AdapterConfig, AdapterLanes, Task, closed_form, parity_config
+from tests.gates import gated
 from tests.tiny import tiny_lm
 
 D = 8
@@ -85,29 +84,11 @@ def test_the_gates_of_a_bank_remember_each_for_itself() -> None:
     assert (alone(text[None]) - text)[0, :, 1].tolist() == pytest.approx([0, 0, 0, 2, 0])
 
 
-def deltas(lm: LM) -> tuple[list[Delta], Tensor, str]:
-    path = lm.arch.path("mlp_out", 1)
-    width = weight(lm.model.get_submodule(path)).shape[1]
-    g = torch.Generator().manual_seed(0)
-    found = []
-    for seed in range(2):
-        read = torch.randn(width, generator=g)
-        own = Pathway(
-            torch.randn(2, width, generator=g),
-            torch.randn(width, 2, generator=g),
-            read=5 * read,
-            bias=torch.tensor(0.0),
-            threshold=torch.tensor(0.6),
-            hysteresis=torch.tensor(1.5 + seed),
-        )
-        found.append(Delta(pathways={path: (own,)}))
-    ids = torch.randint(5, 500, (3, 12), generator=g)
-    return found, ids, path
-
-
 def test_lanes_and_files_keep_it(tmp_path: Path) -> None:
     lm = tiny_lm("llama")
-    own, ids, path = deltas(lm)
+    own = [gated(lm, seed, threshold=0.6, hysteresis=1.5 + seed) for seed in range(2)]
+    (path,) = own[0].pathways
+    ids = torch.randint(5, 500, (3, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         with LaneBank(lm.model, own).rows(torch.tensor([0, 1, -1])):
             got = lm.model(ids).logits

@@ -15,28 +15,9 @@ from kedit.generate import greedy_ids
 from kedit.lanes import LaneBank
 from kedit.lm import LM
 from kedit.openings import choose_rows
-from kedit.pathway import Pathway
 from kedit.sampling import sample
+from tests.gates import gated
 from tests.tiny import tiny_lm
-
-
-def delta(lm: LM, seed: int, gates: int = 1) -> Delta:
-    """Gates that open at a third of the tokens by themselves and at more with what they are lent."""
-    path = lm.arch.path("mlp_out", 1)
-    width = weight(lm.model.get_submodule(path)).shape[1]
-    g = torch.Generator().manual_seed(seed)
-    found = [
-        Pathway(
-            torch.randn(2, width, generator=g),
-            torch.randn(width, 2, generator=g),
-            read=5 * torch.randn(width, generator=g),
-            bias=torch.tensor(0.0),
-            threshold=torch.tensor(2.0),
-            hysteresis=torch.tensor(3.0),
-        )
-        for _ in range(gates)
-    ]
-    return Delta(pathways={path: tuple(found)})
 
 
 def plain(own: Delta) -> Delta:
@@ -58,7 +39,7 @@ def in_parts(lm: LM, ids: Tensor, cuts: list[int]) -> Tensor:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_a_text_read_in_parts(family: str) -> None:
     lm, ids = tiny_lm(family), texts(4, 12)
-    own = delta(lm, 0, gates=2)
+    own = gated(lm, 0, gates=2)
     with torch.no_grad():
         with edited(lm.model, own):
             whole = lm.model(ids).logits
@@ -73,7 +54,7 @@ def test_a_text_read_in_parts(family: str) -> None:
 
 def test_a_cache_that_the_model_made() -> None:
     lm, ids = tiny_lm("llama"), texts(2, 10)
-    with torch.no_grad(), edited(lm.model, delta(lm, 0)):
+    with torch.no_grad(), edited(lm.model, gated(lm, 0)):
         first = lm.model(ids[:, :6], use_cache=True)
         second = lm.model(ids[:, 6:], past_key_values=first.past_key_values, use_cache=True)
         torch.testing.assert_close(second.logits, lm.model(ids).logits[:, 6:], atol=1e-4, rtol=1e-4)
@@ -86,7 +67,7 @@ def test_padding_lends_nothing() -> None:
         mask = torch.ones_like(padded)
         mask[:, :pads] = 0
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        with torch.no_grad(), edited(lm.model, delta(lm, seed)):
+        with torch.no_grad(), edited(lm.model, gated(lm, seed)):
             found = lm.model(padded, attention_mask=mask, position_ids=positions).logits[:, pads:]
             torch.testing.assert_close(found, lm.model(ids).logits, atol=1e-4, rtol=1e-4)
 
@@ -107,7 +88,7 @@ def test_a_layer_by_itself() -> None:
     lm = tiny_lm("opt")
     states = torch.randn(3, 6, lm.d_model)
     layer = lm.arch.layer(lm.model, 1)
-    with torch.no_grad(), edited(lm.model, delta(lm, 0)):
+    with torch.no_grad(), edited(lm.model, gated(lm, 0)):
         together = layer(states)
         for row in range(3):
             alone = layer(states[row : row + 1])
@@ -119,7 +100,7 @@ def test_generation_in_batches_and_lanes_is_that_without_a_cache() -> None:
     """Rows of different lengths, padded, end at different steps and leave the batch."""
     lm = tiny_lm("llama")
     rows = [tuple(texts(1, n, seed=n)[0].tolist()) for n in (3, 5, 8, 8, 4, 11)]
-    owns = [delta(lm, 0), delta(lm, 1, gates=3)]
+    owns = [gated(lm, 0), gated(lm, 1, gates=3)]
     bank, lanes = LaneBank(lm.model, owns), [0, 1, -1, 0, 1, 1]
     found = greedy_ids(lm, rows, 12, lanes=lanes, bank=bank)
     drawn = sample(lm, rows, 12, top_k=1, mixed=True, lanes=lanes, bank=bank)
@@ -138,7 +119,7 @@ def test_rows_of_a_cache_are_chosen_with_their_openings() -> None:
     lm, ids = tiny_lm("llama"), texts(4, 10)
     index = torch.tensor([2, 0])
     every = torch.arange(2)
-    with torch.no_grad(), edited(lm.model, delta(lm, 0)):
+    with torch.no_grad(), edited(lm.model, gated(lm, 0)):
         cache = DynamicCache(config=lm.model.config)
         lm.model(ids[:, :6], past_key_values=cache, use_cache=True)
         choose_rows(cache, index)
@@ -148,9 +129,7 @@ def test_rows_of_a_cache_are_chosen_with_their_openings() -> None:
         with pytest.raises(KeditError, match="a cache of 2 texts goes on with 1"):
             lm.model(ids[:1, :1], past_key_values=cache)
         module = lm.arch.module(lm.model, "mlp_out", 1)
-        module(
-            torch.randn(5, 4, weight(module).shape[1])
-        )  # the refused pass is over: a layer by itself reads its own texts
+        module(torch.randn(5, 4, weight(module).shape[1]))  # the refused pass is over: these are a layer's own texts
         torch.testing.assert_close(lm.model(ids).logits[index, -1], found, atol=1e-4, rtol=1e-4)  # and goes on
 
 
@@ -158,7 +137,7 @@ def test_two_deltas_at_once_and_hooks_are_gone_afterwards() -> None:
     lm, ids = tiny_lm("llama"), texts(2, 10)
     before = lm.model(ids).logits.detach()
     with torch.no_grad():
-        with edited(lm.model, delta(lm, 0)), LaneBank(lm.model, [delta(lm, 3)]).rows(torch.tensor([0, -1])):
+        with edited(lm.model, gated(lm, 0)), LaneBank(lm.model, [gated(lm, 3)]).rows(torch.tensor([0, -1])):
             torch.testing.assert_close(in_parts(lm, ids, [4, 5]), lm.model(ids).logits, atol=1e-4, rtol=1e-4)
         assert torch.equal(lm.model(ids).logits, before)
     assert not lm.model._forward_hooks
