@@ -35,7 +35,6 @@ from kedit.callbacks import (
 )
 from kedit.cli.checks import check_checkpoint, check_groups, edits_kept, first_line, placed, run_name
 from kedit.cli.messages import Interrupted
-from kedit.cli.nulls import accept_null
 from kedit.cli.quiet import quiet_lightning
 from kedit.cli.strategy import ShardedEdits
 from kedit.data import EditData
@@ -262,7 +261,6 @@ class _Parsing(KeditCLI):
 
 def _cli(cls: type[KeditCLI], words: list[str], stopper: Stopper) -> KeditCLI:
     about = "Edit facts in a language model and measure what the edits did."
-    accept_null()
     return cls(
         EditingModule,
         EditData,

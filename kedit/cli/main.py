@@ -13,6 +13,7 @@ from rich.console import Console
 import kedit
 from kedit import launched
 from kedit.cli.messages import Interrupted, explain, of_kedit
+from kedit.cli.nulls import accept_null
 from kedit.cli.quiet import set_up_logging
 from kedit.errors import KeditError
 from kedit.stopping import Stopped, Stopper
@@ -52,6 +53,7 @@ def main(args: Sequence[str] | None = None) -> None:
         out.print(f"kedit {kedit.__version__}")
         return
     commands = _commands()
+    accept_null()
     try:
         if words[0] not in commands:
             raise KeditError(f"there is no command {words[0]!r}; there are {', '.join(commands)}")
