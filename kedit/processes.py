@@ -91,5 +91,11 @@ def total(value: torch.Tensor) -> torch.Tensor:
     return moved.to(value.device)
 
 
+def leave() -> None:
+    """Ends this process's part in the group, where there is one."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def _several() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -181,3 +181,26 @@ def test_errors_are_said_once(words: list[str], message: str, tiny_folder: Calla
     assert len(errors) == 1
     assert errors[0].startswith(message)
     assert "Traceback" not in done.stderr
+
+
+def test_a_process_leaves_its_group_before_python_ends() -> None:
+    """Else one of gloo's threads may still be there when Python goes away, and end the process with SIGABRT."""
+    program = """
+import atexit
+from torch import distributed
+
+atexit.register(lambda: print("still connected" if distributed.is_initialized() else "left"))  # the last to be called
+
+from lightning import Trainer
+from kedit.cli.strategy import ShardedEdits
+
+for _ in range(2):
+    strategy = ShardedEdits()
+    Trainer(accelerator="cpu", devices=1, strategy=strategy, logger=False, enable_checkpointing=False)
+    strategy.setup_environment()
+    print("connected" if distributed.is_initialized() else "alone")
+"""
+    words = [sys.executable, "-c", program]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    answer = subprocess.run(words, env=env, capture_output=True, text=True, check=True, timeout=120)
+    assert answer.stdout.split("\n")[:-1] == ["connected", "connected", "left"]

@@ -210,8 +210,11 @@ def test_a_run_of_two_tasks(tmp_path: Path, tiny_folder: Callable[..., str], row
     file = whole[whole.index("--config") + 1]
     asked = ["--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--mem=1G", f"--chdir={tmp_path}"]
     options = ["--trainer.accelerator", "cpu", "--data.batch_size", "3", "--metrics.scoring.batch_tokens", "60"]
-    job = said("sbatch", "--wait", "--parsable", *asked, str(ROOT / "slurm" / "run.sbatch"), file, *options).strip()
+    words = ["sbatch", "--wait", "--parsable", *asked, str(ROOT / "slurm" / "run.sbatch"), file, *options]
+    waited = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False, timeout=120)
+    job = waited.stdout.strip()
     text = (tmp_path / f"kedit-{job}.out").read_text()
+    assert waited.returncode == 0, text
     folder = tmp_path / "runs" / f"EMMET-sequential.json-{job}"
     assert json.loads((folder / "summary.json").read_text())["timing"]["processes"] == 2, text
     assert rows_of(folder) == rows_of(tmp_path / "runs" / "EMMET-sequential")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 from datetime import timedelta
 
 from lightning.pytorch.strategies import DDPStrategy
+
+from kedit import processes
 
 
 class ShardedEdits(DDPStrategy):
@@ -18,3 +21,11 @@ class ShardedEdits(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Leaves the module as it is."""
+
+    def setup_environment(self) -> None:
+        """Connects the processes, and has each leave its group before Python goes away: gloo's threads do not survive
+        that (a finished process then aborts now and then, and Slurm ends the others of the job with it).
+        """
+        super().setup_environment()
+        atexit.unregister(processes.leave)  # a second run of this process finds the group as it is
+        atexit.register(processes.leave)
