@@ -100,7 +100,17 @@ D_FF, N_SITES = 40, 4
         ({"trace.mode": "kbest", "trace.tie_kv": "true", "contrast.original": "greedy"}, 2, 5),
         ({"parity": "true", "train.lr": TrainConfig().lr, "train.passes": TrainConfig().passes}, 5, 30),
         ({"scope": "dataset", "train.objective": "joint", "contrast.lr": 0.001, "train.retrace": 1}, 5, 5),
-        ({"trace.enough": 0.5, "keep.weight": 2, "keep.prompts": 4, "train.layer_weights": "true"}, 2, 4),
+        (
+            {
+                "trace.enough": 0.5,
+                "keep.weight": 2,
+                "keep.prompts": 4,
+                "train.layer_weights": "true",
+                "train.best": "true",
+            },
+            2,
+            4,
+        ),
     ],
 )
 def test_every_option_runs(

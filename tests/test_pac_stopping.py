@@ -7,7 +7,8 @@ import torch
 
 from kedit.delta import edited
 from kedit.errors import KeditError
-from kedit.pac import Labelled, Objective
+from kedit.lm import LM
+from kedit.pac import Labelled, Objective, Request, Sides
 from tests.pac_cases import (
     asked,
     both_losses,
@@ -16,6 +17,7 @@ from tests.pac_cases import (
     easy,
     go,
     logits_alone,
+    same,
     sides_of,
     small,
     step,
@@ -164,3 +166,54 @@ def test_an_edit_goes_on_until_what_it_rehearses_is_answered() -> None:
     with edited(lm.model, sides.delta()), torch.no_grad():
         for request in (old, *known):
             assert logits_alone(lm, request.text).argmax(-1).tolist() == list(request.text.target)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_best_ends_with_the_pass_after_which_most_were_answered(seed: int) -> None:
+    """Against looking after every pass: the same steps, and in the end the changes of the best of these moments."""
+    passes, rate = 12, 0.03
+    runs = []
+    for best in (True, False):
+        lm = small(d_model=32)
+        sides = sides_of(lm, lr=rate, contrast_lr=rate / 10)
+        requests, generator = asked(lm), torch.Generator().manual_seed(seed)
+        course = course_of(lm, sides, requests, passes, stop=False, best=best, mini_batch=2, generator=generator)
+        optimizer = sides.take(draw(lm, nodes=20))
+        moments = []
+        for number in range(1, 2 * 2 * passes + 1):  # two mini-batches, a step of T+ and one of T- each
+            assert step(course, optimizer) is not None
+            if number == 4 * 8:  # the last four passes undo what is there
+                for group in optimizer.param_groups:
+                    group["lr"] = 3.0
+            if number % 4 == 0:
+                moments.append((values(sides.top), values(sides.bottom), ranked(lm, sides, requests)))
+        course.finish()
+        runs.append((moments, values(sides.top), values(sides.bottom)))
+    (moments, top, bottom), (plain, last_top, _) = runs
+    assert all(same(one[0], other[0]) for one, other in zip(moments, plain, strict=True))
+    assert same(last_top, plain[-1][0])
+    ranks = [rank for *_, rank in moments]
+    chosen = ranks.index(max(ranks))
+    assert same(top, moments[chosen][0])
+    assert same(bottom, moments[chosen][1])
+    assert chosen < passes - 4
+    assert ranks[chosen][0] > ranks[-1][0]
+
+
+def ranked(lm: LM, sides: Sides, requests: list[Request]) -> tuple[int, float]:
+    """How many of the requests are answered, and less their losses."""
+    with edited(lm.model, sides.delta()), torch.no_grad():
+        said = [logits_alone(lm, request.text).argmax(-1).tolist() == list(request.text.target) for request in requests]
+        losses = [float(both_losses(lm, [request], True)[0]) for request in requests]
+    return sum(said), -sum(losses)
+
+
+def test_best_puts_nothing_back_where_the_last_pass_is_the_best() -> None:
+    lm = small(d_model=32)
+    sides = sides_of(lm, lr=2e-2, contrast_lr=2e-3)
+    course = course_of(lm, sides, asked(lm), passes=60, stop=True, best=True, mini_batch=2)
+    go(course, sides.take(draw(lm, nodes=20)))
+    assert course.learned
+    kept = values(sides.top)
+    course.finish()
+    assert same(values(sides.top), kept)

@@ -12,7 +12,6 @@ import torch
 from kedit import processes
 from kedit.batch import EditBatch
 from kedit.data import read_facts
-from kedit.delta import edited
 from kedit.errors import KeditError
 from kedit.lm import LMConfig
 from kedit.methods.base import EditingModule, Regime
@@ -37,6 +36,7 @@ from kedit.pac import (
     greedy_answers,
     labelled,
     layer_weights,
+    look,
     nodes_to_choose_from,
     released,
 )
@@ -221,6 +221,7 @@ class PAC(EditingModule):
             yield phase
             if phase.error is not None:
                 raise phase.error
+            course.finish()
             if course.learned:
                 break
         return size
@@ -249,24 +250,16 @@ class PAC(EditingModule):
             return batch
         return Labelled(batch.ids, batch.rows, batch.cols, batch.labels, batch.weights * (len(requests) / n))
 
-    @torch.no_grad()
     def _look(self, sides: Sides, requests: list[Request], progress: dict[str, Progress]) -> None:
         """How the requests fare with the changes as they will be delivered.
 
         Raises:
             KeditError: A loss is not finite.
         """
-        with edited(self.lm.model, sides.delta(self.contrast.merge)):
-            for start in range(0, len(requests), _BATCH):
-                some = requests[start : start + _BATCH]
-                batch = labelled(self.lm, [request.text for request in some])
-                logits = batch.logits(self.lm)
-                means = batch.means(logits)
-                if not bool(means.isfinite().all()):
-                    raise KeditError("the loss is not finite after the last step; a smaller model.train.lr may help")
-                for request, loss, yes in zip(some, means.tolist(), batch.answered(logits).tolist(), strict=True):
-                    own = progress.setdefault(request.case, Progress())
-                    own.loss, own.answered = loss, yes
+        fared = look(self.lm, sides.delta(self.contrast.merge), requests)
+        for request, loss, yes in zip(requests, *fared, strict=True):
+            own = progress.setdefault(request.case, Progress())
+            own.loss, own.answered = loss, yes
 
     def whole_profile(self) -> Profile:
         """That of all processes, which trace paths of their own in the single regime; to be called by all of them."""

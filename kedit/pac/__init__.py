@@ -12,7 +12,7 @@ from kedit.pac.select import Scores, Selection, TraceConfig, layer_profile, sele
 from kedit.pac.sides import Sides
 from kedit.pac.sites import Site, sites
 from kedit.pac.tracing import trace, trace_each
-from kedit.pac.training import Progress, Request, Steps
+from kedit.pac.training import Progress, Request, Steps, look
 
 __all__ = [
     "Bias",
@@ -42,6 +42,7 @@ __all__ = [
     "labelled",
     "layer_profile",
     "layer_weights",
+    "look",
     "node_scores",
     "nodes_to_choose_from",
     "parity_train",

@@ -85,6 +85,9 @@ class TrainConfig:
             one step on the sum of both losses (the paper), whose gradient reaches T+ and T-.
         stop: Requests whose new target is the argmax already, at every token, are left out of a step; an edit batch
             ends when none is left.
+        best: An edit batch of several requests ends with the changes of the pass after which most of them were
+            answered, where later passes lost some (of equal ones, that of the lowest loss). They are all asked after
+            every pass. false: with those of the last step, whatever it undid.
         margin: How many nats the target must be ahead of every other token for that.
         per_edit: Every request weighs the same in a loss; false: every target token does (the released code).
         shared_adam: One Adam trains T+ and T- and goes on when paths are traced again, so that nodes move by their
@@ -103,6 +106,7 @@ class TrainConfig:
     retrace: int = 0
     objective: Objective = "alternate"
     stop: bool = True
+    best: bool = False
     margin: float = 0.0
     per_edit: bool = True
     shared_adam: bool = False

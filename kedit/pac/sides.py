@@ -73,7 +73,7 @@ class Sides:
     def begin(self) -> None:
         """A new edit on top of the changes so far: the next `take` begins with a fresh optimiser."""
         self.forget()
-        self._kept = [side.changes() for side in self._sides]
+        self._kept = self.changes()
 
     def forget(self) -> None:
         """The next `take` begins with a fresh optimiser; the changes stay."""
@@ -81,7 +81,15 @@ class Sides:
 
     def undo(self) -> None:
         """Puts the changes back to what they were at the last `begin`."""
-        for side, kept in zip(self._sides, self._kept, strict=True):
+        self.reset(self._kept)
+
+    def changes(self) -> list[Mapping[Site, Change]]:
+        """A copy of the changes as they are now, for `reset`."""
+        return [side.changes() for side in self._sides]
+
+    def reset(self, changes: list[Mapping[Site, Change]]) -> None:
+        """Puts the changes back to a copy of earlier ones; the optimiser stays as it is."""
+        for side, kept in zip(self._sides, changes, strict=True):
             side.reset(kept)
 
     def train(self, *parts: Part) -> None:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from kedit.delta import Delta, edited
 from kedit.errors import KeditError
 from kedit.lm import LM
 from kedit.pac.config import ContrastConfig, KeepConfig, TrainConfig
 from kedit.pac.keep import Keeper, last_places
 from kedit.pac.labels import Labelled, labelled
+from kedit.pac.rectify import Change
 from kedit.pac.sides import Sides
+from kedit.pac.sites import Site
 from kedit.packing import logits_of
 from kedit.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+_BATCH = 16  # requests of a forward pass
 
 
 @dataclass(frozen=True)
@@ -52,11 +60,32 @@ class Progress:
     answered: bool = False
 
 
+@torch.no_grad()
+def look(lm: LM, delta: Delta, requests: Sequence[Request]) -> tuple[list[float], list[bool]]:
+    """How requests fare with some changes: their losses, and which are answered, every target token the argmax.
+
+    Raises:
+        KeditError: A loss is not finite.
+    """
+    losses: list[float] = []
+    answered: list[bool] = []
+    with edited(lm.model, delta):
+        for start in range(0, len(requests), _BATCH):
+            batch = labelled(lm, [request.text for request in requests[start : start + _BATCH]])
+            logits = batch.logits(lm)
+            means = batch.means(logits)
+            if not bool(means.isfinite().all()):
+                raise KeditError("the loss is not finite after the last step; a smaller model.train.lr may help")
+            losses += means.tolist()
+            answered += batch.answered(logits).tolist()
+    return losses, answered
+
+
 @dataclass
 class Steps:
     """The steps of some passes over some requests, one loss after the other.
 
-    `loss` and `before_step` are to be called in turn with the optimiser's step after them, until `done`.
+    `loss` and `before_step` are to be called in turn with the optimiser's step after them, until `done`; then `finish`.
 
     Args:
         lm: The model.
@@ -90,6 +119,7 @@ class Steps:
         self._open = {request.case for request in self.requests}  # not seen answered since the last step
         self._order = self._mini_batches()
         self._current: list[Request] = []
+        self._best: tuple[tuple[int, float], list[Mapping[Site, Change]]] | None = None
         self._turn: Literal["edit", "contrast"] = "edit"
         for request in self.requests:
             self.progress.setdefault(request.case, Progress())
@@ -117,6 +147,9 @@ class Steps:
             self._turn = "edit"
             return self._checked("contrast", loss)
         for batch in self._order:
+            if not batch:
+                self._look()
+                continue
             loss = self._edit(batch)
             if loss is not None:
                 self._open = {request.case for request in self.requests}
@@ -129,11 +162,37 @@ class Steps:
         self.done = True
         return None
 
+    def finish(self) -> None:
+        """Puts back the changes of the best pass, where there was a better one than the last (`train.best`).
+
+        Raises:
+            KeditError: A loss is not finite.
+        """
+        if self._best is None or self.learned:
+            return
+        best, changes = self._best
+        last = self._rank()
+        if last < best:
+            self.sides.reset(changes)
+            n = len(self.requests)
+            log.info("an earlier pass is kept: after it %d of %d were answered, after the last %d", best[0], n, last[0])
+
     def before_step(self) -> None:
         """Leaves no gradient to what is not trained in this step, and measures what there is."""
         self.sides.before_step()
         name = "contrast" if self.sides.turn == ("bottom",) else "edit"
         self.terms[f"{name}_gradient"] = float(self.sides.gradient_norm())
+
+    def _look(self) -> None:
+        """Keeps the changes as they are, if no pass before was better."""
+        rank = self._rank()
+        if self._best is None or rank > self._best[0]:
+            self._best = rank, self.sides.changes()
+
+    def _rank(self) -> tuple[int, float]:
+        """How many requests are answered now, and, less being better, their losses."""
+        losses, answered = look(self.lm, self.sides.delta(self.contrast.merge), self.requests)
+        return sum(answered), -sum(losses)
 
     def _edit(self, batch: list[Request]) -> Tensor | None:
         """L(y*) of the requests that need it, with what goes beside it; None where none does."""
@@ -209,7 +268,9 @@ class Steps:
 
     def _mini_batches(self) -> Iterator[list[Request]]:
         size = self.train.mini_batch
-        for _ in range(self.passes):
+        for number in range(self.passes):
+            if number and self.train.best and len(self.requests) > 1:
+                yield []  # between two passes
             order = torch.randperm(len(self.requests), generator=self.generator).tolist()
             for start in range(0, len(order), size):
                 yield [self.requests[i] for i in order[start : start + size]]
