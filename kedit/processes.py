@@ -93,9 +93,13 @@ def total(value: torch.Tensor) -> torch.Tensor:
 
 def leave() -> None:
     """Ends this process's part in the group, where there is one."""
-    if distributed.is_available() and distributed.is_initialized():
+    if _connected():
         distributed.destroy_process_group()
 
 
 def _several() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return _connected() and distributed.get_world_size() > 1
+
+
+def _connected() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

@@ -18,6 +18,7 @@ from kedit.methods.base import EditingModule, Regime
 from kedit.methods.locate import finite
 from kedit.methods.phases import Edit, Phase, RectifyPhase
 from kedit.pac import (
+    BATCH,
     ContrastConfig,
     KeepConfig,
     Keeper,
@@ -43,8 +44,6 @@ from kedit.pac import (
 from kedit.requests import EditRecord
 
 log = logging.getLogger(__name__)
-
-_BATCH = 16  # texts of a forward or tracing pass that are not a mini-batch of the released run
 
 
 class PAC(EditingModule):
@@ -136,8 +135,8 @@ class PAC(EditingModule):
         texts = [encode_request(self.lm, record.request) for record in records]
         cases = [record.request.case_id for record in records]
         found: list[Request] = []
-        for start in range(0, len(texts), _BATCH):
-            some = texts[start : start + _BATCH]
+        for start in range(0, len(texts), BATCH):
+            some = texts[start : start + BATCH]
             greedy = self.contrast.original == "greedy"
             originals = greedy_answers(self.lm, some) if greedy else some
             if greedy:
@@ -145,7 +144,7 @@ class PAC(EditingModule):
             else:
                 flat = iter(argmaxes(self.lm, labelled(self.lm, some)).tolist())
                 said = [tuple(next(flat) for _ in text.target) for text in some]
-            rows = zip(cases[start : start + _BATCH], some, originals, said, strict=True)
+            rows = zip(cases[start : start + BATCH], some, originals, said, strict=True)
             found += [Request(*row) for row in rows]
         return found
 
@@ -230,7 +229,7 @@ class PAC(EditingModule):
         """Nodes of the requests at the weights as they are, and the layers' weights where these are asked for."""
         t = self.train_config
         generator = generator or torch.Generator().manual_seed(self.seed)
-        size = t.mini_batch if self.parity else _BATCH
+        size = t.mini_batch if self.parity else BATCH
         if self.parity:
             order = torch.randperm(len(requests), generator=generator).tolist()
         else:

@@ -12,9 +12,10 @@ from kedit.pac.select import Scores, Selection, TraceConfig, layer_profile, sele
 from kedit.pac.sides import Sides
 from kedit.pac.sites import Site, sites
 from kedit.pac.tracing import trace, trace_each
-from kedit.pac.training import Progress, Request, Steps, look
+from kedit.pac.training import BATCH, Progress, Request, Steps, look
 
 __all__ = [
+    "BATCH",
     "Bias",
     "ContrastConfig",
     "KeepConfig",

@@ -16,6 +16,8 @@ from kedit.pac.select import Selection
 from kedit.pac.sites import Site
 
 Theta = Literal["updated", "instead"]
+Changes = list[dict[Site, Change]]
+"""Of both sides, or of the one that is shared."""
 
 
 class Sides:
@@ -40,7 +42,7 @@ class Sides:
         self.bottom = self.top if shared else Rectifier(lm, bias)
         self.optimizer: torch.optim.Adam | None = None
         self.turn: tuple[Part, ...] = ("top",)
-        self._kept: list[Mapping[Site, Change]] = []
+        self._kept: Changes = []
 
     def take(self, selection: Selection, weights: Mapping[Site, float] | None = None) -> torch.optim.Adam:
         """Trains these nodes from now on, with the optimiser that is there or a first one.
@@ -83,11 +85,11 @@ class Sides:
         """Puts the changes back to what they were at the last `begin`."""
         self.reset(self._kept)
 
-    def changes(self) -> list[Mapping[Site, Change]]:
+    def changes(self) -> Changes:
         """A copy of the changes as they are now, for `reset`."""
         return [side.changes() for side in self._sides]
 
-    def reset(self, changes: list[Mapping[Site, Change]]) -> None:
+    def reset(self, changes: Changes) -> None:
         """Puts the changes back to a copy of earlier ones; the optimiser stays as it is."""
         for side, kept in zip(self._sides, changes, strict=True):
             side.reset(kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -17,15 +17,14 @@ from kedit.lm import LM
 from kedit.pac.config import ContrastConfig, KeepConfig, TrainConfig
 from kedit.pac.keep import Keeper, last_places
 from kedit.pac.labels import Labelled, labelled
-from kedit.pac.rectify import Change
-from kedit.pac.sides import Sides
-from kedit.pac.sites import Site
+from kedit.pac.sides import Changes, Sides
 from kedit.packing import logits_of
 from kedit.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
-_BATCH = 16  # requests of a forward pass
+BATCH = 16
+"""Requests in a forward or tracing pass that is no training step."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,8 @@ def look(lm: LM, delta: Delta, requests: Sequence[Request]) -> tuple[list[float]
     losses: list[float] = []
     answered: list[bool] = []
     with edited(lm.model, delta):
-        for start in range(0, len(requests), _BATCH):
-            batch = labelled(lm, [request.text for request in requests[start : start + _BATCH]])
+        for start in range(0, len(requests), BATCH):
+            batch = labelled(lm, [request.text for request in requests[start : start + BATCH]])
             logits = batch.logits(lm)
             means = batch.means(logits)
             if not bool(means.isfinite().all()):
@@ -119,7 +118,7 @@ class Steps:
         self._open = {request.case for request in self.requests}  # not seen answered since the last step
         self._order = self._mini_batches()
         self._current: list[Request] = []
-        self._best: tuple[tuple[int, float], list[Mapping[Site, Change]]] | None = None
+        self._best: tuple[tuple[int, float], Changes] | None = None
         self._turn: Literal["edit", "contrast"] = "edit"
         for request in self.requests:
             self.progress.setdefault(request.case, Progress())
