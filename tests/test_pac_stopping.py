@@ -130,12 +130,24 @@ def test_a_loss_that_is_not_finite(which: str) -> None:
     lm = small()
     sides = sides_of(lm)
     optimizer = sides.take(draw(lm))
-    course = course_of(lm, sides, asked(lm), objective="alternate" if which == "contrast" else "joint")
+    objective = "alternate" if which == "contrast" else "joint"
+    course = course_of(lm, sides, asked(lm), objective=objective, best=False)
     assert step(course, optimizer) is not None
     next(iter(sides.top.values.values())).data.fill_(torch.inf)
     with pytest.raises(
         KeditError, match=rf"^the {which} loss is (nan|inf) after \d steps; a smaller model\.train\.lr may"
     ):
+        course.loss()
+
+
+def test_weights_that_are_not_finite_after_a_pass() -> None:
+    lm = small()
+    sides = sides_of(lm)
+    optimizer = sides.take(draw(lm))
+    course = course_of(lm, sides, asked(lm), objective="joint", mini_batch=len(asked(lm)))
+    assert step(course, optimizer) is not None
+    next(iter(sides.top.values.values())).data.fill_(torch.inf)
+    with pytest.raises(KeditError, match=r"^the weights are not finite after the last step; a smaller model"):
         course.loss()
 
 

@@ -106,7 +106,7 @@ class TrainConfig:
     retrace: int = 0
     objective: Objective = "alternate"
     stop: bool = True
-    best: bool = False
+    best: bool = True
     margin: float = 0.0
     per_edit: bool = True
     shared_adam: bool = False
@@ -124,8 +124,16 @@ class TrainConfig:
 def parity_train() -> TrainConfig:
     """The released run's (specs/pac.md 2 and 4)."""
     return TrainConfig(
-        lr=1e-5, passes=12, mini_batch=2, retrace=2, stop=False, per_edit=False, shared_adam=True, bias="code"
-    )  # fmt: skip
+        lr=1e-5,
+        passes=12,
+        mini_batch=2,
+        retrace=2,
+        stop=False,
+        best=False,
+        per_edit=False,
+        shared_adam=True,
+        bias="code",
+    )
 
 
 def released(

@@ -64,8 +64,10 @@ def look(lm: LM, delta: Delta, requests: Sequence[Request]) -> tuple[list[float]
     """How requests fare with some changes: their losses, and which are answered, every target token the argmax.
 
     Raises:
-        KeditError: A loss is not finite.
+        KeditError: A change or a loss is not finite.
     """
+    if not all(bool(numbers.isfinite().all()) for _, numbers in delta.numbers()):
+        raise KeditError("the weights are not finite after the last step; a smaller model.train.lr may help")
     losses: list[float] = []
     answered: list[bool] = []
     with edited(lm.model, delta):
