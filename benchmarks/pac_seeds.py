@@ -1,0 +1,153 @@
+"""Arms of pac_table.py that were run with several seeds: their means, and how far an arm is ahead of the others.
+
+    python benchmarks/pac_seeds.py --rows runs/pac_zsre_test.default_seed?.jsonl \\
+        runs/pac_zsre_test.lambda0_seed?.jsonl --against default --save pac_zsre_seeds
+
+Takes the row files that pac_table.py leaves, NAME.ARM_seedN.jsonl, all of the same records. A record's value is its
+mean over the seeds; intervals are over records, which are drawn together for all arms, so that the differences are
+paired. How much the seeds themselves differ is told by their single values, beside the mean. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import save
+
+from kedit.intervals import Floats, percentile_interval, resampled_means
+from kedit.results import METRICS, unchanged
+from kedit.summary import TITLES, TOKEN_COLUMNS
+
+MEASURES = tuple(TITLES[kind] for kind, _ in TOKEN_COLUMNS)
+"""Efficacy, generality, locality; the score is their mean."""
+
+
+def values_of(path: Path) -> dict[str, Floats]:
+    """Record -> its three measures in percent, NaN where it has no probe of a kind."""
+    found: dict[str, Floats] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        own: dict[tuple[str, str], list[float]] = {column: [] for column in TOKEN_COLUMNS}
+        for probe in row["probes"]:
+            shares = unchanged(probe["before"], probe["after"]) | {"token_accuracy": _accuracy(probe["after"])}
+            for kind, metric in TOKEN_COLUMNS:
+                if probe["kind"] == kind:
+                    own[kind, metric].append(shares[metric])
+        found[row["case_id"]] = np.array([100 * np.mean(v) if v else np.nan for v in own.values()])
+    return found
+
+
+def _accuracy(score: Mapping[str, Any]) -> float:
+    value = METRICS["token_accuracy"](score)
+    assert value is not None
+    return value
+
+
+def read(paths: Sequence[Path]) -> dict[str, dict[int, Floats]]:
+    """Arm -> seed -> `[n, 3]`, the records in one order for all.
+
+    Raises:
+        SystemExit: A file's name has no arm and seed, or the files are not of the same records; in one line.
+    """
+    arms: dict[str, dict[int, Floats]] = {}
+    cases: list[str] | None = None
+    for path in paths:
+        match = re.fullmatch(r"[^.]+\.(.+)_seed(\d+)\.jsonl", path.name)
+        if match is None:
+            raise SystemExit(f"--rows: {path.name} is not called NAME.ARM_seedN.jsonl")
+        values = values_of(path)
+        cases = list(values) if cases is None else cases
+        if set(values) != set(cases):
+            raise SystemExit(f"--rows: {path.name} is of other records than {paths[0].name}")
+        arms.setdefault(match[1], {})[int(match[2])] = np.stack([values[case] for case in cases])
+    return {arm: dict(sorted(seeds.items())) for arm, seeds in arms.items()}
+
+
+def scored(means: Floats) -> Floats:
+    """`[..., 3]` with the score as a fourth."""
+    return np.concatenate([means, means.mean(-1, keepdims=True)], -1)
+
+
+def compare(arms: Mapping[str, Mapping[int, Floats]], against: str) -> dict[str, Any]:
+    """Every arm's means over seeds, and what `against` has more.
+
+    Returns:
+        Arm -> its `seeds`, `figures` (measure -> `mean`, `ci` over records, `per_seed`), and `ahead`, the same of the
+        differences to `against`, seed by seed where both have it.
+    """
+    stacked = np.concatenate([np.mean(list(seeds.values()), axis=0) for seeds in arms.values()], 1)  # [n, 3 arms]
+    drawn = {arm: scored(means) for arm, means in zip(arms, _parts(resampled_means(stacked)), strict=True)}
+    points = {arm: scored(means) for arm, means in zip(arms, _parts(np.nanmean(stacked, 0)), strict=True)}
+    single = {arm: {s: scored(np.nanmean(v, 0)) for s, v in seeds.items()} for arm, seeds in arms.items()}
+    result: dict[str, Any] = {}
+    for arm, seeds in arms.items():
+        shared = [seed for seed in seeds if seed in arms[against]]
+        ahead = [single[against][seed] - single[arm][seed] for seed in shared]
+        result[arm] = {
+            "seeds": list(seeds),
+            "figures": _cells(points[arm], drawn[arm], list(single[arm].values())),
+            "ahead": _cells(points[against] - points[arm], drawn[against] - drawn[arm], ahead),
+        }
+    return result
+
+
+def _parts(means: Floats) -> list[Floats]:
+    """`[..., 3 arms]` arm by arm."""
+    return np.split(means, means.shape[-1] // len(MEASURES), axis=-1)
+
+
+def _cells(point: Floats, drawn: Floats, single: Sequence[Floats]) -> dict[str, Any]:
+    return {
+        name: {
+            "mean": round(float(point[i]), 4),
+            "ci": [round(end, 4) for end in percentile_interval(drawn[:, i])],
+            "per_seed": [round(float(one[i]), 4) for one in single],
+        }
+        for i, name in enumerate((*MEASURES, "score"))
+    }
+
+
+def markdown(found: Mapping[str, Any], against: str) -> str:
+    """A line for every arm."""
+    names = (*MEASURES, "score")
+    lines = [f"| arm | {' | '.join(names)} | scores by seed | {against} ahead by | by seed |", "| --- " * 8 + "|"]
+    for arm, own in found.items():
+        figures, ahead = own["figures"], own["ahead"]["score"]
+        low, high = figures["score"]["ci"]
+        cells = [f"{figures[name]['mean']:.1f}" for name in MEASURES]
+        cells += [f"{figures['score']['mean']:.1f} [{low:.1f}, {high:.1f}]"]
+        cells += [", ".join(f"{one:.1f}" for one in figures["score"]["per_seed"])]
+        if arm == against:
+            cells += ["", ""]
+        else:
+            cells += [f"{ahead['mean']:+.1f} [{ahead['ci'][0]:+.1f}, {ahead['ci'][1]:+.1f}]"]
+            cells += [", ".join(f"{one:+.1f}" for one in ahead["per_seed"])]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table, and save its figures."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rows", nargs="+", type=Path, required=True, help="files NAME.ARM_seedN.jsonl")
+    options.add_argument("--against", default="default", help="the arm that the others are compared with")
+    options.add_argument("--save", help="name of the figures under benchmarks/results")
+    a = options.parse_args()
+    arms = read(a.rows)
+    if a.against not in arms:
+        raise SystemExit(f"--against: there are no rows of {a.against}, only of {', '.join(arms)}")
+    found = compare(arms, a.against)
+    print(markdown(found, a.against))
+    if a.save:
+        records = len(next(iter(next(iter(arms.values())).values())))
+        save(a.save, {"records": records, "against": a.against, "arms": found})
+
+
+if __name__ == "__main__":
+    main()
