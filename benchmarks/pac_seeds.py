@@ -79,27 +79,38 @@ def compare(arms: Mapping[str, Mapping[int, Floats]], against: str) -> dict[str,
 
     Returns:
         Arm -> its `seeds`, `figures` (measure -> `mean`, `ci` over records, `per_seed`), and `ahead`, the same of the
-        differences to `against`, seed by seed where both have it.
+        differences to `against`, over the `seeds` that both have.
+
+    Raises:
+        SystemExit: They have none in common; in one line.
     """
-    stacked = np.concatenate([np.mean(list(seeds.values()), axis=0) for seeds in arms.values()], 1)  # [n, 3 arms]
-    drawn = {arm: scored(means) for arm, means in zip(arms, _parts(resampled_means(stacked)), strict=True)}
-    points = {arm: scored(means) for arm, means in zip(arms, _parts(np.nanmean(stacked, 0)), strict=True)}
-    single = {arm: {s: scored(np.nanmean(v, 0)) for s, v in seeds.items()} for arm, seeds in arms.items()}
     result: dict[str, Any] = {}
     for arm, seeds in arms.items():
         shared = [seed for seed in seeds if seed in arms[against]]
-        ahead = [single[against][seed] - single[arm][seed] for seed in shared]
+        if not shared:
+            raise SystemExit(f"--rows: {arm} and {against} have no seed in common")
+        own, others = ([arms[name][seed] for seed in shared] for name in (arm, against))
+        both = np.concatenate([np.mean(own, axis=0), np.mean(others, axis=0)], 1)  # [n, 6]
+        ahead = [scored(np.nanmean(y, 0)) - scored(np.nanmean(x, 0)) for x, y in zip(own, others, strict=True)]
+        values = list(seeds.values())
+        mean = np.mean(values, axis=0)
         result[arm] = {
             "seeds": list(seeds),
-            "figures": _cells(points[arm], drawn[arm], list(single[arm].values())),
-            "ahead": _cells(points[against] - points[arm], drawn[against] - drawn[arm], ahead),
+            "figures": _cells(
+                scored(np.nanmean(mean, 0)),
+                scored(resampled_means(mean)),
+                [scored(np.nanmean(one, 0)) for one in values],
+            ),
+            "ahead": _cells(_difference(np.nanmean(both, 0)), _difference(resampled_means(both)), ahead)
+            | {"seeds": shared},
         }
     return result
 
 
-def _parts(means: Floats) -> list[Floats]:
-    """`[..., 3 arms]` arm by arm."""
-    return np.split(means, means.shape[-1] // len(MEASURES), axis=-1)
+def _difference(means: Floats) -> Floats:
+    """`[..., 3 + 3]`: what the second three have more than the first, with the score."""
+    first, second = np.split(means, 2, axis=-1)
+    return scored(second) - scored(first)
 
 
 def _cells(point: Floats, drawn: Floats, single: Sequence[Floats]) -> dict[str, Any]:

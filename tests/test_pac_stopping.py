@@ -229,3 +229,32 @@ def test_best_puts_nothing_back_where_the_last_pass_is_the_best() -> None:
     kept = values(sides.top)
     course.finish()
     assert same(values(sides.top), kept)
+
+
+@pytest.mark.parametrize("rollback", [0.0, 0.75])
+def test_a_pass_that_undid_too_much_is_gone_back_from(rollback: float) -> None:
+    """To the best pass, bit for bit, at half the rates, with Adam as new; 0: it goes on from the ruins."""
+    lm = small(d_model=32)
+    sides = sides_of(lm, lr=2e-2, contrast_lr=2e-3)
+    requests = asked(lm)
+    course = course_of(lm, sides, requests, passes=60, stop=False, rollback=rollback, mini_batch=len(requests))
+    optimizer = sides.take(draw(lm, nodes=20))
+    best, kept = (0, 0.0), values(sides.top)
+    while best[0] < len(requests):
+        assert step(course, optimizer) is not None  # T+
+        assert step(course, optimizer) is not None  # T-: the pass is over
+        if (rank := ranked(lm, sides, requests)) > best or not best[0]:
+            best, kept = rank, values(sides.top)
+    assert course.loss() is not None  # looks first
+    rates = [group["lr"] for group in optimizer.param_groups]
+    with torch.no_grad():
+        for value in sides.top.values.values():
+            value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(0)))
+    ruined = values(sides.top)
+    assert ranked(lm, sides, requests)[0] < 0.75 * best[0]
+    assert course.loss() is not None  # T-, still of that pass
+    assert course.loss() is not None  # looks first
+    assert same(values(sides.top), kept if rollback else ruined)
+    assert [group["lr"] for group in optimizer.param_groups] == [rate * (0.5 if rollback else 1) for rate in rates]
+    assert bool(optimizer.state) is not bool(rollback)
+    assert not course.learned

@@ -88,6 +88,9 @@ class TrainConfig:
         best: An edit batch of several requests ends with the changes of the pass after which most of them were
             answered, where later passes lost some (of equal ones, that of the lowest loss). They are all asked after
             every pass. false: with those of the last step, whatever it undid.
+        rollback: Where after a pass fewer than this share of the requests are answered than were after the best one, a
+            step was too large: the edit batch goes back to the best pass, and on from there with half the learning
+            rates and Adam begun anew. Needs `best`. 0: never.
         margin: How many nats the target must be ahead of every other token for that.
         per_edit: Every request weighs the same in a loss; false: every target token does (the released code).
         shared_adam: One Adam trains T+ and T- and goes on when paths are traced again, so that nodes move by their
@@ -107,6 +110,7 @@ class TrainConfig:
     objective: Objective = "alternate"
     stop: bool = True
     best: bool = True
+    rollback: float = 0.0
     margin: float = 0.0
     per_edit: bool = True
     shared_adam: bool = False
@@ -119,6 +123,10 @@ class TrainConfig:
             at_least(f"model.train.{name}", getattr(self, name), least)
         if not self.lr > 0:
             raise KeditError(f"model.train.lr: {self.lr:g} is not above 0")
+        if not 0 <= self.rollback <= 1:
+            raise KeditError(f"model.train.rollback: {self.rollback:g} is no share; give 0 to 1, 0 for never")
+        if self.rollback and not self.best:
+            raise KeditError("model.train.rollback goes back to the best pass: it needs model.train.best: true")
 
 
 def parity_train() -> TrainConfig:

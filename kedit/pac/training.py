@@ -185,10 +185,17 @@ class Steps:
         self.terms[f"{name}_gradient"] = float(self.sides.gradient_norm())
 
     def _look(self) -> None:
-        """Keeps the changes as they are, if no pass before was better."""
+        """Keeps the changes as they are, if no pass before was better; goes back where too much is undone."""
         rank = self._rank()
         if self._best is None or rank > self._best[0]:
             self._best = rank, self.sides.changes()
+            return
+        best, changes = self._best
+        if rank[0] < self.train.rollback * best[0]:
+            self.sides.reset(changes)
+            self.sides.slow(0.5)
+            self._open = {request.case for request in self.requests}
+            log.info("the best pass is gone back to: after it %d were answered, now %d; half the lr", best[0], rank[0])
 
     def _rank(self) -> tuple[int, float]:
         """How many requests are answered now, and, less being better, their losses."""
