@@ -4,8 +4,8 @@
         runs/pac_zsre_test.lambda0_seed?.jsonl --against default --save pac_zsre_seeds
 
 Takes the row files that pac_table.py leaves, NAME.ARM_seedN.jsonl, all of the same records. A record's value is its
-mean over the seeds; intervals are over records, which are drawn together for all arms, so that the differences are
-paired. How much the seeds themselves differ is told by their single values, beside the mean. Prints Markdown.
+mean over the seeds; intervals are over records. A difference is that of the seeds which both arms have, paired by
+record. How much the seeds themselves differ is told by their single values, beside the mean. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import numpy as np
 from common import save
 
 from kedit.intervals import Floats, percentile_interval, resampled_means
-from kedit.results import METRICS, unchanged
-from kedit.summary import TITLES, TOKEN_COLUMNS
+from kedit.summary import TITLES, TOKEN_COLUMNS, Scoreboard
 
 MEASURES = tuple(TITLES[kind] for kind, _ in TOKEN_COLUMNS)
 """Efficacy, generality, locality; the score is their mean."""
@@ -30,23 +29,13 @@ MEASURES = tuple(TITLES[kind] for kind, _ in TOKEN_COLUMNS)
 
 def values_of(path: Path) -> dict[str, Floats]:
     """Record -> its three measures in percent, NaN where it has no probe of a kind."""
-    found: dict[str, Floats] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        own: dict[tuple[str, str], list[float]] = {column: [] for column in TOKEN_COLUMNS}
-        for probe in row["probes"]:
-            shares = unchanged(probe["before"], probe["after"]) | {"token_accuracy": _accuracy(probe["after"])}
-            for kind, metric in TOKEN_COLUMNS:
-                if probe["kind"] == kind:
-                    own[kind, metric].append(shares[metric])
-        found[row["case_id"]] = np.array([100 * np.mean(v) if v else np.nan for v in own.values()])
-    return found
-
-
-def _accuracy(score: Mapping[str, Any]) -> float:
-    value = METRICS["token_accuracy"](score)
-    assert value is not None
-    return value
+    board = Scoreboard()
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        board.add(row)
+    columns = [board.means(*column) for column in TOKEN_COLUMNS]
+    cases = (row["case_id"] for row in rows)
+    return {case: np.array([100 * column.get(case, np.nan) for column in columns]) for case in cases}
 
 
 def read(paths: Sequence[Path]) -> dict[str, dict[int, Floats]]:

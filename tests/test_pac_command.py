@@ -106,7 +106,6 @@ D_FF, N_SITES = 40, 4
                 "keep.weight": 2,
                 "keep.prompts": 4,
                 "train.layer_weights": "true",
-                "train.best": "true",
                 "train.rollback": 0.9,
             },
             2,

@@ -15,6 +15,8 @@ from tests.config_files import ROOT
 
 ARMS = {"default": (0, 1, 2), "full_lr_1.4e-3": (0, 2), "random": (1,)}
 RECORDS = 7
+OTHERS = {"success": None, "exact": None, "nll_answer": 1.0, "nll_rival": None}
+"""What else a saved score has."""
 
 
 def row(case: int, random: np.random.Generator) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def row(case: int, random: np.random.Generator) -> dict[str, Any]:
 
     def probe(kind: str) -> dict[str, Any]:
         before, after = (random.integers(0, 3, 4).tolist() for _ in range(2))
-        score = {"token_accuracy": float(random.random())}
+        score = {"token_accuracy": float(random.random())} | OTHERS
         return {"kind": kind, "before": {"top1": before} | score, "after": {"top1": after} | score}
 
     kinds = ["rewrite", *["paraphrase"] * (1 + case % 2), *["neighborhood"] * (case > 0)]
