@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 
 from kedit import processes
@@ -22,20 +22,19 @@ from kedit.callbacks.base import tell
 from kedit.delta import Delta
 from kedit.deltafile import pack, unpack
 from kedit.errors import KeditError
-from kedit.evaluate import known
 from kedit.journal import Entry
-from kedit.lm import LM, LMConfig, load_lm
+from kedit.lm import LMConfig
 from kedit.methods.committed import Committed, Outcomes, as_entry, outcomes_of
 from kedit.methods.course import Course
+from kedit.methods.holder import ModelHolder
 from kedit.methods.phases import Edit, Phase
 from kedit.methods.restoring import read_state
 from kedit.requests import EditRecord
-from kedit.tokens import check
 
 Regime = Literal["single", "batch", "sequential"]
 
 
-class EditingModule(LightningModule, ABC):
+class EditingModule(ModelHolder, ABC):
     """Base of all methods.
 
     Args:
@@ -51,9 +50,6 @@ class EditingModule(LightningModule, ABC):
 
     regimes: tuple[Regime, ...] = ("single", "batch", "sequential")
 
-    needs_subject = True
-    """Whether every request must name its subject. A method that never looks for one sets it False."""
-
     found_out: tuple[str, ...] = ("model", "contexts")
     """What `describe` says that is known only once the run has started, or may differ when it is gone on with."""
 
@@ -61,18 +57,14 @@ class EditingModule(LightningModule, ABC):
     """Whether checkpoints keep the sum of the deltas: where they touch the same lines again and again (PAC)."""
 
     def __init__(self, lm: LMConfig, regime: Regime, lanes: int, seed: int) -> None:
-        super().__init__()
+        super().__init__(lm, lanes)
         if regime not in self.regimes:
             raise KeditError(f"model.regime: {type(self).__name__} knows {', '.join(self.regimes)}, not {regime!r}")
-        if lanes < 0:
-            raise KeditError(f"model.lanes: {lanes} is negative; 0 lets the machine decide")
         self.strict_loading = False
         self.regime: Regime = regime
-        self.lanes, self.seed = lanes, seed
-        self.lm_config = lm
+        self.seed = seed
         self.edits_done = 0
         self._committed = Committed(self.merges_deltas)
-        self._lm: LM | None = None
         self._restored: dict[str, Any] | None = None
         self._course: Course | None = None
         self._idle = nn.Parameter(torch.zeros(1))  # what the optimiser holds before the first phase
@@ -142,50 +134,6 @@ class EditingModule(LightningModule, ABC):
     def outcomes(self) -> Outcomes:
         """In the sequential regime, what is known of every record edited so far: its figures and its error."""
         return self._committed.outcomes
-
-    # -- the model --------------------------------------------------------------------------------------
-
-    @property
-    def lm(self) -> LM:
-        """The model, loaded on first use."""
-        if self._lm is None:
-            device = "cpu" if self._trainer is None else str(self.trainer.strategy.root_device)
-            self._lm = load_lm(self.lm_config, device=device)
-            _ = self._lm.fingerprint  # of the unedited weights
-            self.base = self._lm.model  # a submodule: Lightning moves it to the device
-        return self._lm
-
-    def use_lm(self, lm: LM) -> None:
-        """Edit a model that is already in memory instead of loading `lm` of the config."""
-        self._lm = lm
-        _ = lm.fingerprint
-        self.base = lm.model
-
-    def prepare_records(self, records: list[EditRecord]) -> list[EditRecord]:
-        """Checks every request against the tokenizer and drops what the data module wants dropped.
-
-        Raises:
-            KeditError: A request names no subject and the method needs one (said before the model is loaded), a
-                prompt does not fit into the context, or no token covers a subject; names the record.
-        """
-        if self.needs_subject:
-            for record in records:
-                record.request.named(type(self).__name__)
-        for record in records:
-            check(self.lm, record.request)
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if data is not None and data.filter_known:
-            return [record for record, yes in zip(records, known(self.lm, records), strict=True) if yes]
-        return records
-
-    def lane_count(self) -> int:
-        """Requests optimised side by side in the single regime."""
-        if self.lanes:
-            return self.lanes
-        return 4 if self._device_kind() == "cpu" else 32
-
-    def _device_kind(self) -> str:
-        return self.trainer.strategy.root_device.type
 
     # -- Lightning --------------------------------------------------------------------------------------
 
