@@ -20,7 +20,7 @@ TRAINED = ("--model.train.lr", "--model.train.passes")
     [
         ({"train.lr": 0}, "model.train.lr: 0 is not above 0"),
         ({"train.rollback": 1.5}, "model.train.rollback: 1.5 is no share; give 0 to 1, 0 for never"),
-        ({"train.rollback": 0.5, "train.best": "false"}, "model.train.rollback goes back to the best pass: it needs"),
+        ({"train.rollback": 0.5, "train.best": "false"}, "model.train.rollback: 0.5 wants model.train.best: true"),
         ({"trace.nodes": 40}, "model.trace.nodes: 40 and 1 at the bottom are more nodes than the 40 of model.layers.0"),
         ({"trace.nodes": 50, "trace.enough": 0.5}, "model.trace.nodes: 50 and 1 at the bottom are more nodes than"),
         ({"trace.nodes": 40, "trace.pick": "random"}, "model.trace.nodes: 40 and 1 at the bottom are more nodes than"),

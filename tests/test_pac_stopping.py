@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite(which: str) -> None:
     sides = sides_of(lm)
     optimizer = sides.take(draw(lm))
     objective = "alternate" if which == "contrast" else "joint"
-    course = course_of(lm, sides, asked(lm), objective=objective, best=False)
+    course = course_of(lm, sides, asked(lm), objective=objective, best=False, rollback=0.0)
     assert step(course, optimizer) is not None
     next(iter(sides.top.values.values())).data.fill_(torch.inf)
     with pytest.raises(
@@ -189,7 +189,9 @@ def test_best_ends_with_the_pass_after_which_most_were_answered(seed: int) -> No
         lm = small(d_model=32)
         sides = sides_of(lm, lr=rate, contrast_lr=rate / 10)
         requests, generator = asked(lm), torch.Generator().manual_seed(seed)
-        course = course_of(lm, sides, requests, passes, stop=False, best=best, mini_batch=2, generator=generator)
+        course = course_of(
+            lm, sides, requests, passes, stop=False, best=best, rollback=0.0, mini_batch=2, generator=generator
+        )
         optimizer = sides.take(draw(lm, nodes=20))
         moments = []
         for number in range(1, 2 * 2 * passes + 1):  # two mini-batches, a step of T+ and one of T- each

@@ -110,7 +110,7 @@ class TrainConfig:
     objective: Objective = "alternate"
     stop: bool = True
     best: bool = True
-    rollback: float = 0.0
+    rollback: float = 0.75
     margin: float = 0.0
     per_edit: bool = True
     shared_adam: bool = False
@@ -126,7 +126,7 @@ class TrainConfig:
         if not 0 <= self.rollback <= 1:
             raise KeditError(f"model.train.rollback: {self.rollback:g} is no share; give 0 to 1, 0 for never")
         if self.rollback and not self.best:
-            raise KeditError("model.train.rollback goes back to the best pass: it needs model.train.best: true")
+            raise KeditError(f"model.train.rollback: {self.rollback:g} wants model.train.best: true; give 0 without it")
 
 
 def parity_train() -> TrainConfig:
@@ -138,6 +138,7 @@ def parity_train() -> TrainConfig:
         retrace=2,
         stop=False,
         best=False,
+        rollback=0.0,
         per_edit=False,
         shared_adam=True,
         bias="code",
