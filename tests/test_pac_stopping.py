@@ -259,4 +259,5 @@ def test_a_pass_that_undid_too_much_is_gone_back_from(rollback: float) -> None:
     assert same(values(sides.top), kept if rollback else ruined)
     assert [group["lr"] for group in optimizer.param_groups] == [rate * (0.5 if rollback else 1) for rate in rates]
     assert bool(optimizer.state) is not bool(rollback)
+    assert {own.rollbacks for own in course.progress.values()} == {1 if rollback else 0}
     assert not course.learned

@@ -178,6 +178,7 @@ class PAC(EditingModule):
                 "loss": finite(own.loss),
                 "answered": own.answered,
                 "nodes": nodes.get(request.case),
+                "rollbacks": own.rollbacks,
             }
         failed = all(outcome.error is not None for outcome in batch.outcomes)
         return [None if failed else sides.delta(self.contrast.merge)]

@@ -52,11 +52,13 @@ class Progress:
         steps: Steps of T+ that its loss was part of.
         loss: Its loss when last seen, before a step; NaN before.
         answered: Whether every token of the target was the argmax then.
+        rollbacks: How often its edit batch went back to the best pass.
     """
 
     steps: int = 0
     loss: float = float("nan")
     answered: bool = False
+    rollbacks: int = 0
 
 
 @torch.no_grad()
@@ -195,6 +197,8 @@ class Steps:
             self.sides.reset(changes)
             self.sides.slow(0.5)
             self._open = {request.case for request in self.requests}
+            for case in self._open:
+                self.progress[case].rollbacks += 1
             log.info("the best pass is gone back to: after it %d were answered, now %d; half the lr", best[0], rank[0])
 
     def _rank(self) -> tuple[int, float]:
