@@ -199,7 +199,7 @@ class Steps:
             self._open = {request.case for request in self.requests}
             for case in self._open:
                 self.progress[case].rollbacks += 1
-            log.info("the best pass is gone back to: after it %d were answered, now %d; half the lr", best[0], rank[0])
+            log.info("back to the best pass: %d answered after it, %d now; on from it at half the lr", best[0], rank[0])
 
     def _rank(self) -> tuple[int, float]:
         """How many requests are answered now, and, less being better, their losses."""
