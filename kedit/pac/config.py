@@ -110,7 +110,7 @@ class TrainConfig:
     objective: Objective = "alternate"
     stop: bool = True
     best: bool = True
-    rollback: float = 0.75
+    rollback: float = 0.5
     margin: float = 0.0
     per_edit: bool = True
     shared_adam: bool = False
