@@ -188,6 +188,7 @@ def edit_row(
 ) -> dict[str, Any]:
     """One line of `results.jsonl`: a record, what was done to it, and every probe before and after."""
     request = asdict(outcome.record.request)
+    request["joiner"] = outcome.record.request.joint
     info = {key: value for key, value in outcome.info.items() if when != "editor" or not key.startswith("pathway")}
     edits = edits_of(when)
     measured = MEASURED[when] if edits is None else f"after {edits} {'edit' if edits == 1 else 'edits'}"

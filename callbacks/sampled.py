@@ -84,5 +84,5 @@ class SampledTexts:
 def _sample(
     module: EditingModule, requests: Sequence[EditRequest], lanes: list[int] | None = None, bank: LaneBank | None = None
 ) -> list[str | None]:
-    prompts, seeds = ([request.text.strip() for request in requests], [request.case_id for request in requests])
+    prompts, seeds = ([request.text.rstrip(" ") for request in requests], [request.case_id for request in requests])
     return sampled_texts(module.lm, prompts, [f"{module.seed}/{seed}" for seed in seeds], lanes, bank)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kedit.intervals import paired_cell
+from kedit.prompts import joined
 from kedit.requests import EditRecord
 
 LOCAL = "consistency_local"
@@ -37,7 +38,12 @@ def references_of(record: EditRecord, records: Sequence[EditRecord]) -> list[str
     others = [other for other in records if other.request.case_id != record.request.case_id]
     same = [other for other in others if other.request.relation == record.request.relation]
     for group in (same, others):
-        if found := [f"{text} {answer}" for other in group for text, answer in _true(other) if answer == target]:
+        if found := [
+            joined(text, answer, other.request.joiner)
+            for other in group
+            for text, answer in _true(other)
+            if answer == target
+        ]:
             return list(dict.fromkeys(found))
     return []
 
@@ -47,10 +53,12 @@ def collection(records: Iterable[EditRecord]) -> list[str]:
     said: dict[str, None] = {}
     for record in records:
         request = record.request
-        said[f"{request.text.strip()} {request.target_new}"] = None
-        said |= dict.fromkeys(f"{text} {answer}" for text, answer in _true(record))
-        said |= dict.fromkeys(f"{probe.text} {probe.answer}" for probe in record.probes)
-        said |= dict.fromkeys(f"{prompt} {request.target_new}" for prompt in _texts(record, "attribute_prompts"))
+        said[request.stating(request.target_new)] = None
+        said |= dict.fromkeys(joined(text, answer, request.joiner) for text, answer in _true(record))
+        said |= dict.fromkeys(joined(probe.text, probe.answer, probe.joiner) for probe in record.probes)
+        said |= dict.fromkeys(
+            joined(prompt, request.target_new, request.joiner) for prompt in _texts(record, "attribute_prompts")
+        )
         said |= dict.fromkeys(_texts(record, "attribute_snippets"))
     return list(said)
 
@@ -76,7 +84,7 @@ def figures(rows: Iterable[Mapping[str, Any]], resamples: int = 2000, seed: int 
 def _true(record: EditRecord) -> list[tuple[str, str]]:
     """(text, answer) of what a record knows to be true before its edit."""
     request = record.request
-    known = [] if request.target_true is None else [(request.text.strip(), request.target_true)]
+    known = [] if request.target_true is None else [(request.text, request.target_true)]
     return known + [(probe.text, probe.answer) for probe in record.probes if probe.kind == "neighborhood"]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from kedit.errors import KeditError
 from kedit.lm import LM
+from kedit.prompts import slots
 from kedit.sampling import sample
 
 STARTERS = ("The", "Therefore", "Because", "I", "You")
@@ -39,7 +40,7 @@ class ContextConfig:
         if any(len(pair) != 2 or pair[0] < 2 or pair[1] < 1 for pair in self.lengths):
             raise KeditError(f"contexts.lengths wants pairs [tokens >= 2, how many >= 1], got {self.lengths}")
         for text in self.texts or ():
-            if text.count("{}") != 1:
+            if slots(text) != 1:
                 raise KeditError(f"contexts.texts: {text!r} needs exactly one {{}}, where the prompt goes")
 
 

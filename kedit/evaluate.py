@@ -6,7 +6,7 @@ are in `kedit.metrics` and `kedit.summary`. What each number means: docs/metrics
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import exp
@@ -16,6 +16,7 @@ from kedit.errors import KeditError
 from kedit.forced import Progress, Span, read
 from kedit.forward import check_lanes
 from kedit.generate import greedy
+from kedit.prompts import joined, runs_on
 from kedit.requests import EditRecord, Probe
 from kedit.tokens import encode
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from kedit.lanes import LaneBank
     from kedit.lm import LM
 
+_AROUND = "\"'“”‘’«»「」『』` "
 PORTABILITY = "portability"
 """The kind of probe whose free answer is searched for the new one (`port_em`)."""
 
@@ -151,19 +153,20 @@ def score(
     config = config or EvalConfig()
     lane_of = [-1] * len(probes) if lanes is None else list(lanes)
     check_lanes(lane_of, bank, len(probes))
-    spans: dict[tuple[str, str, int], Span] = {}
+    spans: dict[tuple[str, str, str, int], Span] = {}
     for probe, lane in zip(probes, lane_of, strict=True):
         for text in (probe.answer, probe.rival):
-            if text is not None and (probe.text, text, lane) not in spans:
-                spans[probe.text, text, lane] = _span(lm, probe, text, lane)
+            if text is not None and (probe.text, probe.joiner, text, lane) not in spans:
+                spans[probe.text, probe.joiner, text, lane] = _span(lm, probe, text, lane)
     readings = read(lm, list(spans.values()), bank, config.batch_tokens, progress, shared)
     results = dict(zip(spans, readings, strict=True))
 
     scores = []
     for probe, lane in zip(probes, lane_of, strict=True):
-        nlls, top1 = results[probe.text, probe.answer, lane]
-        rival = None if probe.rival is None else _mean(results[probe.text, probe.rival, lane][0])
-        hits = [a == b for a, b in zip(top1, spans[probe.text, probe.answer, lane].answer, strict=True)]
+        prompt = (probe.text, probe.joiner)
+        nlls, top1 = results[*prompt, probe.answer, lane]
+        rival = None if probe.rival is None else _mean(results[*prompt, probe.rival, lane][0])
+        hits = [a == b for a, b in zip(top1, spans[*prompt, probe.answer, lane].answer, strict=True)]
         scores.append(ProbeScore(_mean(nlls), rival, all(hits), _mean(hits), top1))
     _generate(lm, probes, lane_of, bank, config, scores, shared)
     return scores
@@ -201,7 +204,7 @@ def known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = Non
         request = record.request
         if request.target_true is None:
             raise KeditError(f"record {request.case_id}: it has no target_true, so nobody can say if it is known")
-        probes.append(Probe("rewrite", request.text.strip(), request.target_true))
+        probes.append(Probe("rewrite", request.text, request.target_true, joiner=request.joiner))
     config = replace(config or EvalConfig(), generate=[])
     return [s.exact for s in score(lm, probes, config=config, shared=True)]
 
@@ -209,28 +212,42 @@ def known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = Non
 def begins_with(text: str, answers: Sequence[str]) -> bool:
     """`text` begins with one of `answers`, as a word of its own.
 
-    Case, leading and trailing space, leading quotation marks and runs of spaces do not count; the answer
-    must not be followed by a letter or digit ("Englishman" does not begin with "English").
+    Case, leading and trailing space, quotation marks around it and runs of spaces do not count; the word must not go on
+    ("Englishman" does not begin with "English"). Where a script is written without spaces, spelling cannot tell.
     """
     said = _normalise(text)
-    return any(re.match(re.escape(a) + r"(?!\w)", said) is not None for a in map(_normalise, answers) if a)
+    return any(said.startswith(a) and _ends_at(said, len(a)) for a in map(_normalise, answers) if a)
 
 
 def contains(text: str, answers: Sequence[str]) -> bool:
     """One of `answers` stands somewhere in `text`, as words of its own; what does not count is as in `begins_with`."""
     said = _normalise(text)
-    return any(re.search(rf"(?<!\w){re.escape(a)}(?!\w)", said) is not None for a in map(_normalise, answers) if a)
+    return any(_stands_in(said, a) for a in map(_normalise, answers) if a)
+
+
+def _stands_in(said: str, answer: str) -> bool:
+    at = said.find(answer)
+    while at >= 0:
+        if _ends_at(said, at) and _ends_at(said, at + len(answer)):
+            return True
+        at = said.find(answer, at + 1)
+    return False
+
+
+def _ends_at(text: str, at: int) -> bool:
+    """Whether no word goes on across a position of the text."""
+    return not 0 < at < len(text) or not runs_on(text[at - 1], text[at])
 
 
 def _normalise(text: str) -> str:
-    return " ".join(text.split()).casefold().strip("\"'“”‘’«»` ")
+    return " ".join(unicodedata.normalize("NFC", text).split()).casefold().strip(_AROUND)
 
 
 def _span(lm: LM, probe: Probe, answer: str, lane: int) -> Span:
     name = f"{probe.kind} probe {probe.text!r}"
     if not answer.strip():
         raise KeditError(f"{name}: its answer or rival is empty; give it a text or leave the probe out")
-    tokens = encode(lm, probe.text, answer, name=name)
+    tokens = encode(lm, probe.text, answer, name, probe.joiner)
     return Span(lane, tokens.ids[:-1], tokens.target)
 
 
@@ -247,24 +264,35 @@ def _generate(
     chosen = [i for i, probe in enumerate(probes) if probe.kind in config.generate]
     if not chosen:
         return
-    ported = [i for i in chosen if probes[i].kind == PORTABILITY]
-    longest = max(len(scores[i].top1) for i in chosen)
-    texts = greedy(
-        lm,
-        [probes[i].text for i in chosen] + [f"{probes[i].text} {config.port_suffix}".strip() for i in ported],
-        max(config.max_new_tokens, longest),
-        [lanes[i] for i in chosen + ported],
-        bank,
-        config.stop,
-        config.batch_tokens,
-        shared,
-    )
-    for i, text in zip(chosen, texts, strict=False):
-        match = begins_with(text, (probes[i].answer, *probes[i].aliases))
-        scores[i] = replace(scores[i], generated=text, generated_match=match)
-    for i, text in zip(ported, texts[len(chosen) :], strict=True):
-        match = contains(text, (probes[i].answer, *probes[i].aliases))
-        scores[i] = replace(scores[i], port_generated=text, port_match=match)
+    alike: dict[tuple[str, int], list[int]] = {}
+    for i in chosen:
+        alike.setdefault((_stop_of(probes[i], config.stop), new_tokens(config, len(scores[i].top1))), []).append(i)
+    for (stop, most), own in alike.items():
+        ported = [i for i in own if probes[i].kind == PORTABILITY]
+        prompts = [probes[i].text for i in own] + [_ported(probes[i], config) for i in ported]
+        of_lane = [lanes[i] for i in own + ported]
+        texts = greedy(lm, prompts, most, of_lane, bank, stop, config.batch_tokens, shared)
+        for i, text in zip(own, texts, strict=False):
+            match = begins_with(text, (probes[i].answer, *probes[i].aliases))
+            scores[i] = replace(scores[i], generated=text, generated_match=match)
+        for i, text in zip(ported, texts[len(own) :], strict=True):
+            match = contains(text, (probes[i].answer, *probes[i].aliases))
+            scores[i] = replace(scores[i], port_generated=text, port_match=match)
+
+
+def new_tokens(config: EvalConfig, answer: int) -> int:
+    """Tokens after which a free generation ends, by the number of tokens of its answer."""
+    return max(config.max_new_tokens, answer)
+
+
+def _stop_of(probe: Probe, stop: str) -> str:
+    """The characters that end a generation, without those that a right answer holds (a newline, say)."""
+    return "".join(c for c in stop if not any(c in text for text in (probe.answer, *probe.aliases)))
+
+
+def _ported(probe: Probe, config: EvalConfig) -> str:
+    """What a portability probe is continued from for `port_em`."""
+    return joined(probe.text, config.port_suffix, probe.joiner) if config.port_suffix else probe.text
 
 
 def _mean(values: Sequence[float]) -> float:

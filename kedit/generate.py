@@ -15,10 +15,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kedit import processes
-from kedit.errors import KeditError
 from kedit.forward import check_lanes, default_batch_tokens, frozen, lane_rows, logits_at
 from kedit.openings import choose_rows
-from kedit.tokens import encode
+from kedit.tokens import TooLong, encode
 
 if TYPE_CHECKING:
     from kedit.lanes import LaneBank
@@ -48,18 +47,13 @@ def greedy(
         shared: All processes of the run continue these prompts: each does a part of the batches, and all get all.
 
     Returns:
-        One text per prompt as it follows the prompt (most begin with a space), without the end-of-text token.
+        One text per prompt as it follows the prompt (most begin with a space; those of the prompt's end do not
+            count as the prompt's), without the end-of-text token.
 
     Raises:
-        KeditError: A prompt that leaves no room in the model's context; names the prompt.
+        TooLong: A prompt that leaves no room in the model's context; names the prompt.
     """
-    rows = [encode(lm, prompt, name=f"prompt {prompt!r}").ids for prompt in prompts]
-    for prompt, row in zip(prompts, rows, strict=True):
-        if len(row) + max_new_tokens > lm.context_length:
-            raise KeditError(
-                f"prompt {prompt!r}: {len(row)} tokens and {max_new_tokens} new ones are more than the "
-                f"{lm.context_length} of the model's context; shorten the prompt or lower max_new_tokens"
-            )
+    rows = [prompt_ids(lm, prompt, max_new_tokens) for prompt in prompts]
     new = greedy_ids(lm, rows, max_new_tokens, lanes, bank, stop, batch_tokens, shared)
     texts = []
     for row, ids in zip(rows, new, strict=True):
@@ -67,6 +61,22 @@ def greedy(
         text = lm.tokenizer.decode([*row, *ids], skip_special_tokens=True)[len(head) :]
         texts.append(_cut(text, stop))
     return texts
+
+
+def prompt_ids(lm: LM, prompt: str, max_new_tokens: int, name: str = "") -> tuple[int, ...]:
+    """The tokens that a prompt is continued from: without spaces at its end, which belong to the word that follows.
+
+    Raises:
+        TooLong: They leave no room for `max_new_tokens` in the model's context; says `name`, or the prompt.
+    """
+    name = name or f"prompt {prompt!r}"
+    ids = encode(lm, prompt.rstrip(" ") or prompt, name=name).ids
+    if len(ids) + max_new_tokens > lm.context_length:
+        raise TooLong(
+            f"{name}: {len(ids)} tokens and {max_new_tokens} new ones are more than the "
+            f"{lm.context_length} of the model's context; shorten the prompt or lower max_new_tokens"
+        )
+    return ids
 
 
 def greedy_ids(

@@ -85,10 +85,10 @@ class Curves:
 def prompts_of(lm: LM, record: EditRecord, paraphrases: bool = True) -> dict[str, Tokens]:
     """The request's prompt, then its paraphrases: text -> its tokens with the new object after them."""
     r = record.request
-    texts = [r.text.strip()]
+    texts = [r.text]
     if paraphrases:
         texts += [probe.text for probe in record.probes if probe.kind == "paraphrase"]
-    return {text: encode(lm, text, r.target_new, f"record {r.case_id}") for text in texts}
+    return {text: encode(lm, text, r.target_new, f"record {r.case_id}", r.joiner) for text in texts}
 
 
 @torch.no_grad()
@@ -119,7 +119,7 @@ def native(lm: LM, anchors: Iterable[Anchor]) -> Native | None:
     by_layer = probe(found)
     ps, ranks = [], []
     for anchor, hidden in zip(anchors, found, strict=True):
-        seen = lens(lm, hidden, [encode(lm, r.text, r.answer).target[0] for r in anchor.used])
+        seen = lens(lm, hidden, [encode(lm, r.text, r.answer, joiner=r.joiner).target[0] for r in anchor.used])
         ps.append(seen.p.mean(0))
         ranks.append(seen.rank.median(0).values)
     return Native(

@@ -123,7 +123,18 @@ class LM:
         """Ids as `encode` gives them and, for each, its characters `text[start:end]` (BOS: `(0, 0)`)."""
         out = self.tokenizer(text, return_offsets_mapping=True)
         end = len(out["input_ids"]) - self._n_back
-        return list(out["input_ids"][:end]), [(a, b) for a, b in out["offset_mapping"][:end]]
+        ids, spans = list(out["input_ids"][:end]), [(a, b) for a, b in out["offset_mapping"][:end]]
+        front = self._n_front
+        if front and ids[front : 2 * front] == ids[:front]:  # the text brings the tokenizer's BOS itself: one is enough
+            ids, spans = ids[front:], spans[front:]
+        return ids, spans
+
+    @cached_property
+    def special_texts(self) -> tuple[str, ...]:
+        """The special tokens, as they are written in a text."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        found = [*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
+        return tuple(dict.fromkeys(found))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, as it is: special tokens are shown, spaces are not tidied."""

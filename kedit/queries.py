@@ -16,8 +16,10 @@ from random import Random
 from kedit.errors import KeditError, at_least
 from kedit.lm import LM
 from kedit.passages import Passages
+from kedit.prompts import escaped, joined, split, trimmed
 from kedit.requests import EditRecord, EditRequest, Probe, Variants
 from kedit.shuffles import Unit, parts_of, shuffled
+from kedit.tokens import in_context, own_bos
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +117,11 @@ def with_variants(lm: LM, records: Sequence[EditRecord], config: QueryConfig) ->
         orders = _orders(lm, request, config, avoid=[*train, *test])
         long: dict[str, tuple[str, ...]] = {}
         if passages is not None:
+            if own_bos(lm, request.text) is None:
+                raise KeditError(
+                    f"record {request.case_id}: its prompt brings special tokens of its own (a chat template's?), so "
+                    "no long text can be put before it; set data.queries.long_contexts and data.queries.train_long to 0"
+                )
             subjects = [request.named(), *train, *test, *orders]
             long, shortened = _long(passages, request, subjects, config)
             cut += shortened
@@ -123,7 +130,7 @@ def with_variants(lm: LM, records: Sequence[EditRecord], config: QueryConfig) ->
         kept = [probe for probe in record.probes if probe.kind not in (REPLACED, *KINDS)]
         meta = {key: value for key, value in record.meta.items() if key != "variants"}
         meta |= {"variants": source} if source else {}
-        probes = (*kept, *_probes(request, variants, config))
+        probes = (*kept, *_probes(lm, request, variants, config))
         results.append(replace(record, probes=probes, meta=meta, variants=variants))
     if cut:
         log.warning("data.queries: %d long texts were cut to fit into the context of %d tokens", cut, lm.context_length)
@@ -161,7 +168,7 @@ def names(record: EditRecord, config: QueryConfig) -> tuple[tuple[str, ...], tup
 
 def phrase(request: EditRequest, template: str) -> str:
     """A template filled with the subject, as it can stand in the request's prompt."""
-    before = request.prompt.partition("{}")[0]
+    before = split(request.prompt)[0]
     if DETERMINER.search(before):
         template = template.removeprefix("the ")
     if not before.strip():
@@ -170,7 +177,7 @@ def phrase(request: EditRequest, template: str) -> str:
 
 
 def _orders(lm: LM, request: EditRequest, config: QueryConfig, avoid: Sequence[str]) -> list[str]:
-    start = request.prompt.index("{}")
+    start = len(split(request.prompt)[0])
     parts = parts_of(lm, request.text, start, start + len(request.named()), config.shuffle_unit)
     return shuffled(parts, config.shuffles, _random(config, request, "shuffle"), avoid)
 
@@ -181,7 +188,7 @@ def _long(
     """The texts to put before the prompt, cut so that any of `subjects` and any target fits, and how many were."""
     lm = passages.lm
     targets = [target for target in (request.target_new, request.target_true) if target is not None]
-    filled = [f"{request.prompt.replace('{}', subject)} {target}" for subject in subjects for target in targets]
+    filled = [joined(request.about(name), target, request.joiner) for name in subjects for target in targets]
     room = lm.context_length - RESERVE - max(len(lm.encode(text)) for text in filled)
     texts: dict[str, tuple[str, ...]] = {}
     cut = 0
@@ -198,21 +205,21 @@ def _long(
     return texts, cut
 
 
-def _probes(request: EditRequest, variants: Variants, config: QueryConfig) -> list[Probe]:
+def _probes(lm: LM, request: EditRequest, variants: Variants, config: QueryConfig) -> list[Probe]:
     texts = {
         "paraphrase_id": _filled(request, variants.paraphrase_train),
         "paraphrase_ood": _filled(request, variants.paraphrase_test),
         "shuffle_id": _filled(request, variants.shuffle_train),
         "shuffle_ood": _filled(request, variants.shuffle_test),
-        "long_context": [f"{text} {request.text.strip()}" for text in variants.long_test],
-        "long_context_id": [f"{text} {request.text.strip()}" for text in variants.long_train],
+        "long_context": [in_context(lm, f"{escaped(text)} {{}}", request.text) for text in variants.long_test],
+        "long_context_id": [in_context(lm, f"{escaped(text)} {{}}", request.text) for text in variants.long_train],
     }
     chosen = ((kind, text) for kind in config.kinds for text in texts[kind])
-    return [Probe(kind, text, request.target_new, request.target_true) for kind, text in chosen]
+    return [Probe(kind, text, request.target_new, request.target_true, joiner=request.joiner) for kind, text in chosen]
 
 
 def _filled(request: EditRequest, subjects: Iterable[str]) -> list[str]:
-    return [request.prompt.replace("{}", subject).strip() for subject in subjects]
+    return [trimmed(request.about(subject)) for subject in subjects]
 
 
 def _random(config: QueryConfig, request: EditRequest, what: str) -> Random:

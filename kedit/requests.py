@@ -6,10 +6,11 @@ here, once, so that a bad record is named before any model is loaded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kedit.errors import KeditError
+from kedit.prompts import Joiner, between, fill, joined, literal, slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +20,12 @@ class EditRequest:
     Args:
         case_id: Name of the record, unique in its file; every message and result line carries it.
         prompt: Template with exactly one `{}` where the subject goes, e.g. `"The capital of {} is"`. Without a
-            subject the whole prompt, which has no `{}`.
+            subject the whole prompt, which has no `{}`. Braces that mean themselves are written `{{}}`.
         subject: Text that fills the template; None where the data does not name it (ZsRE).
         target_new: The new object, without a leading space.
         target_true: The object before the edit, where the data knows it.
         relation: Name of the relation (any string, e.g. `"P36"`), where the data knows it.
+        joiner: What stands between the prompt and its target, see `kedit.prompts.between`.
 
     Raises:
         KeditError: A template without exactly one `{}`, an empty subject or target, or a target equal
@@ -36,21 +38,22 @@ class EditRequest:
     target_new: str
     target_true: str | None = None
     relation: str | None = None
+    joiner: Joiner = "auto"
 
     def __post_init__(self) -> None:
-        slots = self.prompt.count("{}")
+        found = slots(self.prompt)
         if self.subject is None:
-            if slots:
+            if found:
                 raise KeditError(
                     f"record {self.case_id}: the prompt {self.prompt!r} has a '{{}}' and no subject to put there; "
-                    "name the subject, or write the whole prompt"
+                    "name the subject, or write '{{}}' for braces that mean themselves"
                 )
             if not self.prompt.strip():
                 raise KeditError(f"record {self.case_id}: the prompt is empty")
-        elif slots != 1:
+        elif found != 1:
             raise KeditError(
-                f"record {self.case_id}: the prompt {self.prompt!r} has {slots} '{{}}'; "
-                "it needs exactly one, where the subject goes"
+                f"record {self.case_id}: the prompt {self.prompt!r} has {found} '{{}}'; it needs exactly one, "
+                "where the subject goes ('{{}}' stands for braces that mean themselves)"
             )
         elif not self.subject.strip():
             raise KeditError(f"record {self.case_id}: the subject is empty")
@@ -64,7 +67,20 @@ class EditRequest:
     @property
     def text(self) -> str:
         """The prompt with its subject filled in."""
-        return self.prompt if self.subject is None else self.prompt.replace("{}", self.subject)
+        return self.about(self.subject or "")
+
+    def about(self, subject: str) -> str:
+        """The prompt with another subject, or another name of its own, filled in."""
+        return literal(self.prompt) if self.subject is None else fill(self.prompt, subject)
+
+    @property
+    def joint(self) -> Joiner:
+        """What stands between the prompt and the new target: `space` or `none`."""
+        return "space" if between(self.text, self.target_new, self.joiner) else "none"
+
+    def stating(self, answer: str) -> str:
+        """The prompt and an answer as one text."""
+        return joined(self.text, answer, self.joiner)
 
     def named(self, who: str = "this method") -> str:
         """The subject, for those who cannot do without one.
@@ -89,10 +105,11 @@ class Probe:
     Args:
         kind: What it measures: `rewrite`, `paraphrase`, `neighborhood`, `portability`,
             `subject_rephrase`, `paraphrase_ood`, `shuffle_ood`, `long_context`, ... (docs/data.md)
-        text: The prompt, complete, without trailing space.
+        text: The prompt, complete.
         answer: The continuation wanted, without a leading space.
         rival: The continuation it competes with, where there is one.
         aliases: Other right spellings of `answer`, accepted in free generation only.
+        joiner: What stands between the prompt and an answer, see `kedit.prompts.between`.
     """
 
     kind: str
@@ -100,6 +117,7 @@ class Probe:
     answer: str
     rival: str | None = None
     aliases: tuple[str, ...] = ()
+    joiner: Joiner = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,3 +155,9 @@ class EditRecord:
     probes: tuple[Probe, ...]
     meta: dict[str, Any] = field(default_factory=dict)
     variants: Variants | None = None
+
+
+def with_joiner(record: EditRecord, joiner: Joiner) -> EditRecord:
+    """The record with another choice of what stands between its prompts and their answers."""
+    probes = tuple(replace(probe, joiner=joiner) for probe in record.probes)
+    return replace(record, request=replace(record.request, joiner=joiner), probes=probes)

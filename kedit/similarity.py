@@ -20,6 +20,7 @@ from kedit.evaluate import EvalConfig, score
 from kedit.lanes import LaneBank
 from kedit.lm import LM
 from kedit.pathway import Bank
+from kedit.prompts import escaped
 from kedit.rep.keys import read_keys
 from kedit.requests import EditRecord, EditRequest, Probe
 from kedit.tokens import encode, encode_subject
@@ -71,7 +72,7 @@ def queries_of(lm: LM, record: EditRecord, others: Sequence[EditRequest]) -> lis
     name = f"record {request.case_id}"
 
     def about(kind: str, template: str, subject: str, context: str = "{}") -> Query:
-        t = encode_subject(lm, template.strip(), subject, None, context, name)
+        t = encode_subject(lm, template, subject, None, context, name)
         return Query(kind, t.ids[: t.subject_last + 1], t.subject_first, True)
 
     found = []
@@ -79,7 +80,9 @@ def queries_of(lm: LM, record: EditRecord, others: Sequence[EditRequest]) -> lis
         names = (v.paraphrase_train, v.paraphrase_test, v.shuffle_train, v.shuffle_test)
         for kind, subjects in zip(EQUIVALENT, names, strict=False):
             found += [about(kind, request.prompt, subject) for subject in subjects]
-        found += [about("long_context", request.prompt, request.named(), f"{text} {{}}") for text in v.long_test]
+        found += [
+            about("long_context", request.prompt, request.named(), f"{escaped(text)} {{}}") for text in v.long_test
+        ]
     for probe in _neighborhood(record):
         found.append(Query(probe.kind, encode(lm, probe.text, name=name).ids, 0, False))
     return found + [about("random", other.prompt, other.named()) for other in others]
@@ -117,7 +120,7 @@ def similarities(
     for i, record in enumerate(records):
         r = record.request
         for context in contexts:
-            t = encode_subject(lm, r.prompt, r.named(), r.target_new, context, f"record {r.case_id}")
+            t = encode_subject(lm, r.prompt, r.named(), r.target_new, context, f"record {r.case_id}", r.joiner)
             rows.append(t.ids[: t.subject_last + 1])
         rows += [query.ids for query in queries[i]]
         lanes += [i] * (len(contexts) + len(queries[i]))
@@ -157,7 +160,8 @@ def edit_bounds(lm: LM, record: EditRecord, plain: Delta, peaks: Sequence[float]
         plain: What the editor changed.
         peaks: Of each neighborhood probe, the largest |r| over its tokens (and the layers).
     """
-    rewrite, neighbors = Probe("rewrite", record.request.text.strip(), record.request.target_new), _neighborhood(record)
+    r, neighbors = record.request, _neighborhood(record)
+    rewrite = Probe("rewrite", r.text, r.target_new, joiner=r.joiner)
     grids = [sorted({*SCALES[1:], max(peak, 1e-9)}) for peak in peaks]
     probes, lanes = [rewrite] * len(SCALES), list(range(len(SCALES)))
     scaled = [_scaled(plain, s) for s in SCALES]

@@ -13,10 +13,15 @@ import torch
 from torch import Tensor
 
 from kedit.errors import KeditError
+from kedit.prompts import Joiner, between, split
 
 if TYPE_CHECKING:
     from kedit.lm import LM
     from kedit.requests import EditRequest
+
+
+class TooLong(KeditError):
+    """A text that does not fit into the model's context. The message names the record or the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +46,27 @@ class Tokens:
         return self.ids[self.n_prompt :]
 
 
-def encode(lm: LM, prompt: str, target: str | None = None, name: str = "prompt") -> Tokens:
-    """Encode `prompt`, followed by a space and `target` where there is one.
+def encode(lm: LM, prompt: str, target: str | None = None, name: str = "prompt", joiner: Joiner = "auto") -> Tokens:
+    """Encode `prompt`, followed by `target` where there is one, with `between` between them.
 
     The target's tokens are those of the joined text that end after the prompt, so they are the tokens
     that the model would have to generate (no lone "▁" piece, no second BOS).
 
     Raises:
-        KeditError: Empty after tokenising, or longer than the model's context; says `name`.
+        TooLong: Longer than the model's context; says `name`.
+        KeditError: Empty after tokenising; says `name`.
     """
-    return _encode(lm, prompt, target, None, name)
+    return _encode(lm, prompt, target, None, name, joiner)
 
 
 def encode_subject(
-    lm: LM, template: str, subject: str, target: str | None = None, context: str = "{}", name: str = "prompt"
+    lm: LM,
+    template: str,
+    subject: str,
+    target: str | None = None,
+    context: str = "{}",
+    name: str = "prompt",
+    joiner: Joiner = "auto",
 ) -> Tokens:
     """Encode `context` around `template` filled with `subject`, and find the subject's tokens.
 
@@ -63,38 +75,66 @@ def encode_subject(
         template: The request's prompt with one `{}` for the subject.
         subject: Text that fills it.
         target: Continuation, without a leading space.
-        context: Text with one `{}` where the whole prompt goes.
+        context: Text with one `{}` where the whole prompt goes. It stands behind a BOS that the prompt brings; a
+            prompt with other special tokens stands alone, whatever the context (see `own_bos`).
         name: Named in errors, e.g. `"record 17"`.
+        joiner: What stands between prompt and target.
 
     Returns:
         Tokens with `subject_first` and `subject_last` set; the last token is the one ROME calls
         `subject_last` (baselines 1.0).
 
     Raises:
-        KeditError: No token covers the subject, or the text is longer than the context.
+        TooLong: The text is longer than the model's context.
+        KeditError: No token covers the subject.
     """
-    before, _, after = template.partition("{}")
-    lead, _, trail = context.partition("{}")
+    before, after = split(template)
+    lead, trail = split(context)
+    bos = own_bos(lm, before + subject + after) if lead or trail else ""
+    if bos is None:
+        lead = trail = ""
+    elif bos:
+        lead, before = bos + lead, before.removeprefix(bos)
     start = len(lead) + len(before)
     text = lead + before + subject + after + trail
-    return _encode(lm, text, target, (start, start + len(subject)), name)
+    return _encode(lm, text, target, (start, start + len(subject)), name, joiner)
+
+
+def own_bos(lm: LM, prompt: str) -> str | None:
+    """The BOS that a prompt begins with as text; `""` where it has no special token.
+
+    None where it has special tokens that make it more than a text, as a chat template's has: nothing can be put before
+    such a prompt.
+    """
+    bos = lm.tokenizer.bos_token or ""
+    start = bos if bos and prompt.startswith(bos) else ""
+    rest = prompt[len(start) :]
+    return None if any(special in rest for special in lm.special_texts) else start
+
+
+def in_context(lm: LM, context: str, prompt: str) -> str:
+    """A prompt in a context with one `{}`, placed as `encode_subject` does."""
+    lead, trail = split(context)
+    bos = own_bos(lm, prompt) if lead or trail else ""
+    return prompt if bos is None else bos + lead + prompt.removeprefix(bos) + trail
 
 
 def check(lm: LM, request: EditRequest) -> None:
     """Whether a request can be encoded.
 
     Raises:
-        KeditError: Its prompt does not fit into the context, or no token covers its subject; names the record.
+        TooLong: Its prompt does not fit into the context; names the record.
+        KeditError: No token covers its subject; names the record.
     """
-    name = f"record {request.case_id}"
+    name, joiner = f"record {request.case_id}", request.joiner
     if request.subject is None:
-        encode(lm, request.prompt, request.target_new, name)
+        encode(lm, request.text, request.target_new, name, joiner)
     else:
-        encode_subject(lm, request.prompt, request.subject, request.target_new, name=name)
+        encode_subject(lm, request.prompt, request.subject, request.target_new, name=name, joiner=joiner)
 
 
-def _encode(lm: LM, prompt: str, target: str | None, span: tuple[int, int] | None, name: str) -> Tokens:
-    text = prompt if target is None else f"{prompt} {target}"
+def _encode(lm: LM, prompt: str, target: str | None, span: tuple[int, int] | None, name: str, joiner: Joiner) -> Tokens:
+    text = prompt if target is None else f"{prompt}{between(prompt, target, joiner)}{target}"
     ids, offsets = lm.offsets(text)
     n_prompt = len(ids)
     if target is not None:
@@ -104,7 +144,7 @@ def _encode(lm: LM, prompt: str, target: str | None, span: tuple[int, int] | Non
     if n_prompt == 0:
         raise KeditError(f"{name}: the prompt {prompt!r} has no tokens in this tokenizer")
     if len(ids) > lm.context_length:
-        raise KeditError(
+        raise TooLong(
             f"{name}: {len(ids)} tokens, more than the {lm.context_length} of the model's context; shorten the prompt"
         )
     first = last = -1

@@ -9,6 +9,7 @@ from typing import Any
 
 from kedit.anchors.pool import Reference
 from kedit.errors import KeditError
+from kedit.prompts import fill, slots
 
 COLUMNS = ("subject", "relation", "object_id", "object")
 
@@ -27,7 +28,7 @@ def read_templates(path: str | Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for relation, value in raw.items():
         templates = [value] if isinstance(value, str) else value
-        good = isinstance(templates, list) and all(isinstance(t, str) and t.count("{}") == 1 for t in templates)
+        good = isinstance(templates, list) and all(isinstance(t, str) and slots(t) == 1 for t in templates)
         if not good or not templates:
             raise KeditError(f"{path}: relation {relation!r} needs templates with exactly one {{}} each")
         found[relation] = templates
@@ -74,7 +75,7 @@ def _references(item: Any, where: str, templates: Mapping[str, Sequence[str]]) -
         raise KeditError(f"{where}: it needs a subject and a relation, or a prompt")
     if relation not in templates:
         raise KeditError(f"{where}: no template for relation {relation!r}; add it to model.anchors.templates")
-    texts = [template.replace("{}", subject).strip() for template in templates[relation]]
+    texts = [fill(template, subject).strip() for template in templates[relation]]
     return [Reference(text, answer, relation, subject, fields["object_id"]) for text in texts]
 
 

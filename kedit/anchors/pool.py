@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 
+from kedit.prompts import Joiner
 from kedit.requests import EditRecord
 
 _ARTICLES = ("the ", "a ", "an ")
@@ -20,12 +21,13 @@ class Reference:
     """One fact that the model may know: a prompt whose continuation is `answer`.
 
     Attributes:
-        text: The prompt, complete, without trailing space.
+        text: The prompt, complete.
         answer: The object, without a leading space.
         relation: Name of the relation; None where the source does not say.
         subject: The subject, where the source names it.
         answer_id: Id of the object (e.g. of Wikidata), where the source has one.
         case: The record whose attribute prompt this is; None otherwise.
+        joiner: What stands between the prompt and the object, see `kedit.prompts.between`.
     """
 
     text: str
@@ -34,6 +36,13 @@ class Reference:
     subject: str | None = None
     answer_id: str | None = None
     case: str | None = None
+    joiner: Joiner = "auto"
+
+
+def _key(reference: Reference) -> tuple[str | None, ...]:
+    """What tells it from others; the joiner only where it is not the usual one."""
+    parts = astuple(reference)
+    return parts[:-1] if reference.joiner == "auto" else parts
 
 
 def normal(answer: str) -> str:
@@ -77,7 +86,7 @@ class Pool:
     @property
     def fingerprint(self) -> str:
         """16 hex digits that stand for the references."""
-        lines = sorted(json.dumps(astuple(reference)) for reference in self.references)
+        lines = sorted(json.dumps(_key(reference)) for reference in self.references)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     def find(self, text: str, answer: str) -> Reference:
@@ -107,10 +116,10 @@ def references_of(records: Sequence[EditRecord]) -> list[Reference]:
         r, meta = record.request, record.meta
         true_id, new_id = meta.get("target_true_id"), meta.get("target_new_id")
         if r.target_true is not None:
-            found.append(Reference(r.text.strip(), r.target_true, r.relation, r.subject, true_id))
+            found.append(Reference(r.text, r.target_true, r.relation, r.subject, true_id, joiner=r.joiner))
             for probe in record.probes:
                 if probe.kind == "neighborhood" and probe.answer == r.target_true:
-                    found.append(Reference(probe.text, r.target_true, r.relation, None, true_id))
+                    found.append(Reference(probe.text, r.target_true, r.relation, None, true_id, joiner=r.joiner))
         for text in meta.get("attribute_prompts", ()):
-            found.append(Reference(text.strip(), r.target_new, r.relation, None, new_id, r.case_id))
+            found.append(Reference(text.lstrip(), r.target_new, r.relation, None, new_id, r.case_id, r.joiner))
     return found

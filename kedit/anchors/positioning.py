@@ -18,7 +18,7 @@ from kedit.anchors.pool import Pool, Reference, normal
 from kedit.anchors.sampling import stratified
 from kedit.requests import EditRecord, EditRequest
 from kedit.states import last_states, states
-from kedit.tokens import encode
+from kedit.tokens import encode, in_context
 
 if TYPE_CHECKING:
     from kedit.lm import LM
@@ -83,7 +83,7 @@ class Leaks:
         own: dict[str, set[str]] = {}
         for record in records:
             name = normal(record.request.target_new)
-            scored = {record.request.text.strip(), *(probe.text.strip() for probe in record.probes)}
+            scored = {record.request.text, *(probe.text for probe in record.probes)}
             texts.setdefault(name, set()).update(scored)
             own.setdefault(name, set()).add(record.request.case_id)
         subjects = {r.request.subject.casefold() for r in records if r.request.subject is not None}
@@ -177,8 +177,8 @@ def _mean(hidden: Tensor, used: Sequence[Reference], macro: bool) -> Tensor:
 
 def _in_context(lm: LM, request: EditRequest, contexts: Sequence[str], keep_hidden: bool) -> Anchor:
     """The model's own state once it was told the fact: "{prompt} {object}. {prompt}", in some contexts."""
-    said = f"{request.text.strip()} {request.target_new}. {request.text.strip()}"
-    rows = [encode(lm, context.replace("{}", said), name=f"record {request.case_id}").ids for context in contexts]
+    said = f"{request.stating(request.target_new)}. {request.text}"
+    rows = [encode(lm, in_context(lm, context, said), name=f"record {request.case_id}").ids for context in contexts]
     hidden = last_states(lm, rows)
     return Anchor(hidden.mean(0), len(rows), 1, "in_context", hidden=hidden if keep_hidden else None)
 
@@ -190,7 +190,7 @@ def _said(lm: LM, references: Sequence[Reference]) -> tuple[Tensor, list[int], l
         `[n, n_layers, d_model]`; for each reference the number of tokens more probable than the object's first; and
         whether every token of it is the argmax.
     """
-    tokens = [encode(lm, r.text, r.answer, f"the anchors' reference {r.text[:40]!r}") for r in references]
+    tokens = [encode(lm, r.text, r.answer, f"the anchors' reference {r.text[:40]!r}", r.joiner) for r in references]
     ranks, greedy = [0] * len(tokens), [False] * len(tokens)
 
     def last(part: list[int], state: Tensor) -> None:

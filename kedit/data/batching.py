@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kedit.requests import EditRecord
+from kedit.prompts import split
+from kedit.requests import EditRecord, EditRequest
 
 Batches = list[list[EditRecord]]
 WINDOW = 16  # edit batches; sorting stays within a window, so that records stay near their place
@@ -49,7 +50,11 @@ def suffix_length(record: EditRecord) -> int:
     Without a subject, those of the whole prompt and the target.
     """
     request = record.request
-    return len(request.prompt.rpartition("{}")[2]) + len(request.target_new)
+    return len(_after_subject(request)) + len(request.target_new)
+
+
+def _after_subject(request: EditRequest) -> str:
+    return request.text if request.subject is None else split(request.prompt)[1]
 
 
 class EpochSteps:

@@ -14,6 +14,7 @@ from typing import Any
 
 from kedit.data.parse import Item, kind_of, read_items
 from kedit.errors import KeditError
+from kedit.prompts import NAMED_SLOT, escaped, fill, literal, slots, trimmed
 from kedit.requests import EditRecord, EditRequest, Probe
 
 IDS = ("target_new_id", "target_true_id")
@@ -54,20 +55,28 @@ def conflicting(records: Sequence[EditRecord]) -> int:
 
 
 def template_of(prompt: str, subject: str, item: Item) -> str:
-    """The prompt with its subject replaced by `{}`; a prompt that has a `{}` already is one.
+    """The prompt with its subject replaced by `{}`; a prompt that has a `{}` or a `{subject}` already is one.
 
-    Of several occurrences the first that stands as a word of its own is taken (of "i" in "which song has
-    i in it" the pronoun), else the first of all; the others stay as they are, so that the filled template
-    always equals the prompt.
+    With a `{subject}` every `{}` means itself; `{{}}` always does. Of several occurrences the first that stands as a
+    word of its own is taken (of "i" in "which song has i in it" the pronoun), else the first of all; the others stay as
+    they are, so that the filled template always equals the prompt.
 
     Raises:
-        KeditError: The subject is empty or does not occur.
+        KeditError: The subject is empty or does not occur; or it stands beside a `{}`, so that either may be meant (not
+            in the official forms, whose prompts are always templates).
     """
     if not subject:
         raise item.error("the subject is empty")
-    if "{}" in prompt:
-        return prompt
+    if NAMED_SLOT in prompt:
+        return "{}".join(escaped(part) for part in prompt.split(NAMED_SLOT))
     found = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
+    if slots(prompt):
+        if found and "requested_rewrite" not in item.raw:
+            raise item.error(
+                f"the prompt {prompt!r} has a '{{}}' and names the subject {subject!r} as well; write '{{subject}}' "
+                "for the one that is edited ('{{}}' stands for braces that mean themselves)"
+            )
+        return prompt
     start = found.start() if found else prompt.find(subject)
     if start < 0:
         raise item.error(
@@ -77,10 +86,17 @@ def template_of(prompt: str, subject: str, item: Item) -> str:
     return prompt[:start] + "{}" + prompt[start + len(subject) :]
 
 
+def filled(text: str, subject: str) -> str:
+    """A text of a file with the subject where its `{}` is, or its `{subject}`, beside which `{}` means itself."""
+    if NAMED_SLOT in text:
+        return literal(text.replace(NAMED_SLOT, subject))
+    return fill(text, subject)
+
+
 def request_of(item: Item) -> EditRequest:
     """The request of an item; without a named relation the template is the relation's key."""
     subject = item.text("subject")
-    template = template_of(item.text("prompt"), subject, item)
+    template = template_of(item.prompt("prompt"), subject, item)
     true, _ = answers_of(item, "target_true")
     return EditRequest(
         case_id=item.raw["case_id"],
@@ -113,10 +129,12 @@ def wanted(request: EditRequest, kind: str, texts: Iterable[str]) -> list[Probe]
     return [Probe(kind, text, request.target_new, request.target_true) for text in texts]
 
 
-def rewrite_and_paraphrases(item: Item, request: EditRequest) -> list[Probe]:
-    """One `rewrite` probe (the request itself) and a `paraphrase` probe per paraphrase."""
-    paraphrases = wanted(request, "paraphrase", item.texts("paraphrases"))
-    return [*wanted(request, "rewrite", [request.text.strip()]), *paraphrases]
+def rewrite_and_paraphrases(item: Item, request: EditRequest, subject: str | None = None) -> list[Probe]:
+    """One `rewrite` probe (the request itself) and a `paraphrase` probe per paraphrase, `subject` filled in if given."""
+    texts = item.prompts("paraphrases")
+    if subject is not None:
+        texts = [filled(text, subject) for text in texts]
+    return [*wanted(request, "rewrite", [request.text]), *wanted(request, "paraphrase", texts)]
 
 
 def neighborhood(item: Item, request: EditRequest) -> list[Probe]:
@@ -179,7 +197,7 @@ def aliases_of(item: Item, subject: str) -> list[str]:
 
 def subject_rephrase(aliases: Iterable[str], request: EditRequest) -> list[Probe]:
     """`subject_rephrase` probes: the template filled with each other name of the subject."""
-    return wanted(request, "subject_rephrase", (request.prompt.replace("{}", name) for name in aliases))
+    return wanted(request, "subject_rephrase", (request.about(name) for name in aliases))
 
 
 def _entries(item: Item, name: str) -> Iterator[Item]:
@@ -202,6 +220,6 @@ def _text_of(entry: Item) -> str:
     value = entry.get("text")
     if not isinstance(value, str) or not value.strip():
         raise entry.error("field 'prompt' is missing")
-    if "{}" in value:
-        value = value.replace("{}", entry.text("subject"))
-    return value.strip()
+    if slots(value) or NAMED_SLOT in value:
+        value = filled(value, entry.text("subject"))
+    return trimmed(value)

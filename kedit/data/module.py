@@ -21,8 +21,9 @@ from lightning.pytorch import LightningDataModule
 from kedit import processes
 from kedit.data.batching import Batches, EpochSteps, form_batches
 from kedit.errors import KeditError, at_least
+from kedit.prompts import Joiner
 from kedit.queries import REPLACED, QueryConfig, with_variants
-from kedit.requests import EditRecord, Probe
+from kedit.requests import EditRecord, Probe, with_joiner
 
 if TYPE_CHECKING:
     from kedit.lm import LM
@@ -45,6 +46,9 @@ class EditData(LightningDataModule):
             mark is SmolLM2-135M's), `false` all.
         sort_by_length: Put records whose suffix (what follows the subject, with the target) is of like length
             into the same edit batch. Cheaper with many lanes; it moves a record by at most 16 batches.
+        joiner: What stands between a prompt and its answer. `auto`: a space where one is written, nothing behind white
+            space, an opening quotation mark or bracket or a `/`, or between letters of scripts without spaces. `space`:
+            always one, but behind white space. `none`: never one.
         queries: Other names, scrambled names and long contexts of every request, drawn before anything is
             edited: probes of their own, and what REP trains on. None when null.
 
@@ -65,6 +69,7 @@ class EditData(LightningDataModule):
         batch_size: int = 1,
         known: bool | Literal["recorded"] = False,
         sort_by_length: bool = False,
+        joiner: Joiner = "auto",
         queries: QueryConfig | None = None,
     ) -> None:
         super().__init__()
@@ -76,7 +81,7 @@ class EditData(LightningDataModule):
         self.limit, self.skip, self.shuffle_seed = limit, skip, shuffle_seed
         self.probe_kinds, self.max_probes = probe_kinds, max_probes
         self.batch_size, self.sort_by_length = batch_size, sort_by_length
-        self.known, self.queries = known, queries
+        self.known, self.joiner, self.queries = known, joiner, queries
         self.filter_known = known is True
         self.regime: str | None = None
         self._records: list[EditRecord] | None = None
@@ -92,7 +97,8 @@ class EditData(LightningDataModule):
     @cached_property
     def everything(self) -> list[EditRecord]:
         """All records of the data set, read once; `records` are chosen from them."""
-        return self.read()
+        records = self.read()
+        return records if self.joiner == "auto" else [with_joiner(record, self.joiner) for record in records]
 
     @property
     def records(self) -> list[EditRecord]:
@@ -222,6 +228,9 @@ class EditData(LightningDataModule):
         """16 hex digits that stand for the records to edit, with their probes, in order."""
         rows = [dataclasses.asdict(record) for record in self.records]
         rows = [{key: value for key, value in row.items() if key != "variants" or value} for row in rows]
+        for part in (part for row in rows for part in (row["request"], *row["probes"])):
+            if part["joiner"] == "auto":
+                del part["joiner"]
         text = json.dumps(rows, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -238,6 +247,8 @@ class EditData(LightningDataModule):
             "batch_size": self._size,
             "known": self.known,
             "sort_by_length": self.sort_by_length,
+            "joiner": self.joiner,
+            "joints": dict(sorted(Counter(record.request.joint for record in self.records).items())),
             "queries": None if self.queries is None else dataclasses.asdict(self.queries),
         }
 

@@ -83,7 +83,7 @@ def _case(case: Item) -> list[EditRecord]:
             item = flat(part, meta)
             request = build.request_of(item)
         records.append(EditRecord(request, tuple(_of_one(item, request, hops)), meta))
-    asked = {probe.text for record in records for probe in record.probes}
+    asked = {probe.text.rstrip() for record in records for probe in record.probes}
     unedited = [hop for hop in hops if not asked.intersection(hop.texts)]
     probes = [
         *_multi_hop(case),
@@ -95,14 +95,14 @@ def _case(case: Item) -> list[EditRecord]:
 
 def _of_one(item: Item, request: EditRequest, hops: Sequence[_Hop]) -> Iterator[Probe]:
     """Probes of one rewrite: as the template and as the question, with the aliases that the case knows."""
-    aliases = [hop.aliases for hop in hops if hop.answer == request.target_new and request.text.strip() in hop.texts]
-    for kind, texts in (("rewrite", [request.text.strip()]), ("paraphrase", item.texts("question"))):
+    aliases = [hop.aliases for hop in hops if hop.answer == request.target_new and request.text.rstrip() in hop.texts]
+    for kind, texts in (("rewrite", [request.text]), ("paraphrase", item.prompts("question"))):
         for probe in build.wanted(request, kind, texts):
             yield replace(probe, aliases=aliases[0] if aliases else ())
 
 
 def _multi_hop(case: Item) -> list[Probe]:
-    questions = case.texts("questions")
+    questions = case.prompts("questions")
     answers = case.texts("new_answer")
     if not questions or not answers:
         raise case.error(f"field '{'questions' if not questions else 'new_answer'}' is missing")

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kedit.errors import KeditError
+from kedit.prompts import trimmed
 
 ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -80,6 +81,18 @@ class Item:
         if not isinstance(value, str):
             raise self.error(f"field '{name}' must be text, not {kind_of(value)}")
         return value.strip()
+
+    def prompt(self, name: str) -> str:
+        """As `text`, but with what `trimmed` leaves at its end: an answer follows it."""
+        self.text(name)
+        return trimmed(str(self.get(name)))
+
+    def prompts(self, name: str) -> list[str]:
+        """As `texts`, but with what `trimmed` leaves at their ends."""
+        self.texts(name)
+        value = self.get(name)
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        return [trimmed(entry) for entry in values if entry.strip()]
 
     def texts(self, name: str) -> list[str]:
         """A field that is a text, a list of texts, or absent: its non-empty texts, stripped, in order."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +45,7 @@ def _build(item: Item) -> EditRecord:
     if aliases:
         meta["subject_aliases"] = aliases
     probes = [
-        *(
-            replace(probe, text=probe.text.replace("{}", subject))
-            for probe in build.rewrite_and_paraphrases(item, request)
-        ),
+        *build.rewrite_and_paraphrases(item, request, subject),
         *build.neighborhood(item, request),
         *build.portability(item),
         *build.subject_rephrase(aliases, request),

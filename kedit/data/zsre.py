@@ -143,7 +143,7 @@ def _request(item: Item) -> EditRequest:
     if item.get("subject") is not None:
         return build.request_of(item)
     true, _ = build.answers_of(item, "target_true")
-    return EditRequest(item.raw["case_id"], item.text("prompt"), None, item.text("target_new"), true)
+    return EditRequest(item.raw["case_id"], item.prompt("prompt"), None, item.text("target_new"), true)
 
 
 def _flat(item: Item) -> Item:

@@ -80,7 +80,7 @@ class Keeper:
             picked = torch.randperm(len(subjects), generator=generator)[: config.others + 1].tolist()
             others = [subjects[i] for i in picked if subjects[i] != r.subject][: config.others]
             start = len(self._texts)
-            self._texts += [r.prompt.replace("{}", other).rstrip() for other in others]
+            self._texts += [r.about(other).rstrip(" ") for other in others]
             self._own[r.case_id] = torch.arange(start, len(self._texts))
         self._ids = [tuple(lm.encode(text)) for text in self._texts]
         self._starts = [0, *accumulate(min(len(ids), config.positions) for ids in self._ids)]
@@ -139,5 +139,5 @@ def _prompts(facts: Sequence[EditRecord], records: Sequence[EditRecord]) -> list
     for record in facts:
         for text in [record.request.text, *(p.text for p in record.probes if p.kind == "neighborhood")]:
             if not (names and named.search(text.casefold())):
-                found[text.strip()] = None
+                found[text.rstrip(" ")] = None
     return list(found)

@@ -8,6 +8,7 @@ from random import Random
 from typing import Literal
 
 from kedit.lm import LM
+from kedit.prompts import escaped
 from kedit.queries import phrase
 from kedit.rep.config import AdapterConfig
 from kedit.rep.phrases import drawn
@@ -54,7 +55,7 @@ class _Writer:
     def row(self, name: str, context: str, role: Role, answer: str | None = None) -> Row:
         """`name` in the prompt behind a context; only bare prompts are run to their end."""
         r = self.request
-        t = encode_subject(self.lm, r.prompt, name, answer, context, f"record {r.case_id}")
+        t = encode_subject(self.lm, r.prompt, name, answer, context, f"record {r.case_id}", r.joiner)
         whole = context == "{}" and role != "tempting"
         ids = t.ids if whole else t.ids[: t.subject_last + 1]
         return Row(ids, t.subject_last, self._outside(t, role, whole), _near(t, role, len(ids), whole), role)
@@ -108,7 +109,7 @@ def plan(
         for context in ["{}", *random.sample(contexts[1:], more)]:
             rows.append(write.row(name, context, "held" if name in held else "variant"))
     for text in variants.long_train[: config.long_contexts]:
-        rows.append(write.row(own, text + " {}", "long"))
+        rows.append(write.row(own, escaped(text) + " {}", "long"))
     asked = " ".join(probe.text for probe in record.probes)
     others = [subject for subject in subjects if subject not in asked and subject != own]
     rows += [write.row(name, "{}", "other") for name in random.sample(others, min(config.others, len(others)))]

@@ -81,4 +81,4 @@ def _probes(record: EditRecord, most: int) -> list[Probe]:
     if variants is not None:
         half = most // 2
         names += [*variants.paraphrase_train[: most - half], *variants.shuffle_train[:half]]
-    return [Probe("rewrite", request.prompt.replace("{}", name).strip(), request.target_new) for name in names]
+    return [Probe("rewrite", request.about(name), request.target_new, joiner=request.joiner) for name in names]
