@@ -7,17 +7,26 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kedit.batch import EditBatch
+from kedit.requests import EditRecord
 
 if TYPE_CHECKING:
     from kedit.methods.base import EditingModule
 
 
 class EditCallback(Callback):
-    """A Lightning callback with three hooks more, around every edit batch.
+    """A Lightning callback with hooks more: before the edits, and around every edit batch.
 
     They are called in the order of the trainer's callbacks. In the `sequential` regime the delta is already
     part of the weights when `on_edit_end` runs; in the others the weights are the unedited ones.
     """
+
+    def on_check_record(self, trainer: Trainer, module: EditingModule, record: EditRecord) -> None:
+        """Called for every record before anything is edited.
+
+        Raises:
+            TooLong: A text that this callback will run for the record does not fit into the model's context. The
+                record then fails, and the run goes on without it.
+        """
 
     def on_edit_start(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Called when an epoch has taken up its batch and nothing has been changed."""

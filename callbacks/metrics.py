@@ -16,7 +16,7 @@ from kedit.batch import EditBatch, Outcome
 from kedit.callbacks.base import EditCallback, editing
 from kedit.delta import Delta, edited
 from kedit.errors import KeditError
-from kedit.evaluate import EvalConfig, ProbeScore, score_records
+from kedit.evaluate import EvalConfig, ProbeScore, check_probes, score_records
 from kedit.lanes import LaneBank
 from kedit.requests import EditRecord
 from kedit.results import edits_of
@@ -80,6 +80,10 @@ class EditMetrics(EditCallback):
             raise KeditError(
                 f"metrics.eval_at: in the {regime} regime edits do not accumulate; use model.regime: sequential"
             )
+
+    def on_check_record(self, trainer: Trainer, module: EditingModule, record: EditRecord) -> None:
+        """Every probe must fit, with its answers and what is generated after it."""
+        check_probes(module.lm, record, self.scoring)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores the unedited model once, where later batches are edited on top of earlier ones.
@@ -184,7 +188,12 @@ class EditMetrics(EditCallback):
 
 
 def edit_row(
-    outcome: Outcome, index: int, regime: str, when: str, before: Sequence[ProbeScore], after: Sequence[ProbeScore]
+    outcome: Outcome,
+    index: int,
+    regime: str,
+    when: str,
+    before: Sequence[ProbeScore] | None,
+    after: Sequence[ProbeScore] | None,
 ) -> dict[str, Any]:
     """One line of `results.jsonl`: a record, what was done to it, and every probe before and after."""
     request = asdict(outcome.record.request)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 
 from kedit import processes
-from kedit.batch import EditBatch
+from kedit.batch import EditBatch, Outcome
 from kedit.callbacks.base import EditCallback, editing, tell
-from kedit.callbacks.metrics import MEASURED, EditMetrics
+from kedit.callbacks.metrics import MEASURED, EditMetrics, edit_row
 from kedit.curve import as_csv, draw
 from kedit.delta import Delta
 from kedit.deltafile import save_delta
@@ -89,6 +89,7 @@ class ResultsWriter(EditCallback):
         module, folder = editing(pl_module), _folder(trainer)
         for metrics in _metrics(trainer):
             self._append(trainer, module, metrics.end_rows(trainer, module), None)
+        self._append_unfit(trainer, module)
         if not processes.first():
             return
         boards: dict[str, Scoreboard] = {}
@@ -126,6 +127,17 @@ class ResultsWriter(EditCallback):
         """Writes the summary, which says that the run has finished: last, when all callbacks have written theirs."""
         if self.summary is not None:
             write_json(_folder(trainer) / SUMMARY, self.summary)
+
+    def _append_unfit(self, trainer: Trainer, module: EditingModule) -> None:
+        """Rows of the records that failed before anything was edited: nothing of them was measured."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        ends = module.regime == "sequential" and any(metrics.measure != "edit" for metrics in _metrics(trainer))
+        rows = [
+            edit_row(Outcome(record, error), len(data.batches), module.regime, "end" if ends else "edit", None, None)
+            for record, error in data.unfit.values()
+        ]
+        if rows and processes.first():
+            append_rows(_folder(trainer) / RESULTS, rows)
 
     def _append(
         self, trainer: Trainer, module: EditingModule, rows: list[dict[str, Any]], batch: EditBatch | None

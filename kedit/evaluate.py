@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from kedit.errors import KeditError
 from kedit.forced import Progress, Span, read
 from kedit.forward import check_lanes
-from kedit.generate import greedy
+from kedit.generate import greedy, prompt_ids
 from kedit.prompts import joined, runs_on
 from kedit.requests import EditRecord, Probe
-from kedit.tokens import encode
+from kedit.tokens import encode, surely_fits
 
 if TYPE_CHECKING:
     from kedit.lanes import LaneBank
@@ -207,6 +207,24 @@ def known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = Non
         probes.append(Probe("rewrite", request.text, request.target_true, joiner=request.joiner))
     config = replace(config or EvalConfig(), generate=[])
     return [s.exact for s in score(lm, probes, config=config, shared=True)]
+
+
+def check_probes(lm: LM, record: EditRecord, config: EvalConfig) -> None:
+    """Whether the probes of a record can be scored.
+
+    Raises:
+        TooLong: One does not fit into the model's context, with an answer or what would be generated.
+    """
+    for probe in record.probes:
+        name = f"record {record.request.case_id}, a {probe.kind} probe"
+        answers = [text for text in (probe.answer, probe.rival) if text is not None]
+        if surely_fits(lm, probe.text, config.port_suffix, *answers, new=config.max_new_tokens):
+            continue
+        lengths = [len(encode(lm, probe.text, answer, name, probe.joiner).target) for answer in answers]
+        if probe.kind in config.generate:
+            prompt_ids(lm, probe.text, new_tokens(config, lengths[0]), name)
+            if probe.kind == PORTABILITY:
+                prompt_ids(lm, _ported(probe, config), new_tokens(config, lengths[0]), name)
 
 
 def begins_with(text: str, answers: Sequence[str]) -> bool:

@@ -81,7 +81,7 @@ def between(prompt: str, answer: str, joiner: Joiner = "auto") -> str:
         return ""
     if joiner == "space":
         return " "
-    glued = last == "/" or opens(prompt) or _is_wide_punctuation(last)
+    glued = last in "/\u0f0b" or opens(prompt) or _is_wide_punctuation(last)  # U+0F0B: between Tibetan syllables
     return "" if glued or (is_unspaced(last) and is_unspaced(answer[:1])) else " "
 
 
@@ -96,8 +96,10 @@ def opens(text: str) -> bool:
     A mark that is its own closing mark (`"`), or that other languages close with (`“`), opens unless it stands right
     behind a word or the end of a clause; a `"` must also be the odd one out.
     """
-    last, rest = text[-1:], text[:-1]
-    kind = unicodedata.category(last) if last else ""
+    if not text:
+        return False
+    last, rest = text[-1], text[:-1]
+    kind = unicodedata.category(last)
     if kind == "Ps":
         return True
     if kind not in ("Pi", "Pf") and last not in _QUOTES:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from kedit.requests import EditRequest
 
 
+_SPARE = 8  # tokens that a tokenizer may put around a text
+
+
 class TooLong(KeditError):
     """A text that does not fit into the model's context. The message names the record or the prompt."""
 
@@ -154,6 +157,11 @@ def _encode(lm: LM, prompt: str, target: str | None, span: tuple[int, int] | Non
             raise KeditError(f"{name}: no token of {prompt!r} covers the subject {prompt[slice(*span)]!r}")
         first, last = covering[0], covering[-1]
     return Tokens(tuple(ids), n_prompt, first, last)
+
+
+def surely_fits(lm: LM, *texts: str, new: int = 0) -> bool:
+    """Whether texts fit into the context together with `new` tokens, without tokenising: a token is at least a byte."""
+    return sum(len(text.encode(errors="replace")) for text in texts) + new + _SPARE <= lm.context_length
 
 
 def pad_right(rows: list[tuple[int, ...]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

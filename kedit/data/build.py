@@ -130,7 +130,7 @@ def wanted(request: EditRequest, kind: str, texts: Iterable[str]) -> list[Probe]
 
 
 def rewrite_and_paraphrases(item: Item, request: EditRequest, subject: str | None = None) -> list[Probe]:
-    """One `rewrite` probe (the request itself) and a `paraphrase` probe per paraphrase, `subject` filled in if given."""
+    """One `rewrite` probe (the request itself), a `paraphrase` probe per paraphrase, `subject` filled in if given."""
     texts = item.prompts("paraphrases")
     if subject is not None:
         texts = [filled(text, subject) for text in texts]

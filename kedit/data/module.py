@@ -56,6 +56,8 @@ class EditData(LightningDataModule):
         name: What results call the data set, e.g. `"facts/test"`.
         filter_known: Whether `prepare` has to ask the model which records it knows.
         regime: That of the module that is trained; None before `setup`.
+        unfit: Records that fail because a text of theirs does not fit into the model's context, by id, and why; known
+            after `prepare`, which leaves them out of `records`.
         width: Edit batches of an epoch, one for each process, where processes edit different ones; otherwise 1.
     """
 
@@ -69,7 +71,7 @@ class EditData(LightningDataModule):
         batch_size: int = 1,
         known: bool | Literal["recorded"] = False,
         sort_by_length: bool = False,
-        joiner: Joiner = "auto",
+        joiner: Literal["auto", "space", "none"] = "auto",
         queries: QueryConfig | None = None,
     ) -> None:
         super().__init__()
@@ -81,7 +83,9 @@ class EditData(LightningDataModule):
         self.limit, self.skip, self.shuffle_seed = limit, skip, shuffle_seed
         self.probe_kinds, self.max_probes = probe_kinds, max_probes
         self.batch_size, self.sort_by_length = batch_size, sort_by_length
-        self.known, self.joiner, self.queries = known, joiner, queries
+        self.known, self.queries = known, queries
+        self.joiner: Joiner = joiner
+        self.unfit: dict[str, tuple[EditRecord, str]] = {}
         self.filter_known = known is True
         self.regime: str | None = None
         self._records: list[EditRecord] | None = None
@@ -153,7 +157,10 @@ class EditData(LightningDataModule):
         return records
 
     def prepare(
-        self, prepare_records: Callable[[list[EditRecord]], list[EditRecord]], lm: Callable[[], LM] | None = None
+        self,
+        prepare_records: Callable[[list[EditRecord]], list[EditRecord]],
+        lm: Callable[[], LM] | None = None,
+        unfit: Callable[[list[EditRecord]], dict[str, str]] | None = None,
     ) -> None:
         """Lets the loaded model check and choose records, and draws their variants; a second call does nothing.
 
@@ -162,6 +169,7 @@ class EditData(LightningDataModule):
                 model does not know, or raise at a prompt longer than the context). Each record is judged
                 by itself: with a limit it is called on portions until enough are kept.
             lm: Gives the unedited model; only asked for with `queries`.
+            unfit: Says of which records a text does not fit into the model's context, by id, and why.
 
         Raises:
             KeditError: No record is left; with `queries`, a record names no subject (found before the model is asked).
@@ -187,6 +195,8 @@ class EditData(LightningDataModule):
                 raise ValueError("queries need a model: give prepare() its lm")
             records = with_variants(lm(), self._records, self.queries)
             self._records = [dataclasses.replace(record, probes=self._keep(record.probes)) for record in records]
+        if unfit is not None:
+            self._records = self._leave_out(self._records, unfit(self._records))
         self._records = self.measurable(self._records)
         self._batches, self._prepared = None, True
         log.info("%s: %d records to edit", self.name, len(self._records))
@@ -197,7 +207,8 @@ class EditData(LightningDataModule):
         prepare_records = getattr(module, "prepare_records", None)
         self.regime = getattr(module, "regime", None)
         if prepare_records is not None:
-            self.prepare(prepare_records, lambda: module.lm)  # type: ignore[union-attr]
+            unfit = getattr(module, "unfit_records", None)
+            self.prepare(prepare_records, lambda: module.lm, unfit)  # type: ignore[union-attr]
         log.debug("%s: %d edit batches", self.name, len(self.batches))  # and so a bad file stops here
 
     def train_dataloader(self) -> EpochSteps:
@@ -277,6 +288,20 @@ class EditData(LightningDataModule):
             for record in records:
                 record.request.named("data.queries")
         return records
+
+    def _leave_out(self, records: list[EditRecord], why: dict[str, str]) -> list[EditRecord]:
+        """The records that fit; those that do not are told, and kept in `unfit`.
+
+        Raises:
+            KeditError: None fits.
+        """
+        self.unfit = {r.request.case_id: (r, why[r.request.case_id]) for r in records if r.request.case_id in why}
+        kept = [record for record in records if record.request.case_id not in why]
+        if not kept:
+            raise KeditError(f"{self.name}: no record fits into the model's context; {next(iter(why.values()))}")
+        for message in why.values():
+            log.warning("%s: it fails, and the run goes on without it", message)
+        return kept
 
     def _keep(self, probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
         """The probes of the wanted kinds, of each kind the first `max_probes`."""

@@ -30,6 +30,7 @@ from kedit.methods.holder import ModelHolder
 from kedit.methods.phases import Edit, Phase
 from kedit.methods.restoring import read_state
 from kedit.requests import EditRecord
+from kedit.tokens import TooLong
 
 Regime = Literal["single", "batch", "sequential"]
 
@@ -68,6 +69,17 @@ class EditingModule(ModelHolder, ABC):
         self._restored: dict[str, Any] | None = None
         self._course: Course | None = None
         self._idle = nn.Parameter(torch.zeros(1))  # what the optimiser holds before the first phase
+
+    def unfit_records(self, records: list[EditRecord]) -> dict[str, str]:
+        """Of which records a text does not fit into the model's context, in editing or in measuring: id and why."""
+        found: dict[str, str] = {}
+        for record in records:
+            try:
+                self.check_fit(record)
+                tell(self.trainer, "on_check_record", self, record)
+            except TooLong as error:
+                found[record.request.case_id] = str(error)
+        return found
 
     # -- what a method defines --------------------------------------------------------------------------
 

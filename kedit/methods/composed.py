@@ -39,6 +39,10 @@ class Composed(EditingModule):
         """The editor's checks."""
         return self.editor.prepare_records(records)
 
+    def check_fit(self, record: EditRecord) -> None:
+        """The editor's."""
+        self.editor.check_fit(record)
+
     def setup(self, stage: str) -> None:
         """The editor's."""
         self.editor.setup(stage)

@@ -63,6 +63,13 @@ class ModelHolder(LightningModule):
             return [record for record, yes in zip(records, known(self.lm, records), strict=True) if yes]
         return records
 
+    def check_fit(self, record: EditRecord) -> None:
+        """Whether every text that editing the record runs fits into the model's context; a method has its own.
+
+        Raises:
+            TooLong: One does not; names the record.
+        """
+
     def lane_count(self) -> int:
         """Requests optimised side by side in the single regime."""
         if self.lanes:

@@ -16,6 +16,7 @@ from kedit.lm import LMConfig
 from kedit.methods.base import EditingModule, Regime
 from kedit.requests import EditRecord
 from kedit.stats import StatsConfig
+from kedit.tokens import encode_subject, surely_fits
 from kedit.values import NLL, KLDivergence, Term, ValueLanes, WeightDecay
 
 
@@ -102,6 +103,15 @@ class LocateThenEdit(EditingModule):
         """Contexts of the unedited model."""
         if not self.contexts:  # a resumed run has them
             self.contexts = processes.from_first(lambda: context_templates(self.lm, self.context_config, self.seed))
+
+    def check_fit(self, record: EditRecord) -> None:
+        """The prompt behind every context."""
+        LocateThenEdit.start(self)
+        r = record.request
+        for context in self.contexts:
+            if not surely_fits(self.lm, context, r.prompt, r.named(), r.target_new):
+                name = f"record {r.case_id}, behind a context of the edit"
+                encode_subject(self.lm, r.prompt, r.named(), r.target_new, context, name, r.joiner)
 
     def terms(self, records: Sequence[EditRecord]) -> list[Term]:
         """The loss of v* (baselines 1.0, step 4) for some records, a lane each, with what a method adds to it."""
