@@ -234,7 +234,7 @@ def begins_with(text: str, answers: Sequence[str]) -> bool:
     ("Englishman" does not begin with "English"). Where a script is written without spaces, spelling cannot tell.
     """
     said = _normalise(text)
-    return any(said.startswith(a) and _ends_at(said, len(a)) for a in map(_normalise, answers) if a)
+    return any(said.startswith(a) and _is_whole(said, 0, len(a)) for a in map(_normalise, answers) if a)
 
 
 def contains(text: str, answers: Sequence[str]) -> bool:
@@ -246,15 +246,16 @@ def contains(text: str, answers: Sequence[str]) -> bool:
 def _stands_in(said: str, answer: str) -> bool:
     at = said.find(answer)
     while at >= 0:
-        if _ends_at(said, at) and _ends_at(said, at + len(answer)):
+        if _is_whole(said, at, at + len(answer)):
             return True
         at = said.find(answer, at + 1)
     return False
 
 
-def _ends_at(text: str, at: int) -> bool:
-    """Whether no word goes on across a position of the text."""
-    return not 0 < at < len(text) or not runs_on(text[at - 1], text[at])
+def _is_whole(text: str, start: int, end: int) -> bool:
+    """Whether no word goes on across the edges of a part of the text."""
+    goes_on = end < len(text) and runs_on(text[end - 1], text[end])
+    return not (goes_on or (start > 0 and runs_on(text[start], text[start - 1])))
 
 
 def _normalise(text: str) -> str:

@@ -124,12 +124,12 @@ def is_unspaced(character: str) -> bool:
     return unicodedata.name(character, "").startswith(_UNSPACED)
 
 
-def runs_on(left: str, right: str) -> bool:
-    """Whether a word goes on from the character `left` to the character `right`, as far as spelling tells.
+def runs_on(inside: str, outside: str) -> bool:
+    """Whether a word goes on from the character `inside`, at the edge of a text, to the one `outside` beside it.
 
     Never next to a letter of a script without spaces, where spelling does not tell.
     """
-    return is_word(left) and is_word(right) and not (is_unspaced(left) or is_unspaced(right))
+    return is_word(outside) and not (is_unspaced(outside) or is_unspaced(inside))
 
 
 def _closes(character: str) -> bool:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 
-from kedit.prompts import Joiner
+from kedit.prompts import Joiner, trimmed
 from kedit.requests import EditRecord
 
 _ARTICLES = ("the ", "a ", "an ")
@@ -121,5 +121,5 @@ def references_of(records: Sequence[EditRecord]) -> list[Reference]:
                 if probe.kind == "neighborhood" and probe.answer == r.target_true:
                     found.append(Reference(probe.text, r.target_true, r.relation, None, true_id, joiner=r.joiner))
         for text in meta.get("attribute_prompts", ()):
-            found.append(Reference(text.lstrip(), r.target_new, r.relation, None, new_id, r.case_id, r.joiner))
+            found.append(Reference(trimmed(text), r.target_new, r.relation, None, new_id, r.case_id, r.joiner))
     return found
