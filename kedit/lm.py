@@ -25,9 +25,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from kedit import zoo
-from kedit.arch import FAMILIES, find_arch
+from kedit.arch import FAMILIES, check_maps, find_arch
 from kedit.errors import KeditError
 from kedit.fingerprint import fingerprint
+from kedit.plain import check_config, check_left_over, check_plain
 from kedit.zoo import quiet_transformers
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class LM:
         name: How messages and cards call the model.
 
     Raises:
-        KeditError: A slow tokenizer, or a model that is not a decoder kedit understands.
+        KeditError: A slow tokenizer, quantised weights, or a model that is not a decoder kedit understands.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, name: str) -> None:
@@ -73,11 +74,13 @@ class LM:
                 f"{name}: its tokenizer ({type(tokenizer).__name__}) is a slow one; kedit needs the "
                 "character offsets of a fast one. Convert it once, so that the folder holds a tokenizer.json"
             )
+        check_plain(model, name)
         config = model.config.get_text_config()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self.arch = find_arch(model)
+        check_maps(self.arch, model, name)
         self.d_model: int = config.hidden_size
         lengths = (getattr(config, key, None) for key in _CONTEXT_KEYS)
         self.context_length: int = next((n for n in lengths if n), 2048)
@@ -150,6 +153,7 @@ def load_lm(config: LMConfig, device: str | torch.device = "cpu") -> LM:
         with _readable_errors(config.name, "model"):
             hf_config = AutoConfig.from_pretrained(source, **shared)
             _check_decoder(hf_config, config.name)
+            check_config(hf_config, config.name)
         with _readable_errors(config.name, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(source, **shared)
         with _readable_errors(config.name, "model"):
@@ -169,6 +173,7 @@ def load_lm(config: LMConfig, device: str | torch.device = "cpu") -> LM:
             f"{config.name}: {len(some)} tensors are missing from its weights, {some[0]} for one; "
             "the folder is incomplete or holds another kind of model"
         )
+    check_left_over(model, info["unexpected_keys"], config.name)
     lm = LM(model.to(device), tokenizer, config.name)
     log.info("loaded %s (%s) on %s in %.1f s", config.name, config.dtype, device, time.perf_counter() - start)
     return lm
@@ -215,6 +220,8 @@ def _readable_errors(name: str, part: str) -> Iterator[None]:
         raise KeditError(f"{name}: a JSON file of its {part} cannot be read ({error})") from None
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if "ignore_mismatched_sizes" in why:
+            why = "tensors in its files have other shapes than its config.json says (quantised, or of another model?)"
         raise KeditError(f"{name}: the {part} cannot be loaded: {why}. {_INSTEAD}") from None
 
 
