@@ -85,6 +85,7 @@ class LM:
         lengths = (getattr(config, key, None) for key in _CONTEXT_KEYS)
         self.context_length: int = next((n for n in lengths if n), 2048)
         self._n_front, self._n_back = _special_tokens(tokenizer)
+        self.check_ids(tokenizer("a")["input_ids"][: self._n_front], f"{name}: what its tokenizer puts before texts")
         self.packs: bool | None = None  # whether texts can be packed into one row; kedit.packing finds out
 
     @property
@@ -113,20 +114,57 @@ class LM:
         return self._n_front > 0
 
     @cached_property
+    def n_tokens(self) -> int:
+        """Rows of the token embedding: the model knows the ids below. A tokenizer with added tokens may have more."""
+        return self.arch.embed(self.model).get_parameter("weight").shape[0]
+
+    @property
+    def eos_id(self) -> int | None:
+        """The tokenizer's end-of-text token; None where it has none, or one that the model does not know."""
+        return self._known(self.tokenizer.eos_token_id)
+
+    @cached_property
     def pad_id(self) -> int:
         """Filler for batches: the pad token, else EOS, else 0. Always masked, so which one never matters."""
-        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        ids = (self._known(self.tokenizer.pad_token_id), self.eos_id)
         return next((i for i in ids if i is not None), 0)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids with the tokenizer's own BOS policy, never with an EOS at the end."""
-        return self.offsets(text)[0]
+    def encode(self, text: str, name: str | None = None) -> list[int]:
+        """Token ids with the tokenizer's own BOS policy, never with an EOS at the end; raises as `offsets` does."""
+        return self.offsets(text, name)[0]
 
-    def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids as `encode` gives them and, for each, its characters `text[start:end]` (BOS: `(0, 0)`)."""
+    def offsets(self, text: str, name: str | None = None) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids as `encode` gives them and, for each, its characters `text[start:end]` (BOS: `(0, 0)`).
+
+        Args:
+            text: Any text.
+            name: How an error calls it, e.g. `"record 17"`; None quotes its beginning.
+
+        Raises:
+            KeditError: The tokenizer makes a token of it that the model does not have.
+        """
         out = self.tokenizer(text, return_offsets_mapping=True)
         end = len(out["input_ids"]) - self._n_back
-        return list(out["input_ids"][:end]), [(a, b) for a, b in out["offset_mapping"][:end]]
+        ids = list(out["input_ids"][:end])
+        self.check_ids(ids, name or f"the text {text[:40]!r}")
+        return ids, [(a, b) for a, b in out["offset_mapping"][:end]]
+
+    def check_ids(self, ids: Sequence[int], name: str) -> None:
+        """Refuse token ids that the embedding has no row for.
+
+        Raises:
+            KeditError: Names the text and the token.
+        """
+        if max(ids, default=0) < self.n_tokens:
+            return
+        unknown = next(i for i in ids if i >= self.n_tokens)
+        raise KeditError(
+            f"{name}: the model does not have the token {self.tokenizer.convert_ids_to_tokens(unknown)!r} ({unknown}) "
+            f"of its tokenizer, only those below {self.n_tokens}. Leave it out, or resize the model's embeddings"
+        )
+
+    def _known(self, token: int | None) -> int | None:
+        return token if token is not None and 0 <= token < self.n_tokens else None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, as it is: special tokens are shown, spaces are not tidied."""

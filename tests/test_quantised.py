@@ -54,7 +54,7 @@ class Pretending(Tensor):
     """As torchao's tensors are: it says that it is float32."""
 
 
-def int8(linear: nn.Linear) -> nn.Module:
+def int8(linear: Any) -> nn.Module:
     return Codes(linear, linear.weight.detach().to(torch.int8))
 
 
@@ -159,13 +159,13 @@ def test_a_delta_is_never_added_to_codes() -> None:
     """A model that was wrapped while it was plain, and quantised in place afterwards."""
     lm = tiny_lm("llama")
     path = lm.arch.path("mlp_out", 2)
-    parent = lm.model.get_submodule("model.layers.2.mlp")
-    parent.down_proj = int8(parent.down_proj)
-    before = parent.down_proj.weight.clone()
+    codes: Any = int8(lm.arch.module(lm.model, "mlp_out", 2))
+    lm.model.set_submodule(path, codes)
+    before = codes.weight.clone()
     delta = Delta({path: Factors(torch.ones(32, 1), torch.ones(1, 80))})
     with pytest.raises(KeditError, match="int8"), edited(lm.model, delta):
         pass
-    assert torch.equal(parent.down_proj.weight, before)
+    assert torch.equal(codes.weight, before)
 
 
 def _config(folder: Path, **keys: Any) -> None:
