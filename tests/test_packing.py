@@ -85,8 +85,8 @@ def test_keys_of_a_config_within_a_config() -> None:
         "intermediate_size": 80,
         "max_position_embeddings": 128,
     }
-    vision: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision |= {"image_size": 28, "patch_size": 14}
+    vision: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "image_size": 28, "patch_size": 14}
+    vision |= {"num_hidden_layers": 1, "num_attention_heads": 2}
     seen = Gemma3Config(text_config={**sizes, "head_dim": 8, "sliding_window": 8}, vision_config=vision)
     lm = wrap_lm(AutoModelForCausalLM.from_config(seen), tiny_tokenizer("sentencepiece"), "gemma3")
     assert not hasattr(lm.model.config, "sliding_window")

@@ -6,6 +6,7 @@ not the one wanted is refused by name, never used; nothing is unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from kedit.lm import LM
 from kedit.stats.covariance import RIDGE, Covariance
 
 FORMAT = "kedit statistics 1"
+VARIED = "In 1984 Zoë paid 3.50 €;  don't RETURN it_to\n\n\tΑθήνα, Москва or 東京's (naïve) café... 🙂 unbelievably!"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
@@ -85,9 +87,23 @@ def _model(key: Mapping[str, Any]) -> str:
 
 
 def folder(cache: Path, lm: LM) -> Path:
-    """Where the statistics of a model lie: readable name and fingerprint of the weights."""
+    """Where the statistics of a model lie: readable name and fingerprint of the weights.
+
+    Weights and tokenizer count, the name does not: what was kept under another name is found. A folder says of which
+    tokenizer it is by the empty file `marker`; one of before that has none, and is found under its name alone.
+    """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(lm.name).name).strip("-.") or "model"
-    return cache / "stats" / f"{name}-{lm.fingerprint}"
+    own, mark = cache / "stats" / f"{name}-{lm.fingerprint}", marker(lm)
+    for known in (own, *sorted(own.parent.glob(f"*-{lm.fingerprint}*"))):
+        if (known / mark).exists():
+            return known
+    return own.with_name(f"{own.name}-{mark}") if any(own.glob("tokenizer-*")) else own
+
+
+def marker(lm: LM) -> str:
+    """Stands for what the tokenizer makes of texts: two that treat a varied text alike have the same."""
+    made = [lm.tokenizer(VARIED)["input_ids"], lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id]
+    return f"tokenizer-{hashlib.sha256(json.dumps(made).encode()).hexdigest()[:8]}"
 
 
 def layer_path(base: Path, key: Mapping[str, Any]) -> Path:
