@@ -87,7 +87,7 @@ def corpus_lines(
         KeditError: The corpus cannot be read, or the cache cannot be written.
     """
     base = store.folder(cache or cache_dir(), lm)
-    if config.corpus != "self":
+    if config.corpus != "self" or corpus.sampled(lm, config, base).exists():  # then there is nothing to write
         return corpus.load_lines(lm, config, base, limit)
     with _locked(base, lm):
         return corpus.load_lines(lm, config, base, limit, progress)

@@ -139,10 +139,15 @@ def _between(lm: LM, needed: bool) -> list[int]:
     return [lm.eos_id] if needed and lm.eos_id is not None else []
 
 
+def sampled(lm: LM, config: StatsConfig, folder: Path) -> Path:
+    """Where the text that the model writes for `corpus: self` is kept."""
+    return folder / f"self-{config.tokens}-{fingerprint(lm, config)[:8]}.safetensors"
+
+
 def _self_ids(lm: LM, config: StatsConfig, folder: Path, progress: Progress | None) -> Tensor:
     """Sampled text, made once and kept: it costs far more than the statistics themselves."""
     key = {"model": lm.name, "fingerprint": lm.fingerprint, "corpus": fingerprint(lm, config)}
-    path = folder / f"self-{config.tokens}-{key['corpus'][:8]}.safetensors"
+    path = sampled(lm, config, folder)
     if path.exists():
         tensors, card = store.read(path)
         store.check(path, card["key"], key)

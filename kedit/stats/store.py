@@ -22,6 +22,7 @@ from torch import Tensor
 from kedit.arch import check_layers, weight
 from kedit.errors import KeditError
 from kedit.lm import LM
+from kedit.modes import as_umask
 from kedit.stats.covariance import RIDGE, Covariance
 
 FORMAT = "kedit statistics 1"
@@ -39,6 +40,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) ->
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, scratch, header)
+        as_umask(scratch)
         os.replace(scratch, path)
     except (OSError, SafetensorError) as error:
         raise KeditError(f"{path}: cannot be written ({error}); set KEDIT_CACHE to a folder with room") from None
