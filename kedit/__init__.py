@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from kedit.platforms import unsupported
+
 if TYPE_CHECKING:
     from kedit.delta import Delta, Factors, edited
     from kedit.deltafile import load_delta, save_delta
@@ -36,6 +38,8 @@ _HOMES = ("delta", "deltafile", "errors", "lm", "requests")
 def __getattr__(name: str) -> Any:
     """Public names are imported on first use, so that `import kedit` and `kedit --help` are quick."""
     if name in __all__:
+        if (why := unsupported()) is not None:
+            raise ImportError(why)
         for home in _HOMES:
             module = import_module(f"kedit.{home}")
             if name in vars(module):

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from kedit.errors import KeditError
+from kedit.plain import INSTEAD, unfit
 
 ModuleName = Literal["attn", "mlp", "mlp_out"]
 
@@ -206,12 +207,30 @@ def weight(module: nn.Module) -> Tensor:
 
     The type of the module decides whether it is stored transposed (HF `Conv1D` is), never its shape: a
     square one would be ambiguous (specs/baselines.md 1.0).
+
+    Raises:
+        KeditError: No linear map, or one whose weight is quantised.
     """
-    if isinstance(module, Conv1D):
-        return module.weight.T
-    if isinstance(module, nn.Linear):
-        return module.weight
-    raise KeditError(f"{type(module).__name__} is not a linear map that kedit can edit (Linear or Conv1D)")
+    if not isinstance(module, (nn.Linear, Conv1D)):
+        raise KeditError(f"{type(module).__name__} is not a linear map that kedit can edit (Linear or Conv1D)")
+    if (why := unfit(module)) is not None:
+        raise KeditError(f"{type(module).__name__} cannot be edited: {why}. {INSTEAD}")
+    return module.weight.T if isinstance(module, Conv1D) else module.weight
+
+
+def check_maps(arch: Arch, model: nn.Module, name: str) -> None:
+    """Refuse a model of whose feed-forward blocks one has something else than linear maps that can be edited.
+
+    Raises:
+        KeditError: Names the model and the module.
+    """
+    for layer in range(arch.n_layers):
+        for part in (arch.family.mlp_out, *arch.family.mlp_in):
+            path = f"{arch.family.layers}.{layer}.{part}"
+            try:
+                weight(model.get_submodule(path))
+            except KeditError as error:
+                raise KeditError(f"{name}: {path}: {error}") from None
 
 
 def check_layers(arch: Arch, layers: Sequence[int], option: str = "layers") -> None:

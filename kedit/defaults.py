@@ -52,7 +52,7 @@ TABLE: Mapping[tuple[str, int, int], ValueDefaults] = MappingProxyType(
 
 def value_defaults(lm: LM) -> ValueDefaults:
     """The row of the model's shape, or the layer at 17 % of its depth with the values of the 7B models."""
-    config = lm.model.config
+    config = lm.model.config.get_text_config()
     key = (config.model_type, lm.arch.n_layers, lm.d_model)
     return TABLE.get(key, ValueDefaults(layer=min(lm.arch.n_layers - 1, round(0.17 * lm.arch.n_layers))))
 
@@ -131,4 +131,4 @@ def emmet_defaults(lm: LM) -> SpreadDefaults:
 
 def _shape(lm: LM) -> Shape:
     d_in = weight(lm.arch.module(lm.model, "mlp_out", 0)).shape[1]
-    return lm.model.config.model_type, lm.arch.n_layers, lm.d_model, d_in
+    return lm.model.config.get_text_config().model_type, lm.arch.n_layers, lm.d_model, d_in

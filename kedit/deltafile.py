@@ -19,6 +19,7 @@ from torch import Tensor
 from kedit.delta import Delta, Factors
 from kedit.errors import KeditError
 from kedit.lm import LM
+from kedit.modes import as_umask
 from kedit.pathway import Pathway
 from kedit.runfolder import write_json, writing
 from kedit.slices import Slices
@@ -52,6 +53,7 @@ def save_delta(folder: Path | str, delta: Delta, card: dict[str, Any]) -> Path:
             save_file(tensors, partial)
         except SafetensorError as error:  # its only trouble with these tensors is the disk
             raise OSError(str(error)) from error
+        as_umask(partial)
         os.replace(partial, target)
     write_json(folder / "card.json", {"format": FORMAT, **card})
     return folder

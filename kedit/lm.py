@@ -25,9 +25,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from kedit import zoo
-from kedit.arch import FAMILIES, find_arch
+from kedit.arch import FAMILIES, check_maps, find_arch
 from kedit.errors import KeditError
 from kedit.fingerprint import fingerprint
+from kedit.plain import check_config, check_left_over, check_plain
 from kedit.zoo import quiet_transformers
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class LM:
         name: How messages and cards call the model.
 
     Raises:
-        KeditError: A slow tokenizer, or a model that is not a decoder kedit understands.
+        KeditError: A slow tokenizer, quantised weights, or a model that is not a decoder kedit understands.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, name: str) -> None:
@@ -73,15 +74,18 @@ class LM:
                 f"{name}: its tokenizer ({type(tokenizer).__name__}) is a slow one; kedit needs the "
                 "character offsets of a fast one. Convert it once, so that the folder holds a tokenizer.json"
             )
+        check_plain(model, name)
         config = model.config.get_text_config()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self.arch = find_arch(model)
+        check_maps(self.arch, model, name)
         self.d_model: int = config.hidden_size
         lengths = (getattr(config, key, None) for key in _CONTEXT_KEYS)
         self.context_length: int = next((n for n in lengths if n), 2048)
         self._n_front, self._n_back = _special_tokens(tokenizer)
+        self.check_ids(tokenizer("a")["input_ids"][: self._n_front], f"{name}: what its tokenizer puts before texts")
         self.packs: bool | None = None  # whether texts can be packed into one row; kedit.packing finds out
 
     @property
@@ -110,20 +114,39 @@ class LM:
         return self._n_front > 0
 
     @cached_property
+    def n_tokens(self) -> int:
+        """Rows of the token embedding: the model knows the ids below. A tokenizer with added tokens may have more."""
+        return self.arch.embed(self.model).get_parameter("weight").shape[0]
+
+    @property
+    def eos_id(self) -> int | None:
+        """The tokenizer's end-of-text token; None where it has none, or one that the model does not know."""
+        return self._known(self.tokenizer.eos_token_id)
+
+    @cached_property
     def pad_id(self) -> int:
         """Filler for batches: the pad token, else EOS, else 0. Always masked, so which one never matters."""
-        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        ids = (self._known(self.tokenizer.pad_token_id), self.eos_id)
         return next((i for i in ids if i is not None), 0)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids with the tokenizer's own BOS policy, never with an EOS at the end."""
-        return self.offsets(text)[0]
+    def encode(self, text: str, name: str | None = None) -> list[int]:
+        """Token ids with the tokenizer's own BOS policy, never with an EOS at the end; raises as `offsets` does."""
+        return self.offsets(text, name)[0]
 
-    def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids as `encode` gives them and, for each, its characters `text[start:end]` (BOS: `(0, 0)`)."""
+    def offsets(self, text: str, name: str | None = None) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids as `encode` gives them and, for each, its characters `text[start:end]` (BOS: `(0, 0)`).
+
+        Args:
+            text: Any text.
+            name: How an error calls it, e.g. `"record 17"`; None quotes its beginning.
+
+        Raises:
+            KeditError: The tokenizer makes a token of it that the model does not have.
+        """
         out = self.tokenizer(text, return_offsets_mapping=True)
         end = len(out["input_ids"]) - self._n_back
         ids, spans = list(out["input_ids"][:end]), [(a, b) for a, b in out["offset_mapping"][:end]]
+        self.check_ids(ids, name or f"the text {text[:40]!r}")
         front = self._n_front
         if front and ids[front : 2 * front] == ids[:front]:  # the text brings the tokenizer's BOS itself: one is enough
             ids, spans = ids[front:], spans[front:]
@@ -135,6 +158,23 @@ class LM:
         added = self.tokenizer.added_tokens_decoder.values()
         found = [*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
         return tuple(dict.fromkeys(found))
+
+    def check_ids(self, ids: Sequence[int], name: str) -> None:
+        """Refuse token ids that the embedding has no row for.
+
+        Raises:
+            KeditError: Names the text and the token.
+        """
+        if max(ids, default=0) < self.n_tokens:
+            return
+        unknown = next(i for i in ids if i >= self.n_tokens)
+        raise KeditError(
+            f"{name}: the model does not have the token {self.tokenizer.convert_ids_to_tokens(unknown)!r} ({unknown}) "
+            f"of its tokenizer, only those below {self.n_tokens}. Leave it out, or resize the model's embeddings"
+        )
+
+    def _known(self, token: int | None) -> int | None:
+        return token if token is not None and 0 <= token < self.n_tokens else None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, as it is: special tokens are shown, spaces are not tidied."""
@@ -161,6 +201,7 @@ def load_lm(config: LMConfig, device: str | torch.device = "cpu") -> LM:
         with _readable_errors(config.name, "model"):
             hf_config = AutoConfig.from_pretrained(source, **shared)
             _check_decoder(hf_config, config.name)
+            check_config(hf_config, config.name)
         with _readable_errors(config.name, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(source, **shared)
         with _readable_errors(config.name, "model"):
@@ -180,6 +221,7 @@ def load_lm(config: LMConfig, device: str | torch.device = "cpu") -> LM:
             f"{config.name}: {len(some)} tensors are missing from its weights, {some[0]} for one; "
             "the folder is incomplete or holds another kind of model"
         )
+    check_left_over(model, info["unexpected_keys"], config.name)
     lm = LM(model.to(device), tokenizer, config.name)
     log.info("loaded %s (%s) on %s in %.1f s", config.name, config.dtype, device, time.perf_counter() - start)
     return lm
@@ -226,6 +268,8 @@ def _readable_errors(name: str, part: str) -> Iterator[None]:
         raise KeditError(f"{name}: a JSON file of its {part} cannot be read ({error})") from None
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if "ignore_mismatched_sizes" in why:
+            why = "tensors in its files have other shapes than its config.json says (quantised, or of another model?)"
         raise KeditError(f"{name}: the {part} cannot be loaded: {why}. {_INSTEAD}") from None
 
 

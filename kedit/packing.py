@@ -39,7 +39,7 @@ def logits_of(lm: LM, texts: Texts, rows: Tensor, cols: Tensor) -> Tensor:
 def packs(lm: LM) -> bool:
     """Whether the model gives packed texts their own logits; found out once for a model."""
     if lm.packs is None:
-        lm.packs = lm.model.config._attn_implementation in ("sdpa", "eager") and _agrees(lm)
+        lm.packs = lm.model.config.get_text_config()._attn_implementation in ("sdpa", "eager") and _agrees(lm)
     return lm.packs
 
 
@@ -73,4 +73,4 @@ def _packed(lm: LM, texts: Texts, rows: Tensor, cols: Tensor) -> Tensor:
 
 def _window(lm: LM) -> int:
     """Tokens that every layer sees: an explicit mask stands in the place of a sliding window."""
-    return getattr(lm.model.config, "sliding_window", None) or lm.context_length
+    return getattr(lm.model.config.get_text_config(), "sliding_window", None) or lm.context_length

@@ -138,7 +138,7 @@ def check(lm: LM, request: EditRequest) -> None:
 
 def _encode(lm: LM, prompt: str, target: str | None, span: tuple[int, int] | None, name: str, joiner: Joiner) -> Tokens:
     text = prompt if target is None else f"{prompt}{between(prompt, target, joiner)}{target}"
-    ids, offsets = lm.offsets(text)
+    ids, offsets = lm.offsets(text, name)
     n_prompt = len(ids)
     if target is not None:
         n_prompt = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))

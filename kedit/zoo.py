@@ -29,6 +29,7 @@ from transformers.utils import logging as hf_logging
 
 from kedit.cache import cache_dir
 from kedit.errors import KeditError
+from kedit.modes import as_umask
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,8 @@ def _make(alias: str, source: GgufWheel, scratch: Path) -> Path:
     folder = scratch / "folder"
     start = time.perf_counter()
     _convert(gguf, folder)
+    for file in folder.iterdir():
+        as_umask(file)  # a cache may be shared
     log.info("%s: de-quantised in %.0f s", alias, time.perf_counter() - start)
     return folder
 
@@ -163,5 +166,3 @@ def _convert(gguf: Path, folder: Path) -> None:
         del model.config.quantization_config
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes for the owner only; a cache may be shared

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from safetensors.torch import load_file, save_file
 
 from kedit.cli import main
+from kedit.cli.checks import check_precision
 from kedit.deltafile import load_delta
 from kedit.errors import KeditError
 from kedit.lm import LMConfig, load_lm
@@ -143,6 +145,10 @@ def test_a_value_for_a_group_that_a_base_class_has(refused: Refused, tmp_path: P
         ("--trainer.acelerator cpu", "trainer.acelerator: there is no such option"),
         ("--metrics.mesure edit", "metrics.mesure: there is no such option"),
         ("--trainer.accelerator warp", "trainer: .*warp"),
+        ("--trainer.precision bf16-true", r"trainer.precision: bf16-true .*give --model\.lm\.dtype bfloat16"),
+        ("--trainer.precision 16-true", r"trainer.precision: 16-true .*give --model\.lm\.dtype float16"),
+        ("--trainer.precision 64", r"trainer.precision: 64 .*give --model\.lm\.dtype float32, bfloat16 or"),
+        ("--trainer.precision transformer-engine", r"trainer.precision: .*give --model\.lm\.dtype"),
         ("--model.v_lr -1", "model.v_lr: -1.0 is less than 0"),
         ("--data.limit 0", "data.limit: 0 is less than 1"),
         ("--model.stats.tokens 0", "stats.tokens is 0"),
@@ -159,6 +165,14 @@ def test_a_value_for_a_group_that_a_base_class_has(refused: Refused, tmp_path: P
 )
 def test_option(refused: Refused, option: str, message: str) -> None:
     assert re.match(message, refused(*option.split()))
+
+
+def test_the_type_of_an_editors_weights() -> None:
+    model = Namespace(init_args=Namespace(editor=Namespace(class_path="ROME")))
+    with pytest.raises(KeditError, match=r"16-true .*--model\.editor\.lm\.dtype float16"):
+        check_precision(Namespace(trainer=Namespace(precision="16-true"), model=model))
+    for precision in (None, 32, "32-true", "16-mixed", "bf16"):
+        check_precision(Namespace(trainer=Namespace(precision=precision), model=model))
 
 
 def test_broken_yaml(refused: Refused, tmp_path: Path) -> None:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    Gemma3Config,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
-from kedit import packing
+from kedit import defaults, packing
+from kedit.lm import wrap_lm
 from kedit.packing import logits_of, packs
-from tests.tiny import KINDS, tiny_lm
+from tests.tiny import KINDS, tiny_lm, tiny_tokenizer
 
 TEXTS = ["The capital of France is", "Berlin", "Lionel Messi plays football for the", "He was born in the city of"]
 
@@ -61,3 +72,26 @@ def test_a_model_that_cannot_is_padded(reason: str, monkeypatch: pytest.MonkeyPa
     for logits, (row, col) in zip(found, [(3, 5), (0, 1)], strict=True):
         wanted = lm.model(input_ids=torch.tensor([texts[row]]), use_cache=False).logits[0, col]
         torch.testing.assert_close(logits, wanted, rtol=0, atol=2e-4)
+
+
+def test_keys_of_a_config_within_a_config() -> None:
+    """A vision-language model keeps what is said of its decoder in a config of its own."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 600,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 80,
+        "max_position_embeddings": 128,
+    }
+    vision: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "image_size": 28, "patch_size": 14}
+    vision |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    seen = Gemma3Config(text_config={**sizes, "head_dim": 8, "sliding_window": 8}, vision_config=vision)
+    lm = wrap_lm(AutoModelForCausalLM.from_config(seen), tiny_tokenizer("sentencepiece"), "gemma3")
+    assert not hasattr(lm.model.config, "sliding_window")
+    assert packing._window(lm) == 8
+    llava = LlavaConfig(text_config=LlamaConfig(**sizes), vision_config=CLIPVisionConfig(**vision))
+    lm = wrap_lm(LlavaForConditionalGeneration(llava), tiny_tokenizer("sentencepiece"), "llava")
+    assert defaults._shape(lm) == ("llama", 4, 32, 80)  # as the Llama that it is
+    assert lm.context_length == 128

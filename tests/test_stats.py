@@ -221,6 +221,36 @@ def test_cached_result_is_read_and_missing_layers_only_are_computed(text, tmp_pa
         covariances(lm, [0], config(text), tmp_path, no_pass)
 
 
+def test_the_same_weights_under_another_name_use_the_same_statistics(text, tmp_path):
+    lm, same = tiny_lm("gpt2"), tiny_lm("gpt2")
+    same.name = "/elsewhere/a copy"
+    first = covariances(lm, [0], config(text), tmp_path)[0]
+    again = covariances(same, [0], config(text), tmp_path, no_pass)[0]
+    assert torch.equal(again.mean, first.mean)
+    covariances(same, [1], config(text), tmp_path)
+    covariances(lm, [0, 1], config(text), tmp_path, no_pass)
+    with pytest.raises(KeyboardInterrupt):
+        covariances(lm, [2], config(text), tmp_path, stop_after(5), save_seconds=0)
+    seen: list[int] = []
+    covariances(same, [2], config(text), tmp_path, lambda what, done, total: seen.append(done))
+    assert seen[0] > 128  # it went on where the pass of the other name was
+
+
+def test_another_tokenizer_has_statistics_of_its_own(text, tmp_path):
+    """A file of text is other tokens then, so the weights alone do not say which keys were seen."""
+    lm, other = tiny_lm("llama", "bpe"), tiny_lm("llama", "bpe_bos")
+    assert lm.fingerprint == other.fingerprint
+    covariances(lm, [0], config(text), tmp_path)
+    for name in (lm.name, "other"):
+        other.name = name
+        with pytest.raises(AssertionError, match="read again"):
+            covariances(other, [0], config(text), tmp_path, no_pass)
+    theirs = covariances(other, [0], config(text), tmp_path)[0]
+    assert not torch.equal(theirs.mean, covariances(lm, [0], config(text), tmp_path, no_pass)[0].mean)
+    other.name = lm.name
+    assert torch.equal(theirs.mean, covariances(other, [0], config(text), tmp_path, no_pass)[0].mean)
+
+
 def test_file_of_another_model_is_refused_by_name(text, tmp_path):
     one, other = tiny_lm("gpt2"), tiny_lm("gpt2", seed=1)
     other.name = "somebody-else"

@@ -56,6 +56,21 @@ def check_groups(config: Namespace) -> None:
             raise KeditError(f"{option}: wants options of its own below it, not {value!r}")
 
 
+TYPES = {"bf16-true": "bfloat16", "16-true": "float16"}
+
+
+def check_precision(config: Namespace) -> None:
+    """A `trainer.precision` that would change the type of the weights, which the model is loaded with."""
+    chosen = str(config.trainer.precision)
+    if not (chosen.endswith("-true") or chosen.startswith(("64", "transformer"))) or chosen == "32-true":
+        return
+    option = "model.lm.dtype" if config.model.init_args.get("editor") is None else "model.editor.lm.dtype"
+    raise KeditError(
+        f"trainer.precision: {chosen} would change the type of the weights; {option} chooses it: "
+        f"give --{option} {TYPES.get(chosen, 'float32, bfloat16 or float16')} instead"
+    )
+
+
 def check_checkpoint(path: Path) -> None:
     """Whether kedit wrote it; what it holds is checked by the method."""
     if not path.is_file():

@@ -33,7 +33,7 @@ from kedit.callbacks import (
     Texts,
     WhitenedSimilarity,
 )
-from kedit.cli.checks import check_checkpoint, check_groups, edits_kept, first_line, placed, run_name
+from kedit.cli.checks import check_checkpoint, check_groups, check_precision, edits_kept, first_line, placed, run_name
 from kedit.cli.messages import Interrupted
 from kedit.cli.quiet import quiet_lightning
 from kedit.cli.strategy import ShardedEdits
@@ -102,6 +102,7 @@ class KeditCLI(LightningCLI):
         """Chooses the run's folder, and the checkpoint to resume from."""
         config = self.config[str(self.subcommand)]
         check_groups(config)
+        check_precision(config)
         root = Path(config.run.root)
 
         def decide() -> dict[str, Any]:
@@ -251,6 +252,7 @@ class _Parsing(KeditCLI):
 
     def before_instantiate_classes(self) -> None:
         check_groups(self.config[str(self.subcommand)])
+        check_precision(self.config[str(self.subcommand)])
 
     def instantiate_classes(self) -> None:
         pass

@@ -65,7 +65,7 @@ def covariances(
     keys = {layer: {**run, "module": lm.arch.path("mlp_out", layer)} for layer in layers}
     found = _cached(lm, keys, base, config)
     if not processes.agreed(len(found) == len(keys)):
-        with _locked(base) if processes.first() else nullcontext():
+        with _locked(base, lm) if processes.first() else nullcontext():
             found |= _cached(lm, _rest(keys, found), base, config)
             missing = processes.from_first(lambda: sorted(_rest(keys, found)))
             if missing:
@@ -87,9 +87,9 @@ def corpus_lines(
         KeditError: The corpus cannot be read, or the cache cannot be written.
     """
     base = store.folder(cache or cache_dir(), lm)
-    if config.corpus != "self":
+    if config.corpus != "self" or corpus.sampled(lm, config, base).exists():  # then there is nothing to write
         return corpus.load_lines(lm, config, base, limit)
-    with _locked(base):
+    with _locked(base, lm):
         return corpus.load_lines(lm, config, base, limit, progress)
 
 
@@ -134,7 +134,8 @@ def _compute(
         )
     ids = processes.from_first(lambda: corpus.load_ids(lm, config, base, progress))
     run = {**keys[layers[0]], "module": [keys[i]["module"] for i in layers], "batch": config.batch_tokens}
-    digest = hashlib.sha256(json.dumps(run).encode()).hexdigest()[:12]
+    nameless = {name: value for name, value in run.items() if name != "model"}
+    digest = hashlib.sha256(json.dumps(nameless).encode()).hexdigest()[:12]
     of = f"-{processes.rank()}-of-{processes.count()}" if processes.count() > 1 else ""
     partial = store.layer_path(base, keys[layers[0]]).with_name(f"partial-{digest}{of}.safetensors")
     dtype = getattr(torch, config.dtype)
@@ -157,10 +158,11 @@ def _compute(
     return result
 
 
-def _locked(base: Path) -> FileLock:
+def _locked(base: Path, lm: LM) -> FileLock:
     """The lock of one model's statistics; says so where another process holds it."""
     try:
         base.mkdir(parents=True, exist_ok=True)
+        (base / store.marker(lm)).touch()
         lock = FileLock(base / "lock")
         try:
             lock.acquire(timeout=0).lock.release()

@@ -86,6 +86,7 @@ def load_ids(lm: LM, config: StatsConfig, folder: Path, progress: Progress | Non
             break
     if not ids:
         raise KeditError(f"stats.corpus: {config.corpus} holds no text")
+    lm.check_ids(ids, f"stats.corpus: {config.corpus}")
     return torch.tensor(ids[: config.tokens])
 
 
@@ -135,14 +136,18 @@ def _pieces(config: StatsConfig) -> Iterator[Piece]:
 
 
 def _between(lm: LM, needed: bool) -> list[int]:
-    eos = lm.tokenizer.eos_token_id
-    return [eos] if needed and eos is not None else []
+    return [lm.eos_id] if needed and lm.eos_id is not None else []
+
+
+def sampled(lm: LM, config: StatsConfig, folder: Path) -> Path:
+    """Where the text that the model writes for `corpus: self` is kept."""
+    return folder / f"self-{config.tokens}-{fingerprint(lm, config)[:8]}.safetensors"
 
 
 def _self_ids(lm: LM, config: StatsConfig, folder: Path, progress: Progress | None) -> Tensor:
     """Sampled text, made once and kept: it costs far more than the statistics themselves."""
     key = {"model": lm.name, "fingerprint": lm.fingerprint, "corpus": fingerprint(lm, config)}
-    path = folder / f"self-{config.tokens}-{key['corpus'][:8]}.safetensors"
+    path = sampled(lm, config, folder)
     if path.exists():
         tensors, card = store.read(path)
         store.check(path, card["key"], key)
@@ -162,11 +167,13 @@ def _self_ids(lm: LM, config: StatsConfig, folder: Path, progress: Progress | No
 
 def _prompts(lm: LM, n: int) -> list[list[int]]:
     """The openings in turn, in tokens; one row in 8 has BOS or EOS only and begins as the model likes."""
-    bos, eos = lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id
+    bos = lm.tokenizer.bos_token_id
     front = [bos] if lm.adds_bos else []
     texts = [" ".join(text.split()) for text in OPENINGS.split(",")]
     full = [front + lm.tokenizer(text, add_special_tokens=False)["input_ids"][:OPENING_TOKENS] for text in texts]
-    bare = front or [token for token in (bos, eos) if token is not None][:1] or full[0]
+    lm.check_ids([token for row in full for token in row], "stats.corpus: what sampled texts begin with")
+    known = [token for token in (bos, lm.eos_id) if token is not None and token < lm.n_tokens]
+    bare = front or known[:1] or full[0]
     return [full[i % len(full)] if i % 8 else bare for i in range(n)]
 
 

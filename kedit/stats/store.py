@@ -6,6 +6,7 @@ not the one wanted is refused by name, never used; nothing is unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -21,9 +22,11 @@ from torch import Tensor
 from kedit.arch import check_layers, weight
 from kedit.errors import KeditError
 from kedit.lm import LM
+from kedit.modes import as_umask
 from kedit.stats.covariance import RIDGE, Covariance
 
 FORMAT = "kedit statistics 1"
+VARIED = "In 1984 Zoë paid 3.50 €;  don't RETURN it_to\n\n\tΑθήνα, Москва or 東京's (naïve) café... 🙂 unbelievably!"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
@@ -37,6 +40,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) ->
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, scratch, header)
+        as_umask(scratch)
         os.replace(scratch, path)
     except (OSError, SafetensorError) as error:
         raise KeditError(f"{path}: cannot be written ({error}); set KEDIT_CACHE to a folder with room") from None
@@ -85,9 +89,23 @@ def _model(key: Mapping[str, Any]) -> str:
 
 
 def folder(cache: Path, lm: LM) -> Path:
-    """Where the statistics of a model lie: readable name and fingerprint of the weights."""
+    """Where the statistics of a model lie: readable name and fingerprint of the weights.
+
+    Weights and tokenizer count, the name does not: what was kept under another name is found. A folder says of which
+    tokenizer it is by the empty file `marker`; one of before that has none, and is found under its name alone.
+    """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(lm.name).name).strip("-.") or "model"
-    return cache / "stats" / f"{name}-{lm.fingerprint}"
+    own, mark = cache / "stats" / f"{name}-{lm.fingerprint}", marker(lm)
+    for known in (own, *sorted(own.parent.glob(f"*-{lm.fingerprint}*"))):
+        if (known / mark).exists():
+            return known
+    return own.with_name(f"{own.name}-{mark}") if any(own.glob("tokenizer-*")) else own
+
+
+def marker(lm: LM) -> str:
+    """Stands for what the tokenizer makes of texts: two that treat a varied text alike have the same."""
+    made = [lm.tokenizer(VARIED)["input_ids"], lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id]
+    return f"tokenizer-{hashlib.sha256(json.dumps(made).encode()).hexdigest()[:8]}"
 
 
 def layer_path(base: Path, key: Mapping[str, Any]) -> Path:
