@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +42,30 @@ class EditRequest:
         if self.subject is None:
             if slots:
                 raise KeditError(
-                    f"record {self.case_id}: the prompt {self.prompt!r} has a '{{}}' and no subject to put there; "
+                    f"{self.name}: the prompt {shown(self.prompt)} has a '{{}}' and no subject to put there; "
                     "name the subject, or write the whole prompt"
                 )
             if not self.prompt.strip():
-                raise KeditError(f"record {self.case_id}: the prompt is empty")
+                raise KeditError(f"{self.name}: the prompt is empty")
         elif slots != 1:
             raise KeditError(
-                f"record {self.case_id}: the prompt {self.prompt!r} has {slots} '{{}}'; "
+                f"{self.name}: the prompt {shown(self.prompt)} has {slots} '{{}}'; "
                 "it needs exactly one, where the subject goes"
             )
         elif not self.subject.strip():
-            raise KeditError(f"record {self.case_id}: the subject is empty")
+            raise KeditError(f"{self.name}: the subject is empty")
         if not self.target_new.strip():
-            raise KeditError(f"record {self.case_id}: target_new is empty; say what the fact should become")
+            raise KeditError(f"{self.name}: target_new is empty; say what the fact should become")
         if self.target_true is not None and self.target_true.strip() == self.target_new.strip():
             raise KeditError(
-                f"record {self.case_id}: target_new equals the true target {self.target_true!r}; nothing to edit"
+                f"{self.name}: target_new equals the true target {shown(self.target_true)}; nothing to edit"
             )
+
+    @property
+    def name(self) -> str:
+        """What messages call it: `record ID`, on one line however odd the id is."""
+        plain = self.case_id.isprintable() and len(self.case_id) <= 80
+        return f"record {self.case_id if plain else shown(self.case_id)}"
 
     @property
     def text(self) -> str:
@@ -76,9 +82,7 @@ class EditRequest:
             KeditError: The request names no subject.
         """
         if self.subject is None:
-            raise KeditError(
-                f"record {self.case_id} names no subject, which {who} needs; use data that does (docs/data.md)"
-            )
+            raise KeditError(f"{self.name} names no subject, which {who} needs; use data that does (docs/data.md)")
         return self.subject
 
 

@@ -28,6 +28,7 @@ def begin_anew(parser: ArgumentParser) -> None:
     Args:
         parser: With `--data` and `--config`, perhaps `--model`, added.
     """
+    action: Any
     for action in parser._actions:
         if action.dest in (DATA, MODEL) or isinstance(action, ActionConfigFile):
             action.__class__ = type("Anew", (_Anew, type(action)), {})

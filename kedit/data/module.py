@@ -20,6 +20,7 @@ from lightning.pytorch import LightningDataModule
 
 from kedit import processes
 from kedit.data.batching import Batches, EpochSteps, form_batches
+from kedit.data.choosing import READING, chosen_probes, marked_known, notice
 from kedit.errors import KeditError, at_least
 from kedit.queries import REPLACED, QueryConfig, with_variants
 from kedit.requests import EditRecord, Probe
@@ -51,9 +52,13 @@ class EditData(LightningDataModule):
     Attributes:
         name: What results call the data set, e.g. `"facts/test"`.
         filter_known: Whether `prepare` has to ask the model which records it knows.
+        left_out: Numbers of records that are not edited, by reason (`kedit.data.left_out`).
         regime: That of the module that is trained; None before `setup`.
         width: Edit batches of an epoch, one for each process, where processes edit different ones; otherwise 1.
     """
+
+    source = "in the file"
+    """Of what `left_out` counts the records, for the log."""
 
     def __init__(
         self,
@@ -79,6 +84,7 @@ class EditData(LightningDataModule):
         self.known, self.queries = known, queries
         self.filter_known = known is True
         self.regime: str | None = None
+        self.left_out = Counter[str]()
         self._records: list[EditRecord] | None = None
         self._batches: Batches | None = None
         self._size = batch_size
@@ -93,6 +99,11 @@ class EditData(LightningDataModule):
     def everything(self) -> list[EditRecord]:
         """All records of the data set, read once; `records` are chosen from them."""
         return self.read()
+
+    @property
+    def in_file(self) -> int:
+        """Number of all records, with those that the reader left out."""
+        return len(self.everything) + sum(self.left_out[reason] for reason in READING)
 
     @property
     def records(self) -> list[EditRecord]:
@@ -168,12 +179,17 @@ class EditData(LightningDataModule):
             portion = max(need, 64)
             kept: list[EditRecord] = []
             for start in range(0, len(pool), portion):
-                kept += prepare_records(self._queried(pool[start : start + portion]))
+                asked = pool[start : start + portion]
+                kept += prepare_records(self._queried(asked))
+                self.left_out["not_asked"] = len(pool) - start - len(asked)
                 if len(kept) >= need:
                     break
+            self.left_out["not_known"] = len(pool) - self.left_out["not_asked"] - len(kept)
             self._records = self._cut(kept)
         else:
-            self._records = prepare_records(self._queried(self.records))
+            offered = self.records
+            self._records = prepare_records(self._queried(offered))
+            self.left_out["not_fit"] = len(offered) - len(self._records)
             if not self._records:
                 raise KeditError(f"{self.name}: the model's checks leave no record to edit")
         if self.queries is not None:
@@ -183,7 +199,7 @@ class EditData(LightningDataModule):
             self._records = [dataclasses.replace(record, probes=self._keep(record.probes)) for record in records]
         self._records = self.measurable(self._records)
         self._batches, self._prepared = None, True
-        log.info("%s: %d records to edit", self.name, len(self._records))
+        log.info("%s: %s", self.name, notice(self.source, self.in_file, self.left_out))
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the records; the module that is trained may check and choose (`prepare_records`)."""
@@ -232,6 +248,8 @@ class EditData(LightningDataModule):
             "name": self.name,
             "fingerprint": self.fingerprint,
             "records": len(self.records),
+            "in_file": self.in_file,
+            "left_out": {reason: n for reason, n in self.left_out.items() if n},
             "edit_batches": len(self.batches),
             "probes": dict(sorted(probes.items())),
             **{name: getattr(self, name) for name in ("limit", "skip", "shuffle_seed", "probe_kinds", "max_probes")},
@@ -245,9 +263,8 @@ class EditData(LightningDataModule):
         """Records after the filters that need no model, shuffled, before skip and limit."""
         records = list(self.everything)
         if self.known == "recorded":
-            if any("known" not in record.meta for record in records):
-                raise KeditError(f"data.known: {self.name} has no 'known' field; use true (asks the model) or false")
-            records = [record for record in records if record.meta["known"]]
+            records = marked_known(records, self.name)
+            self.left_out["not_marked"] = len(self.everything) - len(records)
         if self.probe_kinds is not None or self.max_probes is not None:
             present = {probe.kind for record in records for probe in record.probes}
             if self.queries is not None:
@@ -268,19 +285,14 @@ class EditData(LightningDataModule):
         return records
 
     def _keep(self, probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
-        """The probes of the wanted kinds, of each kind the first `max_probes`."""
-        kept, count = [], Counter[str]()
-        for probe in probes:
-            count[probe.kind] += 1
-            wanted = self.probe_kinds is None or probe.kind in self.probe_kinds
-            if wanted and (self.max_probes is None or count[probe.kind] <= self.max_probes):
-                kept.append(probe)
-        return tuple(kept)
+        return chosen_probes(probes, self.probe_kinds, self.max_probes)
 
     def _cut(self, records: list[EditRecord]) -> list[EditRecord]:
         """Applies skip and limit."""
         stop = None if self.limit is None else self.skip + self.limit
         chosen = records[self.skip : stop]
+        self.left_out["skip"] = min(self.skip, len(records))
+        self.left_out["limit"] = len(records) - self.left_out["skip"] - len(chosen)
         if not chosen:
             if records:
                 raise KeditError(f"data.skip: {self.skip} passes over all {len(records)} records of {self.name}")
