@@ -12,6 +12,11 @@ from typing import Any
 from kedit.errors import KeditError, shown
 
 
+def shown_id(case_id: str) -> str:
+    """A case id for a message: as it is, but on one line and quoted where it is long or odd."""
+    return case_id if case_id.isprintable() and len(case_id) <= 80 else shown(case_id)
+
+
 @dataclass(frozen=True, slots=True)
 class EditRequest:
     """One fact to change.
@@ -63,9 +68,8 @@ class EditRequest:
 
     @property
     def name(self) -> str:
-        """What messages call it: `record ID`, on one line however odd the id is."""
-        plain = self.case_id.isprintable() and len(self.case_id) <= 80
-        return f"record {self.case_id if plain else shown(self.case_id)}"
+        """What messages call it: `record ID`."""
+        return f"record {shown_id(self.case_id)}"
 
     @property
     def text(self) -> str:

@@ -1,0 +1,150 @@
+"""Text and JSON files that a user names: opened with care, decoded strictly, refused in one line.
+
+Only regular files are read: a pipe without a writer would hang, `/dev/zero` never ends. JSON that Python would accept
+and nothing could write again (NaN, a lone surrogate, a field written twice) is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from kedit.errors import KeditError, shown
+
+DEEPEST = 64  # levels of lists and objects; nobody writes more, and copying them would overflow the stack
+TABLES = {".csv": "CSV", ".tsv": "TSV", ".xls": "Excel", ".xlsx": "Excel", ".parquet": "Parquet"}
+PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def regular_file(name: str | Path, wanted: str) -> Path:
+    """The path of a file that can be read to its end, `~` expanded.
+
+    Args:
+        name: What the user wrote.
+        wanted: What to give instead, e.g. `"a .json or .jsonl file"`.
+
+    Raises:
+        KeditError: There is no such file, it is a folder, a pipe or a device, or the name cannot be one.
+    """
+    said = str(name) if len(str(name)) <= 200 and str(name).isprintable() else shown(str(name))
+    try:
+        path = Path(os.path.expanduser(name))  # Path.expanduser fails where there is no such user
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise KeditError(f"{said}: no such file; paths are relative to the current folder") from None
+    except (OSError, ValueError) as error:  # too long, a loop of links, below a file, with a NUL
+        raise KeditError(f"{said}: cannot be read ({_why(error)}); give {wanted}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device, no regular file"
+        raise KeditError(f"{said}: cannot be read (it is {kind}); give {wanted}")
+    return path
+
+
+def read_text(name: str | Path, wanted: str) -> str:
+    """All of a UTF-8 file, without a byte order mark.
+
+    Args:
+        name: What the user wrote.
+        wanted: As in `regular_file`.
+
+    Raises:
+        KeditError: As `regular_file`; a table, a compressed file, another encoding.
+    """
+    path = regular_file(name, wanted)
+    if table := TABLES.get(path.suffix.lower()):
+        raise KeditError(f"{path}: {table} files are not read; give {wanted}")
+    try:
+        data = path.read_bytes()
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise KeditError(f"{path}: cannot be read ({_why(error)}); give {wanted}") from None
+    except UnicodeDecodeError as error:
+        packed = next((name for magic, name in PACKED.items() if data.startswith(magic)), None)
+        if packed is not None:
+            raise KeditError(f"{path}: is compressed ({packed}); unpack it first") from None
+        utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        hint = " but most likely UTF-16" if utf16 else f" (byte {error.start})"
+        raise KeditError(f"{path}: is not UTF-8 text{hint}; convert it first") from None
+
+
+def strict_json(text: str) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        json.JSONDecodeError: It is no JSON.
+        ValueError: It is, but holds a number that is none, too long or infinite, a field twice, or is too deep.
+    """
+    try:
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError(f"lists and objects are nested more than {DEEPEST} deep") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        if "integer string conversion" in str(error):
+            raise ValueError("a number has more digits than Python reads") from None
+        raise
+    if _too_deep(value):
+        raise ValueError(f"lists and objects are nested more than {DEEPEST} deep")
+    if _ESCAPED.search(text) and (broken := _half_character(value)) is not None:
+        raise ValueError(f"{shown(broken, 40)} holds half a character (a lone surrogate), which no file can hold")
+    return value
+
+
+def _why(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON; write null, or leave the field out")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"the number {shown(text, 40)} is too large")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {shown(twice, 40)} is written twice in one object")
+    return made
+
+
+def _too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in _inside(outer) if isinstance(inner, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def _half_character(value: Any) -> str | None:
+    """A text or a name of a field in it that no encoding can write."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str) and _SURROGATE.search(one):
+            return one
+        left += _inside(one)
+        if isinstance(one, dict):
+            left += one
+    return None
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
