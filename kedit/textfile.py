@@ -1,7 +1,7 @@
 """Text and JSON files that a user names: opened with care, decoded strictly, refused in one line.
 
 Only regular files are read: a pipe without a writer would hang, `/dev/zero` never ends. JSON that Python would accept
-and nothing could write again (NaN, a lone surrogate, a field written twice) is refused.
+and nobody can use (NaN, a lone surrogate, a field written twice, a list in a thousand lists) is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from kedit.errors import KeditError, shown
 
@@ -20,7 +20,7 @@ DEEPEST = 64  # levels of lists and objects; nobody writes more, and copying the
 TABLES = {".csv": "CSV", ".tsv": "TSV", ".xls": "Excel", ".xlsx": "Excel", ".parquet": "Parquet"}
 PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
-_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
+DEEP = f"lists and objects are nested more than {DEEPEST} deep"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -76,41 +76,48 @@ def read_text(name: str | Path, wanted: str) -> str:
 
 
 def strict_json(text: str) -> Any:
-    """What a JSON text says.
+    """What a JSON text says; whether it can be used is for `flaw_of` to say.
 
     Raises:
         json.JSONDecodeError: It is no JSON.
-        ValueError: It is, but holds a number that is none, too long or infinite, a field twice, or is too deep.
+        ValueError: It is, but too deep, with a field written twice, or with a number that is too long.
     """
     try:
-        value = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
-        raise ValueError(f"lists and objects are nested more than {DEEPEST} deep") from None
+        raise ValueError(DEEP) from None
     except json.JSONDecodeError:
         raise
     except ValueError as error:
         if "integer string conversion" in str(error):
-            raise ValueError("a number has more digits than Python reads") from None
+            raise ValueError("a number has too many digits") from None
         raise
-    if _too_deep(value):
-        raise ValueError(f"lists and objects are nested more than {DEEPEST} deep")
-    if _ESCAPED.search(text) and (broken := _half_character(value)) is not None:
-        raise ValueError(f"{shown(broken, 40)} holds half a character (a lone surrogate), which no file can hold")
-    return value
+
+
+def flaw_of(value: Any) -> str | None:
+    """What is wrong with a value that was read from JSON; None where nothing is."""
+    level = [value]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, str):
+                if _SURROGATE.search(one):
+                    return f"{shown(one, 40)} holds half a character (a lone surrogate); write the whole one"
+            elif isinstance(one, list):
+                inner += one
+            elif isinstance(one, dict):
+                inner += one
+                inner += one.values()
+            elif isinstance(one, float) and not math.isfinite(one):
+                return f"{one} is no number; write null, or leave the field out"
+        if not inner:
+            return None
+        level = inner
+    return DEEP
 
 
 def _why(error: OSError | ValueError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON; write null, or leave the field out")
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(f"the number {shown(text, 40)} is too large")
-    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -120,31 +127,3 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"field {shown(twice, 40)} is written twice in one object")
     return made
-
-
-def _too_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(DEEPEST):
-        level = [inner for outer in level for inner in _inside(outer) if isinstance(inner, (dict, list))]
-        if not level:
-            return False
-    return True
-
-
-def _half_character(value: Any) -> str | None:
-    """A text or a name of a field in it that no encoding can write."""
-    left = [value]
-    while left:
-        one = left.pop()
-        if isinstance(one, str) and _SURROGATE.search(one):
-            return one
-        left += _inside(one)
-        if isinstance(one, dict):
-            left += one
-    return None
-
-
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.requests import shown_id
-from kedit.textfile import read_text, strict_json
+from kedit.textfile import flaw_of, read_text, strict_json
 
 FILES = "a .json file with a list of records, or a .jsonl file with one record per line (docs/data.md)"
 
@@ -155,6 +155,9 @@ def _item(path: str | Path, position: int, raw: Any) -> tuple[Item, str | None]:
     if not isinstance(raw, dict):
         raise KeditError(f"{where}: must be an object with named fields, not {kind_of(raw)}")
     item = Item(where, raw)
+    for name, value in raw.items():
+        if (flaw := flaw_of([name, value])) is not None:
+            raise item.error(f"field {shown(name, 40)}: {flaw}")
     given = item.get("case_id")
     if isinstance(given, (bool, list, dict)):
         raise item.error(f"field 'case_id' must be text or a number, not {kind_of(given)}")
