@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from math import exp
 from typing import TYPE_CHECKING, Any
 
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.forced import Progress, Span, read
 from kedit.forward import check_lanes
 from kedit.generate import greedy
@@ -227,7 +227,7 @@ def _normalise(text: str) -> str:
 
 
 def _span(lm: LM, probe: Probe, answer: str, lane: int) -> Span:
-    name = f"{probe.kind} probe {probe.text!r}"
+    name = f"{probe.kind} probe {shown(probe.text)}"
     if not answer.strip():
         raise KeditError(f"{name}: its answer or rival is empty; give it a text or leave the probe out")
     tokens = encode(lm, probe.text, answer, name=name)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kedit import processes
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.forward import check_lanes, default_batch_tokens, frozen, lane_rows, logits_at
 from kedit.openings import choose_rows
 from kedit.tokens import encode
@@ -53,11 +53,11 @@ def greedy(
     Raises:
         KeditError: A prompt that leaves no room in the model's context; names the prompt.
     """
-    rows = [encode(lm, prompt, name=f"prompt {prompt!r}").ids for prompt in prompts]
+    rows = [encode(lm, prompt, name=f"prompt {shown(prompt)}").ids for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) + max_new_tokens > lm.context_length:
             raise KeditError(
-                f"prompt {prompt!r}: {len(row)} tokens and {max_new_tokens} new ones are more than the "
+                f"prompt {shown(prompt)}: {len(row)} tokens and {max_new_tokens} new ones are more than the "
                 f"{lm.context_length} of the model's context; shorten the prompt or lower max_new_tokens"
             )
     new = greedy_ids(lm, rows, max_new_tokens, lanes, bank, stop, batch_tokens, shared)

@@ -17,7 +17,6 @@ from typing import Any
 from kedit.errors import KeditError, shown
 
 DEEPEST = 64  # levels of lists and objects; nobody writes more, and copying them would overflow the stack
-TABLES = {".csv": "CSV", ".tsv": "TSV", ".xls": "Excel", ".xlsx": "Excel", ".parquet": "Parquet"}
 PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 DEEP = f"lists and objects are nested more than {DEEPEST} deep"
@@ -56,11 +55,9 @@ def read_text(name: str | Path, wanted: str) -> str:
         wanted: As in `regular_file`.
 
     Raises:
-        KeditError: As `regular_file`; a table, a compressed file, another encoding.
+        KeditError: As `regular_file`; a compressed file, another encoding.
     """
     path = regular_file(name, wanted)
-    if table := TABLES.get(path.suffix.lower()):
-        raise KeditError(f"{path}: {table} files are not read; give {wanted}")
     try:
         data = path.read_bytes()
         return data.decode("utf-8-sig")

@@ -47,6 +47,11 @@ ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Our name of a field -> the names it has in the files people have; the first one present is read."""
 
+TABLES: Mapping[str, str] = MappingProxyType(
+    {".csv": "CSV", ".tsv": "TSV", ".xls": "Excel", ".xlsx": "Excel", ".parquet": "Parquet"}
+)
+"""Endings of files that people have and kedit does not read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -168,7 +173,10 @@ def _item(path: str | Path, position: int, raw: Any) -> tuple[Item, str | None]:
 
 
 def _load(name: str | Path) -> list[Any]:
-    text, path = read_text(name, FILES), Path(name)
+    path = Path(name)
+    if table := TABLES.get(path.suffix.lower()):
+        raise KeditError(f"{path}: {table} files are not read; give {FILES}")
+    text = read_text(path, FILES)
     if path.suffix.lower() == ".jsonl":
         # Not splitlines(): texts may hold U+2028 and its kin, which end no line of JSONL.
         lines = enumerate(text.split("\n"), start=1)
