@@ -36,6 +36,9 @@ NOT_READ = (
 )
 """Fields of the public files that are left alone on purpose, and that nobody is told of."""
 
+PROMPTS = ("attribute_prompts", "attribute_snippets", "generation_prompts")
+"""Fields of `meta`: prompts and texts without an answer, for fluency and consistency."""
+
 IDS = ("target_new_id", "target_true_id")
 """Fields of `meta`: Wikidata ids of the targets, where a file has them."""
 
@@ -50,6 +53,8 @@ def read_with(path: str | Path, build: Callable[[Item], EditRecord | None]) -> l
     for item in read_items(path):
         with said_of(item):
             record = build(item)
+            if record is not None:
+                check_notes(item, record.meta)
         unread.update(set(item.unread))
         if record is not None:
             records.append(record)
@@ -66,6 +71,21 @@ def said_of(item: Item) -> Iterator[None]:
         message = str(error).removeprefix(f"record {shown_id(item.raw['case_id'])}: ")
         prefix = "" if message.startswith(item.where) else f"{item.where}: "
         raise KeditError(f"{prefix}{message}") from None
+
+
+def check_notes(item: Item, meta: Mapping[str, Any]) -> None:
+    """Whether what `meta` keeps for others is what they take it for: lists of texts, and ids that are texts.
+
+    Raises:
+        KeditError: It is not.
+    """
+    for name in PROMPTS:
+        texts = meta.get(name)
+        if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+            raise item.error(f"field '{name}' must be a list of texts")
+    for name in IDS:
+        if meta.get(name) is not None and not isinstance(meta[name], str):
+            raise item.error(f"field '{name}' (the target's 'id') must be text, not {kind_of(meta[name])}")
 
 
 def conflicting(records: Sequence[EditRecord]) -> int:

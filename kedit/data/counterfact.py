@@ -14,7 +14,7 @@ from kedit.data import build
 from kedit.data.parse import Item, kind_of
 from kedit.requests import EditRecord
 
-NOTES = ("attribute_prompts", "generation_prompts", *build.IDS)  # prompts without an answer: for fluency, consistency
+NOTES = (*build.PROMPTS, *build.IDS)
 
 
 def read_counterfact(path: str | Path) -> list[EditRecord]:

@@ -94,6 +94,7 @@ def _case(case: Item) -> list[EditRecord]:
         with build.said_of(part):
             item = flat(part, meta)
             item.reads(REWRITE, ("case_id", "requested_rewrite"), "requested_rewrite")
+            build.check_notes(item, meta)
             request = build.request_of(item)
         records.append(EditRecord(request, tuple(_of_one(item, request, hops)), meta))
     asked = {probe.text for record in records for probe in record.probes}

@@ -14,7 +14,7 @@ from kedit.errors import shown
 from kedit.requests import EditRecord
 
 FIELDS = (*build.FIELDS, "subject_aliases")
-NOTES = ("attribute_prompts", "attribute_snippets", "generation_prompts", *build.IDS, *build.NOT_READ)
+NOTES = (*build.PROMPTS, *build.IDS, *build.NOT_READ)
 FOREIGN = re.compile("loc|phrase|prompt|neighb|portab|alias|question|answer|target|truth|hop", re.IGNORECASE)
 """Names that look like a probe of another format: kept in `meta` as any other, but the log names them."""
 
