@@ -170,7 +170,7 @@ def test_wrong_ids_of_targets(tmp_path: Path) -> None:
         ({"requested_rewrite": [rewrite], "questions": ["?"], "new_answer": "x"}, read_mquake),
     ):
         path.write_text(json.dumps([case]))
-        with pytest.raises(KeditError, match="'target_new_id' .* must be text, not a list"):
+        with pytest.raises(KeditError, match=r"'target_new_id' .* must be text, not a list"):
             read(path)
 
 

@@ -11,9 +11,9 @@ import importlib
 import logging
 from argparse import Action
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from kedit.errors import shown
 
@@ -28,10 +28,9 @@ def begin_anew(parser: ArgumentParser) -> None:
     Args:
         parser: With `--data` and `--config`, perhaps `--model`, added.
     """
-    action: Any
     for action in parser._actions:
-        if action.dest in (DATA, MODEL) or isinstance(action, ActionConfigFile):
-            action.__class__ = type("Anew", (_Anew, type(action)), {})
+        if action.dest in ("config", DATA, MODEL):
+            cast(Any, action).__class__ = type("Anew", (_Anew, type(action)), {})
 
 
 def class_first(words: Sequence[str]) -> list[str]:

@@ -41,7 +41,7 @@ def notice(where: str, in_file: int, left_out: Mapping[str, int]) -> str:
     return f"{line}: {lost} left out ({reasons})" if reasons else line
 
 
-def marked_known(records: Sequence[EditRecord], name: str) -> list[EditRecord]:
+def marked_known(records: Sequence[EditRecord], name: str | None) -> list[EditRecord]:
     """The records that their file marks as known.
 
     Args:
