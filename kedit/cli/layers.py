@@ -97,7 +97,7 @@ def _say(option: str, given: Namespace, tried: Namespace, what: str) -> None:
     if option == MODEL:
         kept = (new.get("init_args") or Namespace()).as_dict()
         settings = {name: value for name, value in settings.items() if name in kept}
-    told = ", ".join(f"{name} {_brief(value)}" for name, value in settings.items() if value is not None)
+    told = ", ".join(f"{name} {_brief(value)}" for name, value in settings.items() if value not in (None, False, 0))
     names = [str(spec.class_path).rpartition(".")[2] for spec in (new, old)]
     log.info("%s: %s takes the place of %s, %s: %s", option, *names, what, told or "none")
 
