@@ -33,6 +33,8 @@ def regular_file(name: str | Path, wanted: str) -> Path:
     Raises:
         KeditError: There is no such file, it is a folder, a pipe or a device, or the name cannot be one.
     """
+    if _SURROGATE.search(str(name)):
+        raise KeditError(f"{shown(str(name))}: its name is no UTF-8 text; rename it")
     said = str(name) if len(str(name)) <= 200 and str(name).isprintable() else shown(str(name))
     try:
         path = Path(os.path.expanduser(name))  # Path.expanduser fails where there is no such user

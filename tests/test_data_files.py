@@ -46,7 +46,7 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
     assert "it is a pipe or a device" in refused("/dev/zero")
 
 
-@pytest.mark.parametrize("name", ["~no-such-user/x.json", "a\0b", "x" * 5000, "nothing\nhere", "."])
+@pytest.mark.parametrize("name", ["~no-such-user/x.json", "a\0b", "x" * 5000, "nothing\nhere", ".", "\udcff.json"])
 def test_a_name_that_is_no_file(name: str) -> None:
     refused(name)
 

@@ -201,6 +201,15 @@ def test_records_that_the_model_refuses_are_counted(caplog: pytest.LogCaptureFix
     assert datamodule.describe()["left_out"] == {"limit": 1, "not_fit": 1}
 
 
+def test_doubled_names_are_refused() -> None:
+    class Doubled(Synthetic):
+        def read(self) -> list[EditRecord]:
+            return [*super().read(), *super().read()]
+
+    with pytest.raises(KeditError, match="doubled: several records have the case_id of record 0; each needs its own"):
+        _ = Doubled().records
+
+
 def test_a_mark_that_is_no_mark(tmp_path: Path) -> None:
     row = {"case_id": "a", "prompt": "The tag of {} is", "subject": "it", "target_new": "x", "known": "false"}
     (tmp_path / "my.json").write_text(json.dumps([row]))

@@ -101,7 +101,13 @@ def test_what_is_left_alone_on_purpose_is_not_named(told: Callable[..., list[str
 
 
 def test_own_form_keeps_other_fields_and_refuses_slips(told: Callable[..., list[str]], tmp_path: Path) -> None:
-    assert told(read_records, FLAT | {"split": "dev", "note": "mine", "attribute_snippets": ["x"]}) == []
+    assert (
+        told(
+            read_records,
+            FLAT | {"split": "dev", "note": "mine", "location": "x", "shop": 1, "attribute_snippets": ["x"]},
+        )
+        == []
+    )
     (tmp_path / "slip.json").write_text(json.dumps([FLAT | {"neighbrs": []}]))
     with pytest.raises(KeditError, match="unknown field 'neighbrs'; did you mean 'neighbors'"):
         read_records(tmp_path / "slip.json")

@@ -41,6 +41,19 @@ def notice(where: str, in_file: int, left_out: Mapping[str, int]) -> str:
     return f"{line}: {lost} left out ({reasons})" if reasons else line
 
 
+def each_by_itself(records: list[EditRecord], name: str | None) -> list[EditRecord]:
+    """The same records, whose ids must differ: results are keyed by them.
+
+    Raises:
+        KeditError: Two have the same. Readers of files see to it; this is for data sets of the user's own.
+    """
+    counted = Counter(record.request.case_id for record in records)
+    if counted and counted.most_common(1)[0][1] > 1:
+        twice = next(record.request for record in records if counted[record.request.case_id] > 1)
+        raise KeditError(f"{name}: several records have the case_id of {twice.name}; each needs its own")
+    return records
+
+
 def marked_known(records: Sequence[EditRecord], name: str | None) -> list[EditRecord]:
     """The records that their file marks as known.
 

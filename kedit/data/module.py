@@ -20,7 +20,7 @@ from lightning.pytorch import LightningDataModule
 
 from kedit import processes
 from kedit.data.batching import Batches, EpochSteps, form_batches
-from kedit.data.choosing import READING, chosen_probes, marked_known, notice
+from kedit.data.choosing import READING, chosen_probes, each_by_itself, marked_known, notice
 from kedit.errors import KeditError, at_least
 from kedit.queries import REPLACED, QueryConfig, with_variants
 from kedit.requests import EditRecord, Probe
@@ -98,7 +98,7 @@ class EditData(LightningDataModule):
     @cached_property
     def everything(self) -> list[EditRecord]:
         """All records of the data set, read once; `records` are chosen from them."""
-        return self.read()
+        return each_by_itself(self.read(), self.name)
 
     @property
     def in_file(self) -> int:

@@ -15,7 +15,11 @@ from kedit.requests import EditRecord
 
 FIELDS = (*build.FIELDS, "subject_aliases")
 NOTES = (*build.PROMPTS, *build.IDS, *build.NOT_READ)
-FOREIGN = re.compile("loc|phrase|prompt|neighb|portab|alias|question|answer|target|truth|hop", re.IGNORECASE)
+FOREIGN = re.compile(
+    r"(^|_)(loc|locality|neighbou?rs?|neighbou?rhood|\w*phrase[sd]?|prompts?|portability|alias|aliases|questions?|answers?|"
+    r"targets?|truth|hops?|ans)(_|$)",
+    re.IGNORECASE,
+)
 """Names that look like a probe of another format: kept in `meta` as any other, but the log names them."""
 
 
