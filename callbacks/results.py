@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import logging
 import resource
 import sys
@@ -21,6 +20,7 @@ from kedit.callbacks.metrics import MEASURED, EditMetrics, edit_row
 from kedit.curve import as_csv, draw
 from kedit.delta import Delta
 from kedit.deltafile import save_delta
+from kedit.foldername import folder_name
 from kedit.journal import tensor_bytes
 from kedit.provenance import provenance
 from kedit.results import edits_of
@@ -82,7 +82,7 @@ class ResultsWriter(EditCallback):
             for name, delta in zip(names, batch.deltas, strict=True):
                 if delta is not None:
                     rows = [row for o in batch.outcomes for row in o.rows if not alone or row["case_id"] == name]
-                    save_delta(_folder(trainer) / "deltas" / _safe(name), delta, _card(module, map(_slim, rows)))
+                    save_delta(_folder(trainer) / "deltas" / folder_name(name), delta, _card(module, map(_slim, rows)))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures the end of a sequential run, writes its delta and curve, and sums up."""
@@ -197,9 +197,3 @@ def _kept(module: EditingModule) -> dict[str, Any]:
     size = f"deltas of {deltas / 1e6:.2f} MB{also}, {each / 1e3:.2f} kB an edit"
     log.info("kept of %d edits: %s; memory of this process at its peak: %.0f MiB", n, size, peak)
     return {"edits": n, "deltas_bytes": deltas, "state_bytes": state, "bytes_per_edit": round(each, 1)}
-
-
-def _safe(name: str) -> str:
-    """A case id as a folder name; a short hash keeps apart two ids that become alike."""
-    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
-    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.lm import LM
 from kedit.prompts import slots
 from kedit.sampling import sample
@@ -41,7 +41,7 @@ class ContextConfig:
             raise KeditError(f"contexts.lengths wants pairs [tokens >= 2, how many >= 1], got {self.lengths}")
         for text in self.texts or ():
             if slots(text) != 1:
-                raise KeditError(f"contexts.texts: {text!r} needs exactly one {{}}, where the prompt goes")
+                raise KeditError(f"contexts.texts: {shown(text)} needs exactly one {{}}, where the prompt goes")
 
 
 def context_templates(lm: LM, config: ContextConfig, run_seed: int = 0) -> list[str]:

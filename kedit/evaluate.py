@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from math import exp
 from typing import TYPE_CHECKING, Any
 
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.forced import Progress, Span, read
 from kedit.forward import check_lanes
 from kedit.generate import greedy, prompt_ids
@@ -203,7 +203,7 @@ def known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = Non
     for record in records:
         request = record.request
         if request.target_true is None:
-            raise KeditError(f"record {request.case_id}: it has no target_true, so nobody can say if it is known")
+            raise KeditError(f"{request.name}: it has no target_true, so nobody can say if it is known")
         probes.append(Probe("rewrite", request.text, request.target_true, joiner=request.joiner))
     config = replace(config or EvalConfig(), generate=[])
     return [s.exact for s in score(lm, probes, config=config, shared=True)]
@@ -216,7 +216,7 @@ def check_probes(lm: LM, record: EditRecord, config: EvalConfig) -> None:
         TooLong: One does not fit into the model's context, with an answer or what would be generated.
     """
     for probe in record.probes:
-        name = f"record {record.request.case_id}, a {probe.kind} probe"
+        name = f"{record.request.name}, a {probe.kind} probe"
         answers = [text for text in (probe.answer, probe.rival) if text is not None]
         if surely_fits(lm, probe.text, config.port_suffix, *answers, new=config.max_new_tokens):
             continue
@@ -263,7 +263,7 @@ def _normalise(text: str) -> str:
 
 
 def _span(lm: LM, probe: Probe, answer: str, lane: int) -> Span:
-    name = f"{probe.kind} probe {probe.text!r}"
+    name = f"{probe.kind} probe {shown(probe.text)}"
     if not answer.strip():
         raise KeditError(f"{name}: its answer or rival is empty; give it a text or leave the probe out")
     tokens = encode(lm, probe.text, answer, name, probe.joiner)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kedit import processes
+from kedit.errors import shown
 from kedit.forward import check_lanes, default_batch_tokens, frozen, lane_rows, logits_at
 from kedit.openings import choose_rows
 from kedit.tokens import TooLong, encode
@@ -69,7 +70,7 @@ def prompt_ids(lm: LM, prompt: str, max_new_tokens: int, name: str = "") -> tupl
     Raises:
         TooLong: They leave no room for `max_new_tokens` in the model's context; says `name`, or the prompt.
     """
-    name = name or f"prompt {prompt!r}"
+    name = name or f"prompt {shown(prompt)}"
     ids = encode(lm, prompt.rstrip(" ") or prompt, name=name).ids
     if len(ids) + max_new_tokens > lm.context_length:
         raise TooLong(

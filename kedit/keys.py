@@ -104,7 +104,7 @@ def _rows(
     rows: dict[Row, _Users] = {}
     for i, (r, lane) in enumerate(zip(requests, lane_of, strict=True)):
         for c, context in enumerate(contexts):
-            t = encode_subject(lm, r.prompt, r.named(), r.target_new, context, f"record {r.case_id}", r.joiner)
+            t = encode_subject(lm, r.prompt, r.named(), r.target_new, context, r.name, r.joiner)
             rows.setdefault((lane, t.ids[: t.subject_last + 1]), []).append((i, c))
     return rows
 

@@ -88,7 +88,7 @@ def prompts_of(lm: LM, record: EditRecord, paraphrases: bool = True) -> dict[str
     texts = [r.text]
     if paraphrases:
         texts += [probe.text for probe in record.probes if probe.kind == "paraphrase"]
-    return {text: encode(lm, text, r.target_new, f"record {r.case_id}", r.joiner) for text in texts}
+    return {text: encode(lm, text, r.target_new, r.name, r.joiner) for text in texts}
 
 
 @torch.no_grad()

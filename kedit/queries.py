@@ -119,7 +119,7 @@ def with_variants(lm: LM, records: Sequence[EditRecord], config: QueryConfig) ->
         if passages is not None:
             if own_bos(lm, request.text) is None:
                 raise KeditError(
-                    f"record {request.case_id}: its prompt brings special tokens of its own (a chat template's?), so "
+                    f"{request.name}: its prompt brings special tokens of its own (a chat template's?), so "
                     "no long text can be put before it; set data.queries.long_contexts and data.queries.train_long to 0"
                 )
             subjects = [request.named(), *train, *test, *orders]

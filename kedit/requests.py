@@ -9,8 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.prompts import Joiner, between, fill, joined, literal, slots
+
+
+def shown_id(case_id: str) -> str:
+    """A case id for a message: as it is, but on one line and quoted where it is long or odd."""
+    return case_id if case_id.isprintable() and len(case_id) <= 80 else shown(case_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +50,29 @@ class EditRequest:
         if self.subject is None:
             if found:
                 raise KeditError(
-                    f"record {self.case_id}: the prompt {self.prompt!r} has a '{{}}' and no subject to put there; "
+                    f"{self.name}: the prompt {shown(self.prompt)} has a '{{}}' and no subject to put there; "
                     "name the subject, or write '{{}}' for braces that mean themselves"
                 )
             if not self.prompt.strip():
-                raise KeditError(f"record {self.case_id}: the prompt is empty")
+                raise KeditError(f"{self.name}: the prompt is empty")
         elif found != 1:
             raise KeditError(
-                f"record {self.case_id}: the prompt {self.prompt!r} has {found} '{{}}'; it needs exactly one, "
+                f"{self.name}: the prompt {shown(self.prompt)} has {found} '{{}}'; it needs exactly one, "
                 "where the subject goes ('{{}}' stands for braces that mean themselves)"
             )
         elif not self.subject.strip():
-            raise KeditError(f"record {self.case_id}: the subject is empty")
+            raise KeditError(f"{self.name}: the subject is empty")
         if not self.target_new.strip():
-            raise KeditError(f"record {self.case_id}: target_new is empty; say what the fact should become")
+            raise KeditError(f"{self.name}: target_new is empty; say what the fact should become")
         if self.target_true is not None and self.target_true.strip() == self.target_new.strip():
             raise KeditError(
-                f"record {self.case_id}: target_new equals the true target {self.target_true!r}; nothing to edit"
+                f"{self.name}: target_new equals the true target {shown(self.target_true)}; nothing to edit"
             )
+
+    @property
+    def name(self) -> str:
+        """What messages call it: `record ID`."""
+        return f"record {shown_id(self.case_id)}"
 
     @property
     def text(self) -> str:
@@ -92,9 +102,7 @@ class EditRequest:
             KeditError: The request names no subject.
         """
         if self.subject is None:
-            raise KeditError(
-                f"record {self.case_id} names no subject, which {who} needs; use data that does (docs/data.md)"
-            )
+            raise KeditError(f"{self.name} names no subject, which {who} needs; use data that does (docs/data.md)")
         return self.subject
 
 

@@ -69,7 +69,7 @@ def others_of(record: EditRecord, records: Sequence[EditRecord]) -> list[EditReq
 def queries_of(lm: LM, record: EditRecord, others: Sequence[EditRequest]) -> list[Query]:
     """The prompts of a record, by its variants, its neighborhood probes and `others`."""
     request, v = record.request, record.variants
-    name = f"record {request.case_id}"
+    name = request.name
 
     def about(kind: str, template: str, subject: str, context: str = "{}") -> Query:
         t = encode_subject(lm, template, subject, None, context, name)
@@ -120,7 +120,7 @@ def similarities(
     for i, record in enumerate(records):
         r = record.request
         for context in contexts:
-            t = encode_subject(lm, r.prompt, r.named(), r.target_new, context, f"record {r.case_id}", r.joiner)
+            t = encode_subject(lm, r.prompt, r.named(), r.target_new, context, r.name, r.joiner)
             rows.append(t.ids[: t.subject_last + 1])
         rows += [query.ids for query in queries[i]]
         lanes += [i] * (len(contexts) + len(queries[i]))

@@ -129,7 +129,7 @@ def check(lm: LM, request: EditRequest) -> None:
         TooLong: Its prompt does not fit into the context; names the record.
         KeditError: No token covers its subject; names the record.
     """
-    name, joiner = f"record {request.case_id}", request.joiner
+    name, joiner = request.name, request.joiner
     if request.subject is None:
         encode(lm, request.text, request.target_new, name, joiner)
     else:

@@ -55,7 +55,7 @@ def test_every_line_of_a_run_is_useful(words: list[str], tmp_path: Path) -> None
     expected = [
         r"run folder: .*runs/one",
         r"loaded .*llama \(float32\) on cpu in [\d.]+ s",
-        r"records/records: 4 records to edit",
+        r"records/records: 4 records in the file, 4 to edit",
         r"4 of 4 edits, [\d.]+ edits/s, about 0 s left",
     ]
     lines = done.stderr.splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,68 @@ def test_known_filter_comes_before_skip_and_limit() -> None:
         Synthetic(known=True).prepare(lambda records: [])
     with pytest.raises(KeditError, match="no record to edit"):
         Synthetic().prepare(lambda records: [])
+
+
+def told(datamodule: EditData, caplog: pytest.LogCaptureFixture) -> str:
+    """What the log says of a module that is being prepared; what results keep of it must add up."""
+    caplog.clear()
+    module = Watcher(drop="1")
+    with caplog.at_level(logging.INFO, "kedit"):
+        datamodule.prepare(module.prepare_records if datamodule.filter_known else lambda records: records)
+    card = datamodule.describe()
+    assert card["in_file"] == card["records"] + sum(card["left_out"].values())
+    assert all(card["left_out"].values())
+    return caplog.messages[-1]
+
+
+def test_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert told(Synthetic(3), caplog) == "synthetic: 3 records in the file, 3 to edit"
+    assert told(Synthetic(1), caplog) == "synthetic: 1 record in the file, 1 to edit"
+    assert told(Synthetic(9, skip=2, limit=3), caplog) == (
+        "synthetic: 9 records in the file, 3 to edit: 6 left out (2 skip, 4 limit)"
+    )
+    assert told(Synthetic(3, known=True), caplog) == (
+        "synthetic: 3 records in the file, 2 to edit: 1 left out (1 not known)"
+    )
+    shuffled = Synthetic(9, known=True, limit=9, shuffle_seed=0)
+    assert told(shuffled, caplog) == "synthetic: 9 records in the file, 8 to edit: 1 left out (1 not known)"
+    assert told(Records(OWN, known="recorded", limit=2), caplog) == (
+        "records/records: 4 records in the file, 2 to edit: 2 left out (1 not marked as known, 1 limit)"
+    )
+    facts = Facts(known=False, limit=1)
+    n = len(facts.everything)
+    assert told(facts, caplog) == f"facts/test: {n} records in the split, 1 to edit: {n - 1} left out ({n - 1} limit)"
+
+
+def test_records_that_nobody_asked_about_are_not_called_unknown(caplog: pytest.LogCaptureFixture) -> None:
+    datamodule = Synthetic(200, known=True, skip=1, limit=2)  # the model is asked of the first 64
+    assert told(datamodule, caplog) == (
+        "synthetic: 200 records in the file, 2 to edit: 198 left out "
+        "(1 not known, 1 skip, 60 limit, 136 not asked, the limit was reached)"
+    )
+    assert datamodule.describe()["left_out"] == {"not_known": 1, "skip": 1, "limit": 60, "not_asked": 136}
+
+
+def test_records_that_the_model_refuses_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    datamodule = Synthetic(5, limit=4)
+    datamodule.prepare(lambda records: records[1:])
+    assert datamodule.describe()["left_out"] == {"limit": 1, "not_fit": 1}
+
+
+def test_doubled_names_are_refused() -> None:
+    class Doubled(Synthetic):
+        def read(self) -> list[EditRecord]:
+            return [*super().read(), *super().read()]
+
+    with pytest.raises(KeditError, match="doubled: several records have the case_id of record 0; each needs its own"):
+        _ = Doubled().records
+
+
+def test_a_mark_that_is_no_mark(tmp_path: Path) -> None:
+    row = {"case_id": "a", "prompt": "The tag of {} is", "subject": "it", "target_new": "x", "known": "false"}
+    (tmp_path / "my.json").write_text(json.dumps([row]))
+    with pytest.raises(KeditError, match="records/my, record a: field 'known' must be true or false"):
+        _ = Records(str(tmp_path / "my.json"), known="recorded").records
 
 
 def test_recorded_flag() -> None:

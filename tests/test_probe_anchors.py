@@ -112,7 +112,10 @@ def test_another_edited_layer_and_no_folder(
         (["--edited-layer", "6"], "edited-layer: there is no layer 6; this model has layers 0 to 5"),
         (["--edited-layer", "5"], "edited-layer: 5 is the last layer; none above it is left to be aligned"),
         (["--data.path", "missing.jsonl"], "missing.jsonl"),
-        (["--anchors.knowledge", '["missing.tsv"]'], "missing.tsv: cannot be read: No such file or directory"),
+        (
+            ["--anchors.knowledge", '["missing.tsv"]'],
+            "missing.tsv: no such file; paths",
+        ),
         (["--anchors.n_min", "0"], "anchors.n_min: 0 is "),
         (["--anchors.nmin", "2"], "anchors.nmin: there is no such option"),
         (["--most", "1"], "most: 1 is less than 2"),

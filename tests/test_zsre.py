@@ -159,11 +159,12 @@ class TestCleaning:
         assert caplog.messages == [
             "zsre/zsre: 9 records read, 5 dropped (3 without a target; 2 no-op edits, whose target is the true "
             "answer), 2 targets trimmed, 3 kept whose prompt has several new targets",
-            "zsre/zsre: 4 records to edit",
+            "zsre/zsre: 9 records in the file, 4 to edit: 5 left out (3 without a target, 2 no-op edits)",
         ]
         card = data.describe()
         assert json.loads(json.dumps(card)) == card
         assert (card["name"], card["clean"]) == ("zsre/zsre", True)
+        assert (card["in_file"], card["left_out"]) == (9, {"no_target": 3, "no_op": 2})
         counts = {"read": 9, "empty": 3, "no_op": 2, "kept": 4, "trimmed": 2, "conflicting": 3}
         assert card["cleaning"] == counts
 
@@ -199,7 +200,9 @@ class TestCleaning:
         data = ZsRE(write(tmp_path, self.ROWS), known=True)
         assert len(data.records) == 4
         data.prepare(lambda records: records[:1])
-        assert caplog.messages[1:] == ["zsre/zsre: 1 records to edit"]
+        assert caplog.messages[1:] == [
+            "zsre/zsre: 9 records in the file, 1 to edit: 8 left out (3 without a target, 2 no-op edits, 3 not known)"
+        ]
 
     def test_known_needs_a_true_target(self, tmp_path: Path) -> None:
         path = write(tmp_path, self.ROWS)

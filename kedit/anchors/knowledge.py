@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kedit.anchors.pool import Reference
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.prompts import fill, slots
+from kedit.textfile import flaw_of, read_text, strict_json
 
 COLUMNS = ("subject", "relation", "object_id", "object")
 
@@ -30,7 +31,7 @@ def read_templates(path: str | Path) -> dict[str, list[str]]:
         templates = [value] if isinstance(value, str) else value
         good = isinstance(templates, list) and all(isinstance(t, str) and slots(t) == 1 for t in templates)
         if not good or not templates:
-            raise KeditError(f"{path}: relation {relation!r} needs templates with exactly one {{}} each")
+            raise KeditError(f"{path}: relation {shown(relation)} needs templates with exactly one {{}} each")
         found[relation] = templates
     return found
 
@@ -74,7 +75,7 @@ def _references(item: Any, where: str, templates: Mapping[str, Sequence[str]]) -
     if subject is None or relation is None:
         raise KeditError(f"{where}: it needs a subject and a relation, or a prompt")
     if relation not in templates:
-        raise KeditError(f"{where}: no template for relation {relation!r}; add it to model.anchors.templates")
+        raise KeditError(f"{where}: no template for relation {shown(relation)}; add it to model.anchors.templates")
     texts = [fill(template, subject).strip() for template in templates[relation]]
     return [Reference(text, answer, relation, subject, fields["object_id"]) for text in texts]
 
@@ -87,15 +88,16 @@ def _columns(line: str, where: str) -> dict[str, str]:
 
 
 def _text(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise KeditError(f"{path}: cannot be read: {reason}") from None
+    return read_text(path, "a .jsonl file, or tab-separated lines (docs/anchors.md)")
 
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        value = strict_json(text)
     except json.JSONDecodeError as error:
         raise KeditError(f"{where}: not JSON: {error.msg}") from None
+    except ValueError as error:
+        raise KeditError(f"{where}: {error}") from None
+    if (flaw := flaw_of(value)) is not None:
+        raise KeditError(f"{where}: {flaw}")
+    return value

@@ -120,6 +120,6 @@ def references_of(records: Sequence[EditRecord]) -> list[Reference]:
             for probe in record.probes:
                 if probe.kind == "neighborhood" and probe.answer == r.target_true:
                     found.append(Reference(probe.text, r.target_true, r.relation, None, true_id, joiner=r.joiner))
-        for text in meta.get("attribute_prompts", ()):
+        for text in meta.get("attribute_prompts") or ():
             found.append(Reference(trimmed(text), r.target_new, r.relation, None, new_id, r.case_id, r.joiner))
     return found

@@ -178,7 +178,7 @@ def _mean(hidden: Tensor, used: Sequence[Reference], macro: bool) -> Tensor:
 def _in_context(lm: LM, request: EditRequest, contexts: Sequence[str], keep_hidden: bool) -> Anchor:
     """The model's own state once it was told the fact: "{prompt} {object}. {prompt}", in some contexts."""
     said = f"{request.stating(request.target_new)}. {request.text}"
-    rows = [encode(lm, in_context(lm, context, said), name=f"record {request.case_id}").ids for context in contexts]
+    rows = [encode(lm, in_context(lm, context, said), name=request.name).ids for context in contexts]
     hidden = last_states(lm, rows)
     return Anchor(hidden.mean(0), len(rows), 1, "in_context", hidden=hidden if keep_hidden else None)
 

@@ -34,6 +34,7 @@ from kedit.callbacks import (
     WhitenedSimilarity,
 )
 from kedit.cli.checks import check_checkpoint, check_groups, check_precision, edits_kept, first_line, placed, run_name
+from kedit.cli.layers import begin_anew, class_first
 from kedit.cli.messages import Interrupted
 from kedit.cli.quiet import quiet_lightning
 from kedit.cli.strategy import ShardedEdits
@@ -90,6 +91,7 @@ class KeditCLI(LightningCLI):
         parser.add_lightning_class_args(PathImportance, "importance")
         parser.add_lightning_class_args(LatentFigures, "latent")
         parser.add_lightning_class_args(ResultTable, "table")
+        begin_anew(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses what `fit` was given, wherever that came from."""
@@ -278,6 +280,6 @@ def _cli(cls: type[KeditCLI], words: list[str], stopper: Stopper) -> KeditCLI:
             "exit_on_error": False,
             "fit": {"description": about, "exit_on_error": False},
         },
-        args=["fit", *words],
+        args=["fit", *class_first(words)],
         stopper=stopper,
     )

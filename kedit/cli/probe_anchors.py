@@ -16,6 +16,7 @@ from kedit.anchors.figure import draw
 from kedit.anchors.report import Windows, as_csv, lines_of, probe_table, used, verdict
 from kedit.arch import check_layers
 from kedit.bars import stage
+from kedit.cli.layers import begin_anew, class_first
 from kedit.cli.messages import of_kedit
 from kedit.cli.stats import device_of
 from kedit.data import EditData, datasets_index
@@ -41,7 +42,7 @@ def probe_anchors(words: list[str]) -> None:
     """
     with _options():
         parser = _parser()
-        args: Any = parser.instantiate_classes(parser.parse_args(words))
+        args: Any = parser.instantiate_classes(parser.parse_args(class_first(words)))
         if args.data is None:
             names = ", ".join(name for name, _, _ in datasets_index())
             raise KeditError(f"--data missing: whose new objects are probed? There are {names}")
@@ -90,6 +91,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     out = "Folder for anchor_probe.csv and anchor_probe.png; null: the table alone."
     parser.add_argument("--out", type=str | None, default=None, help=out)
+    begin_anew(parser)
     return parser
 
 

@@ -6,16 +6,39 @@ Each format's file (`counterfact.py`, `robust.py`, `records.py`) says only what 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kedit.data.parse import Item, kind_of, read_items
-from kedit.errors import KeditError
+from kedit.data.unread import say_unread
+from kedit.errors import KeditError, shown
 from kedit.prompts import NAMED_SLOT, escaped, fill, literal, slots, trimmed
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.requests import EditRecord, EditRequest, Probe, shown_id
+
+FIELDS = (
+    *("case_id", "prompt", "subject", "target_new", "target_true", "relation"),
+    *("paraphrases", "neighbors", "neighbor_answer", "portability"),
+)
+"""Our names of the fields that the flat forms share."""
+
+PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"neighbors": ("text", "answer", "subject"), "portability": ("text", "answer", "old_answer", "subject")}
+)
+"""Our names of the fields of the objects inside these."""
+
+NOT_READ = (
+    *("pararel_idx", "source", "source_case_id", "dataset", "metric", "Recalled Relation"),
+    *("pred", "cond", "rephrase_target"),
+)
+"""Fields of the public files that are left alone on purpose, and that nobody is told of."""
+
+PROMPTS = ("attribute_prompts", "attribute_snippets", "generation_prompts")
+"""Fields of `meta`: prompts and texts without an answer, for fluency and consistency."""
 
 IDS = ("target_new_id", "target_true_id")
 """Fields of `meta`: Wikidata ids of the targets, where a file has them."""
@@ -27,11 +50,16 @@ def read_with(path: str | Path, build: Callable[[Item], EditRecord | None]) -> l
     An item that `build` makes None of is left out.
     """
     records = []
+    unread = Counter[str]()
     for item in read_items(path):
         with said_of(item):
             record = build(item)
+            if record is not None:
+                check_notes(item, record.meta)
+        unread.update(set(item.unread))
         if record is not None:
             records.append(record)
+    say_unread(path, unread)
     return records
 
 
@@ -41,9 +69,24 @@ def said_of(item: Item) -> Iterator[None]:
     try:
         yield
     except KeditError as error:
-        message = str(error).removeprefix(f"record {item.raw['case_id']}: ")
+        message = str(error).removeprefix(f"record {shown_id(item.raw['case_id'])}: ")
         prefix = "" if message.startswith(item.where) else f"{item.where}: "
         raise KeditError(f"{prefix}{message}") from None
+
+
+def check_notes(item: Item, meta: Mapping[str, Any]) -> None:
+    """Whether what `meta` keeps for others is what they take it for: lists of texts, and ids that are texts.
+
+    Raises:
+        KeditError: It is not.
+    """
+    for name in PROMPTS:
+        texts = meta.get(name)
+        if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+            raise item.error(f"field '{name}' must be a list of texts")
+    for name in IDS:
+        if meta.get(name) is not None and not isinstance(meta[name], str):
+            raise item.error(f"field '{name}' (the target's 'id') must be text, not {kind_of(meta[name])}")
 
 
 def conflicting(records: Sequence[EditRecord]) -> int:
@@ -52,6 +95,17 @@ def conflicting(records: Sequence[EditRecord]) -> int:
     for record in records:
         wishes[record.request.text].add(record.request.target_new)
     return sum(len(wishes[record.request.text]) > 1 for record in records)
+
+
+def why_absent(subject: str, prompt: str) -> str:
+    """What to do about a subject that its prompt does not hold."""
+    forms = [unicodedata.normalize("NFC", text) for text in (subject, prompt)]
+    if forms[0] in forms[1]:
+        made = "composed (NFC)" if subject == forms[0] else "decomposed (NFD)"
+        return f"they look alike, but the subject's accents are {made}, the prompt's are not: write both in NFC"
+    if subject.casefold() in prompt.casefold():
+        return "it differs in case: spell it as the prompt does"
+    return "spell it as the prompt does, or put {} where it goes"
 
 
 def template_of(prompt: str, subject: str, item: Item) -> str:
@@ -73,15 +127,14 @@ def template_of(prompt: str, subject: str, item: Item) -> str:
     if slots(prompt):
         if found and "requested_rewrite" not in item.raw:
             raise item.error(
-                f"the prompt {prompt!r} has a '{{}}' and names the subject {subject!r} as well; write '{{subject}}' "
-                "for the one that is edited ('{{}}' stands for braces that mean themselves)"
+                f"the prompt {shown(prompt)} has a '{{}}' and names the subject {shown(subject)} as well; write "
+                "'{subject}' for the one that is edited ('{{}}' stands for braces that mean themselves)"
             )
         return prompt
     start = found.start() if found else prompt.find(subject)
     if start < 0:
         raise item.error(
-            f"the subject {subject!r} does not occur in the prompt {prompt!r}; "
-            "spell it as the prompt does, or put {} where it goes"
+            f"the subject {shown(subject)} does not occur in the prompt {shown(prompt)}; " + why_absent(subject, prompt)
         )
     return prompt[:start] + "{}" + prompt[start + len(subject) :]
 
@@ -157,7 +210,7 @@ def neighborhood(item: Item, request: EditRequest) -> list[Probe]:
         own, aliases = answers_of(entry, "answer")
         if own is None and entry.get("answer") is not None:
             continue  # written, but empty: nothing to compare with
-        answer = own or answers_of(Item(item.where, {"answer": common}), "answer")[0] or request.target_true
+        answer = own or answers_of(item.part({"answer": common}), "answer")[0] or request.target_true
         if answer is None:
             raise item.error(
                 "a neighbor has no answer and the record no target_true; "
@@ -203,16 +256,17 @@ def subject_rephrase(aliases: Iterable[str], request: EditRequest) -> list[Probe
 def _entries(item: Item, name: str) -> Iterator[Item]:
     """The objects of a field: a text, an object, a list of both, or such lists under category names."""
     value = item.get(name)
-    if isinstance(value, dict) and not Item(item.where, value).has("text"):
+    if isinstance(value, dict) and not item.part(value).has("text"):
         value = [entry for group in value.values() for entry in (group if isinstance(group, list) else [group])]
     values = value if isinstance(value, list) else [] if value is None else [value]
     for number, entry in enumerate(values, start=1):
-        where = f"{item.where}, {name} {number}"
         if isinstance(entry, str):
             entry = {"prompt": entry}
         if not isinstance(entry, dict):
             raise item.error(f"field '{name}' must hold texts or objects with a 'prompt', not {kind_of(entry)}")
-        yield Item(where, entry)
+        part = item.part(entry, f"{item.where}, {name} {number}")
+        part.reads(PARTS[name], NOT_READ, name)
+        yield part
 
 
 def _text_of(entry: Item) -> str:

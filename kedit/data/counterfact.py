@@ -14,7 +14,7 @@ from kedit.data import build
 from kedit.data.parse import Item, kind_of
 from kedit.requests import EditRecord
 
-NOTES = ("attribute_prompts", "generation_prompts", *build.IDS)  # prompts without an answer: for fluency, consistency
+NOTES = (*build.PROMPTS, *build.IDS)
 
 
 def read_counterfact(path: str | Path) -> list[EditRecord]:
@@ -34,6 +34,7 @@ def _build(item: Item) -> EditRecord:
     meta: dict[str, Any] = {name: item.raw[name] for name in NOTES if name in item.raw}
     if "requested_rewrite" in item.raw:
         item = flat(item, meta)
+    item.reads(build.FIELDS, (*NOTES, "requested_rewrite", *build.NOT_READ))
     request = build.request_of(item)
     probes = [
         *build.rewrite_and_paraphrases(item, request),
@@ -58,4 +59,4 @@ def flat(item: Item, meta: dict[str, Any]) -> Item:
             fields[name] = target.get("str")
             if "id" in target:
                 meta[f"{name}_id"] = target["id"]
-    return Item(item.where, {**item.raw, **fields})
+    return item.part({**item.raw, **fields})

@@ -20,6 +20,7 @@ from lightning.pytorch import LightningDataModule
 
 from kedit import processes
 from kedit.data.batching import Batches, EpochSteps, form_batches
+from kedit.data.choosing import READING, chosen_probes, each_by_itself, marked_known, notice, those_that_fit
 from kedit.errors import KeditError, at_least
 from kedit.prompts import Joiner
 from kedit.queries import REPLACED, QueryConfig, with_variants
@@ -55,11 +56,15 @@ class EditData(LightningDataModule):
     Attributes:
         name: What results call the data set, e.g. `"facts/test"`.
         filter_known: Whether `prepare` has to ask the model which records it knows.
+        left_out: Numbers of records that are not edited, by reason (`kedit.data.left_out`).
         regime: That of the module that is trained; None before `setup`.
         unfit: Records that fail because a text of theirs does not fit into the model's context, by id, and why; known
             after `prepare`, which leaves them out of `records`.
         width: Edit batches of an epoch, one for each process, where processes edit different ones; otherwise 1.
     """
+
+    source = "in the file"
+    """Of what `left_out` counts the records, for the log."""
 
     def __init__(
         self,
@@ -88,6 +93,7 @@ class EditData(LightningDataModule):
         self.unfit: dict[str, tuple[EditRecord, str]] = {}
         self.filter_known = known is True
         self.regime: str | None = None
+        self.left_out = Counter[str]()
         self._records: list[EditRecord] | None = None
         self._batches: Batches | None = None
         self._size = batch_size
@@ -101,8 +107,13 @@ class EditData(LightningDataModule):
     @cached_property
     def everything(self) -> list[EditRecord]:
         """All records of the data set, read once; `records` are chosen from them."""
-        records = self.read()
+        records = each_by_itself(self.read(), self.name)
         return records if self.joiner == "auto" else [with_joiner(record, self.joiner) for record in records]
+
+    @property
+    def in_file(self) -> int:
+        """Number of all records, with those that the reader left out."""
+        return len(self.everything) + sum(self.left_out[reason] for reason in READING)
 
     @property
     def records(self) -> list[EditRecord]:
@@ -182,12 +193,17 @@ class EditData(LightningDataModule):
             portion = max(need, 64)
             kept: list[EditRecord] = []
             for start in range(0, len(pool), portion):
-                kept += prepare_records(self._queried(pool[start : start + portion]))
+                asked = pool[start : start + portion]
+                kept += prepare_records(self._queried(asked))
+                self.left_out["not_asked"] = len(pool) - start - len(asked)
                 if len(kept) >= need:
                     break
+            self.left_out["not_known"] = len(pool) - self.left_out["not_asked"] - len(kept)
             self._records = self._cut(kept)
         else:
-            self._records = prepare_records(self._queried(self.records))
+            offered = self.records
+            self._records = prepare_records(self._queried(offered))
+            self.left_out["not_fit"] = len(offered) - len(self._records)
             if not self._records:
                 raise KeditError(f"{self.name}: the model's checks leave no record to edit")
         if self.queries is not None:
@@ -196,10 +212,11 @@ class EditData(LightningDataModule):
             records = with_variants(lm(), self._records, self.queries)
             self._records = [dataclasses.replace(record, probes=self._keep(record.probes)) for record in records]
         if unfit is not None:
-            self._records = self._leave_out(self._records, unfit(self._records))
+            self._records, self.unfit = those_that_fit(self._records, unfit(self._records), self.name)
+            self.left_out["too_long"] = len(self.unfit)
         self._records = self.measurable(self._records)
         self._batches, self._prepared = None, True
-        log.info("%s: %d records to edit", self.name, len(self._records))
+        log.info("%s: %s", self.name, notice(self.source, self.in_file, self.left_out))
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the records; the module that is trained may check and choose (`prepare_records`)."""
@@ -252,6 +269,8 @@ class EditData(LightningDataModule):
             "name": self.name,
             "fingerprint": self.fingerprint,
             "records": len(self.records),
+            "in_file": self.in_file,
+            "left_out": {reason: n for reason, n in self.left_out.items() if n},
             "edit_batches": len(self.batches),
             "probes": dict(sorted(probes.items())),
             **{name: getattr(self, name) for name in ("limit", "skip", "shuffle_seed", "probe_kinds", "max_probes")},
@@ -267,9 +286,8 @@ class EditData(LightningDataModule):
         """Records after the filters that need no model, shuffled, before skip and limit."""
         records = list(self.everything)
         if self.known == "recorded":
-            if any("known" not in record.meta for record in records):
-                raise KeditError(f"data.known: {self.name} has no 'known' field; use true (asks the model) or false")
-            records = [record for record in records if record.meta["known"]]
+            records = marked_known(records, self.name)
+            self.left_out["not_marked"] = len(self.everything) - len(records)
         if self.probe_kinds is not None or self.max_probes is not None:
             present = {probe.kind for record in records for probe in record.probes}
             if self.queries is not None:
@@ -289,34 +307,15 @@ class EditData(LightningDataModule):
                 record.request.named("data.queries")
         return records
 
-    def _leave_out(self, records: list[EditRecord], why: dict[str, str]) -> list[EditRecord]:
-        """The records that fit; those that do not are told, and kept in `unfit`.
-
-        Raises:
-            KeditError: None fits.
-        """
-        self.unfit = {r.request.case_id: (r, why[r.request.case_id]) for r in records if r.request.case_id in why}
-        kept = [record for record in records if record.request.case_id not in why]
-        if not kept:
-            raise KeditError(f"{self.name}: no record fits into the model's context; {next(iter(why.values()))}")
-        for message in why.values():
-            log.warning("%s: it fails, and the run goes on without it", message)
-        return kept
-
     def _keep(self, probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
-        """The probes of the wanted kinds, of each kind the first `max_probes`."""
-        kept, count = [], Counter[str]()
-        for probe in probes:
-            count[probe.kind] += 1
-            wanted = self.probe_kinds is None or probe.kind in self.probe_kinds
-            if wanted and (self.max_probes is None or count[probe.kind] <= self.max_probes):
-                kept.append(probe)
-        return tuple(kept)
+        return chosen_probes(probes, self.probe_kinds, self.max_probes)
 
     def _cut(self, records: list[EditRecord]) -> list[EditRecord]:
         """Applies skip and limit."""
         stop = None if self.limit is None else self.skip + self.limit
         chosen = records[self.skip : stop]
+        self.left_out["skip"] = min(self.skip, len(records))
+        self.left_out["limit"] = len(records) - self.left_out["skip"] - len(chosen)
         if not chosen:
             if records:
                 raise KeditError(f"data.skip: {self.skip} passes over all {len(records)} records of {self.name}")

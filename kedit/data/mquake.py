@@ -15,9 +15,14 @@ from typing import Any
 from kedit.data import build
 from kedit.data.counterfact import flat
 from kedit.data.parse import Item, kind_of, read_items
+from kedit.data.unread import say_unread
 from kedit.requests import EditRecord, EditRequest, Probe
 
 MULTI_HOP = "portability"
+CASE = ("case_id", "questions", "new_answer", "answer", "new_answer_alias")
+CASE_OTHERS = ("requested_rewrite", "new_single_hops", "answer_alias", "single_hops", "orig")  # the last three: unread
+REWRITE = ("prompt", "relation", "target_new", "target_true", "subject", "question")
+HOP = ("cloze", "question", "answer", "answer_alias")
 SHORTEST_ALIAS = 3  # characters: of shorter ones ("it" of Italian, "NA") half are words, which any text begins with
 
 
@@ -33,7 +38,13 @@ def read_mquake(path: str | Path) -> list[EditRecord]:
     Raises:
         KeditError: As `read_counterfact`; a case without rewrites, questions or new answer.
     """
-    return [record for case in read_items(path) for record in _case(case)]
+    records: list[EditRecord] = []
+    unread = Counter[str]()
+    for case in read_items(path):
+        records += _case(case)
+        unread.update(set(case.unread))
+    say_unread(path, unread)
+    return records
 
 
 def unmet(records: Sequence[EditRecord], regime: str | None = None) -> set[str]:
@@ -73,14 +84,17 @@ def _case(case: Item) -> list[EditRecord]:
     rewrites = [rewrites] if isinstance(rewrites, dict) else rewrites
     if not isinstance(rewrites, list) or not rewrites:
         raise case.error(f"field 'requested_rewrite' must be a list of edits, not {kind_of(rewrites)}")
+    case.reads(CASE, CASE_OTHERS)
     hops = list(_hops(case))
     name, records = case.raw["case_id"], []
     for number, rewrite in enumerate(rewrites, start=1):
         raw = {"case_id": f"{name}.{number}", "requested_rewrite": rewrite}
-        part = Item(f"{case.where}, rewrite {number}", raw)
+        part = case.part(raw, f"{case.where}, rewrite {number}")
         meta: dict[str, Any] = {"case": name, "edits": len(rewrites)}
         with build.said_of(part):
             item = flat(part, meta)
+            item.reads(REWRITE, ("case_id", "requested_rewrite"), "requested_rewrite")
+            build.check_notes(item, meta)
             request = build.request_of(item)
         records.append(EditRecord(request, tuple(_of_one(item, request, hops)), meta))
     asked = {probe.text.rstrip() for record in records for probe in record.probes}
@@ -120,7 +134,8 @@ def _hops(case: Item) -> Iterator[_Hop]:
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict):
             raise case.error(f"field 'new_single_hops' must be a list of objects; entry {number} is {kind_of(entry)}")
-        item = Item(f"{case.where}, new_single_hops {number}", entry)
+        item = case.part(entry, f"{case.where}, new_single_hops {number}")
+        item.reads(HOP, (), "new_single_hops")
         texts, answers = (*item.texts("cloze"), *item.texts("question")), item.texts("answer")
         if texts and answers:
             yield _Hop(texts, answers[0], _aliases(item, "answer_alias", answers[0]))

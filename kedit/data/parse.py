@@ -7,14 +7,18 @@ What the fields mean is in `build.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.prompts import trimmed
+from kedit.requests import shown_id
+from kedit.textfile import flaw_of, read_text, strict_json
+
+FILES = "a .json file with a list of records, or a .jsonl file with one record per line (docs/data.md)"
 
 ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -44,6 +48,11 @@ ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Our name of a field -> the names it has in the files people have; the first one present is read."""
 
+TABLES: Mapping[str, str] = MappingProxyType(
+    {".csv": "CSV", ".tsv": "TSV", ".xls": "Excel", ".xlsx": "Excel", ".parquet": "Parquet"}
+)
+"""Endings of files that people have and kedit does not read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -52,10 +61,30 @@ class Item:
     Args:
         where: What messages call it: `"FILE, record K (case_id X)"`.
         raw: The object.
+        unread: Fields of the record that nobody reads; objects inside a record share its list.
     """
 
     where: str
     raw: Mapping[str, Any]
+    unread: list[str] = field(default_factory=list, compare=False)
+
+    def part(self, raw: Mapping[str, Any], where: str | None = None) -> Item:
+        """Another object of the same record."""
+        return Item(self.where if where is None else where, raw, self.unread)
+
+    def reads(self, names: Iterable[str], others: Iterable[str] = (), within: str = "") -> None:
+        """Notes the fields that are not read: unknown ones, and second spellings of one that is there already.
+
+        Args:
+            names: Our names of the fields that are read.
+            others: Fields as files call them, read in another way or left alone on purpose.
+            within: Our name of the field that this object is in.
+        """
+        known, place = set(others), f"{within}." if within else ""
+        for name in names:
+            given = [alias for alias in ALIASES[name] if self.raw.get(alias) not in (None, "", [])]
+            known |= {alias for alias in ALIASES[name] if alias not in given[1:] or name == "case_id"}
+        self.unread.extend(place + name for name in self.raw if name not in known)
 
     def error(self, message: str) -> KeditError:
         """The exception to raise about this item."""
@@ -113,56 +142,74 @@ def kind_of(value: Any) -> str:
 def read_items(path: str | Path) -> Iterator[Item]:
     """Yields the records of a `.jsonl` file (one object per line) or of a JSON file (one list of objects).
 
-    A record without a case_id is called by its position, from 1. When a file uses a case_id twice the later
-    ones become `X-2`, `X-3`: results are keyed by it.
+    Results are keyed by the case id: a record without one, or with an empty one, is called by its position, from 1;
+    where an id is taken, the later record becomes the first free of `X-2`, `X-3`, ...
 
     Raises:
-        KeditError: The file is missing, unreadable, not JSON, cut off, not a list of objects, or empty.
+        KeditError: The file cannot be read, is not JSON, cut off, not a list of objects, or empty.
     """
-    objects = _load(Path(path).expanduser())
+    objects = _load(path)
     if not objects:
         raise KeditError(f"{path}: holds no records")
-    seen: dict[str, int] = {}
-    for position, raw in enumerate(objects, start=1):
-        where = f"{path}, record {position}"
-        if not isinstance(raw, dict):
-            raise KeditError(f"{where}: must be an object with named fields, not {kind_of(raw)}")
-        given = Item(where, raw).get("case_id")
-        case_id = str(position if given is None else given)
-        seen[case_id] = seen.get(case_id, 0) + 1
-        if seen[case_id] > 1:
-            case_id = f"{case_id}-{seen[case_id]}"
-        where = where if given is None else f"{where} (case_id {case_id})"
-        yield Item(where, {**raw, "case_id": case_id})
+    items = [_item(path, position, raw) for position, raw in enumerate(objects, start=1)]
+    given = {case_id for _, case_id in items if case_id is not None}
+    taken: set[str] = set()
+    next_number: dict[str, int] = {}
+    for position, (item, name) in enumerate(items, start=1):
+        case_id = str(position) if name is None else name
+        if case_id in taken or (name is None and case_id in given):
+            number = next_number.get(case_id, 2)
+            while (new := f"{case_id}-{number}") in taken or new in given:
+                number += 1
+            next_number[case_id] = number + 1
+            case_id = new
+        taken.add(case_id)
+        yield replace(item, raw={**item.raw, "case_id": case_id})
 
 
-def _load(path: Path) -> list[Any]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise KeditError(f"{path}: no such file; paths are relative to the current folder") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise KeditError(f"{path}: cannot be read ({error.strerror}); give a .json or .jsonl file") from None
-    except UnicodeDecodeError as error:
-        raise KeditError(f"{path}: is not UTF-8 text (byte {error.start}); convert it first") from None
-    if path.suffix == ".jsonl":
+def _item(path: str | Path, position: int, raw: Any) -> tuple[Item, str | None]:
+    """A record, and the case id that it has."""
+    where = f"{path}, record {position}"
+    if not isinstance(raw, dict):
+        raise KeditError(f"{where}: must be an object with named fields, not {kind_of(raw)}")
+    item = Item(where, raw)
+    for name, value in raw.items():
+        if (flaw := flaw_of([name, value])) is not None:
+            raise item.error(f"field {shown(name, 40)}: {flaw}")
+    given = item.get("case_id")
+    if isinstance(given, (bool, list, dict)):
+        raise item.error(f"field 'case_id' must be text or a number, not {kind_of(given)}")
+    case_id = None if given is None or not str(given).strip() else str(given)
+    if case_id is None:
+        return item, None
+    return replace(item, where=f"{where} (case_id {shown_id(case_id)})"), case_id
+
+
+def _load(name: str | Path) -> list[Any]:
+    path = Path(name)
+    if table := TABLES.get(path.suffix.lower()):
+        raise KeditError(f"{path}: {table} files are not read; give {FILES}")
+    text = read_text(path, FILES)
+    if path.suffix.lower() == ".jsonl":
         # Not splitlines(): texts may hold U+2028 and its kin, which end no line of JSONL.
         lines = enumerate(text.split("\n"), start=1)
         return [_decode(line, path, number) for number, line in lines if line.strip()]
     if not text.strip():
         return []
-    value = _decode(text, path, 1)
+    value = _decode(text, path, None)
     if not isinstance(value, list):
         raise KeditError(f"{path}: holds {kind_of(value)}, not a list of records")
     return value
 
 
-def _decode(text: str, path: Path, first_line: int) -> Any:
+def _decode(text: str, path: Path, line: int | None) -> Any:
     try:
-        return json.loads(text)
+        return strict_json(text)
     except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
+        at = (line or 1) + error.lineno - 1
         hint = "it may be cut off: fetch or write it again"
-        if error.msg == "Extra data" and path.suffix != ".jsonl":
+        if error.msg == "Extra data" and line is None:
             hint = "if it has one object per line, name it .jsonl"
-        raise KeditError(f"{path}, line {line}, column {error.colno}: not valid JSON ({error.msg}); {hint}") from None
+        raise KeditError(f"{path}, line {at}, column {error.colno}: not valid JSON ({error.msg}); {hint}") from None
+    except ValueError as error:
+        raise KeditError(f"{path}{'' if line is None else f', line {line}'}: {error}") from None

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
 from kedit.data import build
 from kedit.data.parse import ALIASES, Item
+from kedit.errors import shown
 from kedit.requests import EditRecord
 
-FIELDS = (
-    "case_id",
-    "prompt",
-    "subject",
-    "target_new",
-    "target_true",
-    "relation",
-    "paraphrases",
-    "neighbors",
-    "portability",
-    "subject_aliases",
+FIELDS = (*build.FIELDS, "subject_aliases")
+NOTES = (*build.PROMPTS, *build.IDS, *build.NOT_READ)
+FOREIGN = re.compile(
+    r"(^|_)(loc|locality|neighbou?rs?|neighbou?rhood|\w*phrase[sd]?|prompts?|portability|alias|aliases|questions?|answers?|"
+    r"targets?|truth|hops?|ans)(_|$)",
+    re.IGNORECASE,
 )
+"""Names that look like a probe of another format: kept in `meta` as any other, but the log names them."""
 
 
 def read_records(path: str | Path) -> list[EditRecord]:
@@ -55,9 +53,10 @@ def _build(item: Item) -> EditRecord:
 
 def _meta(item: Item) -> dict[str, Any]:
     """Fields that are not ours. A slip of the pen in one of ours would silently lose its probes: refused."""
-    ours = {alias for name in FIELDS for alias in ALIASES[name]} | set(ALIASES["neighbor_answer"])
+    ours = {alias for name in FIELDS for alias in ALIASES[name]}
     meta = {name: value for name, value in item.raw.items() if name not in ours}
     for name in meta:
         if near := difflib.get_close_matches(name, sorted(ours), n=1, cutoff=0.9):
-            raise item.error(f"unknown field '{name}'; did you mean '{near[0]}'? (rename it otherwise)")
+            raise item.error(f"unknown field {shown(name)}; did you mean '{near[0]}'? (rename it otherwise)")
+    item.reads(FIELDS, (name for name in meta if name in NOTES or not FOREIGN.search(name)))
     return meta

@@ -11,6 +11,7 @@ from kedit.data import build
 from kedit.data.parse import Item
 from kedit.requests import EditRecord
 
+FIELDS = (*(name for name in build.FIELDS if name != "portability"), "subject_aliases")
 ORIGINAL_PARAPHRASES = 2  # CounterFact's own come first in the list; machine-made ones follow
 
 
@@ -25,7 +26,12 @@ def read_robust(path: str | Path) -> list[EditRecord]:
     Raises:
         KeditError: As `read_counterfact`.
     """
-    return build.read_with(path, robust_record)
+    return build.read_with(path, _build)
+
+
+def _build(item: Item) -> EditRecord:
+    item.reads(FIELDS, (*build.IDS, *build.NOT_READ))
+    return robust_record(item)
 
 
 def robust_record(item: Item) -> EditRecord:

@@ -33,6 +33,8 @@ class Facts(EditData):
         known: As in every data set, but on: editing what the model does not know says little.
     """
 
+    source = "in the split"
+
     def __init__(
         self,
         split: Literal["train", "validation", "test", "all"] = "test",
@@ -208,6 +210,7 @@ class ZsRE(EditData):
         if self.cleaning is None:
             log.info("%s: %s", self.name, found.notice(self.clean))
         self.cleaning = found
+        self.left_out["no_target"], self.left_out["no_op"] = found.empty, found.no_op if self.clean else 0
         if self.filter_known and found.no_op and not self.clean:
             raise KeditError(
                 f"data.known: true asks for the true target, which the {found.no_op} no-op edits of data.clean: false "

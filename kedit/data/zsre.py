@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from kedit.data import build
 from kedit.data.parse import Item, kind_of
+from kedit.data.robust import FIELDS as ROBUST
 from kedit.data.robust import robust_record
 from kedit.errors import KeditError
 from kedit.requests import EditRecord, EditRequest
@@ -115,6 +116,7 @@ def clean_zsre(path: str | Path, clean: bool = True) -> tuple[list[EditRecord], 
 def _build(item: Item, clean: bool, count: Counter[str]) -> EditRecord | None:
     """The record, or None where it is dropped."""
     count["read"] += 1
+    _notice(item)
     item = _answered(_flat(item) if "src" in item.raw or "alt" in item.raw else item)
     target = item.text("target_new")
     if not target:
@@ -125,7 +127,7 @@ def _build(item: Item, clean: bool, count: Counter[str]) -> EditRecord | None:
         count["no_op"] += 1
         if clean:
             return None
-        item, others = Item(item.where, {**item.raw, "target_true": None, "ground_truth": None}), ()
+        item, others = item.part({**item.raw, "target_true": None, "ground_truth": None}), ()
     count["trimmed"] += target != item.get("target_new")
     if item.texts("subject_aliases"):
         return robust_record(item)
@@ -136,6 +138,15 @@ def _build(item: Item, clean: bool, count: Counter[str]) -> EditRecord | None:
         *build.portability(item),
     ]
     return EditRecord(request, tuple(probes), {"target_true_aliases": list(others)} if others else {})
+
+
+def _notice(item: Item) -> None:
+    """Notes what is not read of the record's form."""
+    if "src" in item.raw or "alt" in item.raw:
+        item.reads(("case_id",), (*MEND.values(), *build.NOT_READ))
+    else:
+        robust = item.get("subject_aliases") is not None
+        item.reads(ROBUST if robust else build.FIELDS, (*build.IDS, *build.NOT_READ))
 
 
 def _request(item: Item) -> EditRequest:
@@ -154,7 +165,7 @@ def _flat(item: Item) -> Item:
             raise item.error(f"field '{name}' is missing")
         if not isinstance(raw[name], str):
             raise item.error(f"field '{name}' must be text, not {kind_of(raw[name])}")
-    return Item(item.where, {name: raw.get(theirs) for name, theirs in MEND.items()})
+    return item.part({name: raw.get(theirs) for name, theirs in MEND.items()})
 
 
 def _answered(item: Item) -> Item:
@@ -171,4 +182,4 @@ def _answered(item: Item) -> Item:
     if len(answers) != len(asked):
         raise item.error(f"{len(answers)} answers for {len(asked)} neighbors; give one answer, or one for each")
     pairs = [{"prompt": t, "answer": "" if a is None else a} for t, a in zip(asked, answers, strict=True)]
-    return Item(item.where, {**item.raw, "neighbors": pairs, "locality_ground_truth": None})
+    return item.part({**item.raw, "neighbors": pairs, "locality_ground_truth": None})

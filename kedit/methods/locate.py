@@ -110,7 +110,7 @@ class LocateThenEdit(EditingModule):
         r = record.request
         for context in self.contexts:
             if not surely_fits(self.lm, context, r.prompt, r.named(), r.target_new):
-                name = f"record {r.case_id}, behind a context of the edit"
+                name = f"{r.name}, behind a context of the edit"
                 encode_subject(self.lm, r.prompt, r.named(), r.target_new, context, name, r.joiner)
 
     def terms(self, records: Sequence[EditRecord]) -> list[Term]:

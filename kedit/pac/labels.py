@@ -63,7 +63,7 @@ class Labelled:
 
 def encode_request(lm: LM, request: EditRequest) -> Tokens:
     """The request's prompt followed by its new target."""
-    return encode(lm, request.text, request.target_new, f"record {request.case_id}", request.joiner)
+    return encode(lm, request.text, request.target_new, request.name, request.joiner)
 
 
 def labelled(lm: LM, texts: Sequence[Tokens], per_edit: bool = False) -> Labelled:

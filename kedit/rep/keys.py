@@ -88,7 +88,7 @@ class KeySource:
         Without them a gate opens too often at like prompts; and the more edits act together, the more often one does.
         """
         module = self.lm.arch.module(self.lm.model, "mlp_out", layer)
-        rows = [encode(self.lm, r.request.text, None, f"record {r.request.case_id}").ids for r in records]
+        rows = [encode(self.lm, r.request.text, None, r.request.name).ids for r in records]
         kept = self.claims.setdefault(layer, {})
         for record, keys in zip(records, read_keys(self.lm, rows, module, bank, lanes), strict=True):
             kept[record.request.case_id] = (record.request.named("REP"), keys)

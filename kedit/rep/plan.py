@@ -55,7 +55,7 @@ class _Writer:
     def row(self, name: str, context: str, role: Role, answer: str | None = None) -> Row:
         """`name` in the prompt behind a context; only bare prompts are run to their end."""
         r = self.request
-        t = encode_subject(self.lm, r.prompt, name, answer, context, f"record {r.case_id}", r.joiner)
+        t = encode_subject(self.lm, r.prompt, name, answer, context, r.name, r.joiner)
         whole = context == "{}" and role != "tempting"
         ids = t.ids if whole else t.ids[: t.subject_last + 1]
         return Row(ids, t.subject_last, self._outside(t, role, whole), _near(t, role, len(ids), whole), role)

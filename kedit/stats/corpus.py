@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from kedit import sampling
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.lm import LM
 from kedit.stats import store
 from kedit.stats.config import StatsConfig
+from kedit.textfile import flaw_of, regular_file, strict_json
 
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 Piece = tuple[str, bool]  # text, and whether a document begins with it
@@ -178,10 +179,10 @@ def _prompts(lm: LM, n: int) -> list[list[int]]:
 
 
 def _open(name: str) -> Path:
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise KeditError(f"stats.corpus: there is no file {name}; give self, a text file, or hf:NAME")
-    return path
+    try:
+        return regular_file(name, "self, a text file, or hf:NAME")
+    except KeditError as error:
+        raise KeditError(f"stats.corpus: {error}") from None
 
 
 def _file_pieces(name: str) -> Iterator[Piece]:
@@ -214,11 +215,13 @@ def _jsonl_pieces(path: Path) -> Iterator[Piece]:
             if not line.strip():
                 continue
             try:
-                text = json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError):
+                text = strict_json(line)["text"]
+            except (ValueError, KeyError, TypeError):
                 raise KeditError(
                     f'stats.corpus: record {number} of {path} is not a JSON object with a "text"'
                 ) from None
+            if (flaw := flaw_of(text)) is not None:
+                raise KeditError(f"stats.corpus: record {number} of {path}: {flaw}")
             if isinstance(text, str) and text.strip():
                 yield text, True
 
@@ -227,7 +230,7 @@ def _hf_dataset(corpus: str) -> tuple[Any, str]:
     """The data set that `hf:NAME[:CONFIG][:SPLIT][:COLUMN]` names, and the column of its text."""
     parts = corpus.split(":")[1:]
     if not parts[0] or len(parts) > 4:
-        raise KeditError(f"stats.corpus: {corpus!r} is not hf:NAME[:CONFIG][:SPLIT][:COLUMN]")
+        raise KeditError(f"stats.corpus: {shown(corpus)} is not hf:NAME[:CONFIG][:SPLIT][:COLUMN]")
     name, config, split, column = [*parts, "", "", ""][:4]
     column = column or "text"
     try:

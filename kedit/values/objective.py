@@ -184,7 +184,7 @@ def _rows(
         shares = [bare_weight, *[(1.0 - bare_weight) / (n - 1)] * (n - 1)]
     found: list[tuple[int, int, int, int, float, bool]] = []
     for lane, request in enumerate(requests):
-        name, subject = f"record {request.case_id}", request.named()
+        name, subject = request.name, request.named()
         for context, share in zip(contexts, shares, strict=True):
             t = encode_subject(lm, request.prompt, subject, request.target_new, context, name, request.joiner)
             weight = share / len(t.target)

@@ -1,0 +1,108 @@
+"""Which records and probes are chosen; which records are not edited, and why, for the log and a run's results."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+
+from kedit.errors import KeditError
+from kedit.requests import EditRecord, Probe
+
+log = logging.getLogger(__name__)
+
+REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "no_target": "without a target",
+        "no_op": "no-op edits",
+        "not_marked": "not marked as known",
+        "not_known": "not known",
+        "not_fit": "do not fit the model",
+        "too_long": "fail, too long for the model's context",
+        "skip": "skip",
+        "limit": "limit",
+        "not_asked": "not asked, the limit was reached",
+    }
+)
+"""Why a record is not edited -> how the log says it. A record has one reason: the first that was met."""
+
+READING = ("no_target", "no_op")
+"""Reasons of the readers, which never make a record of what they leave out."""
+
+
+def notice(where: str, in_file: int, left_out: Mapping[str, int]) -> str:
+    """One line: how many records there are, how many are edited, and why the others are not.
+
+    Args:
+        where: Of what: `"in the file"`.
+        in_file: All records.
+        left_out: Numbers of records by reason (`REASONS`).
+    """
+    lost = sum(left_out.values())
+    line = f"{in_file} record{'' if in_file == 1 else 's'} {where}, {in_file - lost} to edit"
+    reasons = ", ".join(f"{left_out[key]} {said}" for key, said in REASONS.items() if left_out.get(key))
+    return f"{line}: {lost} left out ({reasons})" if reasons else line
+
+
+def each_by_itself(records: list[EditRecord], name: str | None) -> list[EditRecord]:
+    """The same records, whose ids must differ: results are keyed by them.
+
+    Raises:
+        KeditError: Two have the same. Readers of files see to it; this is for data sets of the user's own.
+    """
+    counted = Counter(record.request.case_id for record in records)
+    if counted and counted.most_common(1)[0][1] > 1:
+        twice = next(record.request for record in records if counted[record.request.case_id] > 1)
+        raise KeditError(f"{name}: several records have the case_id of {twice.name}; each needs its own")
+    return records
+
+
+def marked_known(records: Sequence[EditRecord], name: str | None) -> list[EditRecord]:
+    """The records that their file marks as known.
+
+    Args:
+        records: With `known` in their `meta`.
+        name: What messages call the data.
+
+    Raises:
+        KeditError: There is no such mark, or something else than true or false.
+    """
+    for record in records:
+        if "known" not in record.meta:
+            raise KeditError(f"data.known: {name} has no 'known' field; use true (asks the model) or false")
+        if not isinstance(record.meta["known"], bool):
+            raise KeditError(f"{name}, {record.request.name}: field 'known' must be true or false")
+    return [record for record in records if record.meta["known"]]
+
+
+def those_that_fit(
+    records: Sequence[EditRecord], why_not: Mapping[str, str], name: str | None
+) -> tuple[list[EditRecord], dict[str, tuple[EditRecord, str]]]:
+    """The records that fit into the model's context, and the others by id, with the reason; the log tells of these.
+
+    Args:
+        records: All.
+        why_not: The reason of each that does not fit, by id.
+        name: What messages call the data.
+
+    Raises:
+        KeditError: None fits.
+    """
+    unfit = {r.request.case_id: (r, why_not[r.request.case_id]) for r in records if r.request.case_id in why_not}
+    kept = [record for record in records if record.request.case_id not in unfit]
+    if unfit and not kept:
+        raise KeditError(f"{name}: no record fits into the model's context; {next(iter(why_not.values()))}")
+    for _, reason in unfit.values():
+        log.warning("%s. It fails, and the run goes on without it", reason)
+    return kept, unfit
+
+
+def chosen_probes(probes: Sequence[Probe], kinds: Collection[str] | None, most: int | None) -> tuple[Probe, ...]:
+    """The probes of the wanted kinds (None: all), of each kind the first `most` (None: all)."""
+    kept, count = [], Counter[str]()
+    for probe in probes:
+        count[probe.kind] += 1
+        if (kinds is None or probe.kind in kinds) and (most is None or count[probe.kind] <= most):
+            kept.append(probe)
+    return tuple(kept)
