@@ -89,7 +89,7 @@ def strict_json(text: str) -> Any:
         raise
     except ValueError as error:
         if "integer string conversion" in str(error):
-            raise ValueError("a number has too many digits") from None
+            raise ValueError("a number has too many digits; write it as text") from None
         raise
 
 

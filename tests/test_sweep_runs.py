@@ -46,7 +46,7 @@ def test_runs_skips_and_goes_on(
     assert first.record["status"] == 2
     assert first.record["tail"][-1].startswith("kedit: error: ")
     assert "--- attempt 1, " in (second.folder / "log.txt").read_text()
-    assert "4 records" not in (second.folder / "log.txt").read_text()
+    assert "4 records in the file, 2 to edit: 2 left out (2 limit)" in (second.folder / "log.txt").read_text()
     before = {path: path.stat().st_mtime_ns for path in second.folder.rglob("*") if path.is_file()}
 
     limit = {"data.init_args.limit": 1}
