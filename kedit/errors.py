@@ -53,3 +53,7 @@ def at_least(option: str, value: float | None, least: float) -> None:
     """
     if value is not None and value < least:
         raise KeditError(f"{option}: {value} is less than {least}")
+
+
+BROKEN = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a model's own code raises when it is run in a way that it does not know."""

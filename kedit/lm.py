@@ -28,6 +28,7 @@ from kedit import zoo
 from kedit.arch import FAMILIES, find_arch
 from kedit.errors import KeditError
 from kedit.fingerprint import fingerprint
+from kedit.self_check import check_structure
 from kedit.zoo import quiet_transformers
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ class LM:
         name: How messages and cards call the model.
 
     Raises:
-        KeditError: A slow tokenizer, or a model that is not a decoder kedit understands.
+        KeditError: A slow tokenizer, or a model that is not a decoder kedit understands; what kedit takes it for is
+            tried on it (kedit.self_check).
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, name: str) -> None:
@@ -83,6 +85,7 @@ class LM:
         self.context_length: int = next((n for n in lengths if n), 2048)
         self._n_front, self._n_back = _special_tokens(tokenizer)
         self.packs: bool | None = None  # whether texts can be packed into one row; kedit.packing finds out
+        check_structure(self)
 
     @property
     def device(self) -> torch.device:
