@@ -53,6 +53,16 @@ SIZES: dict[int, str] = {
 
 # What some need beside them.
 MORE: dict[str, dict[str, Any]] = {
+    "gptj": {"rotary_dim": 4},
+    "codegen": {"rotary_dim": 4},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    "minicpm3": {"num_key_value_heads": 4},
+    "youtu": {"num_key_value_heads": 4},
+    "dots1": {"num_key_value_heads": 4},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4_unified_assistant": {"num_kv_shared_layers": 0},
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "gemma4_text": {"vocab_size_per_layer_input": 600, "hidden_size_per_layer_input": 8},
     "reformer": {"is_decoder": True},
@@ -64,6 +74,11 @@ def tiny_config(kind: type[PretrainedConfig], model_type: str = "") -> Pretraine
     base = kind()
     has = base.to_dict().keys() | kind.attribute_map.keys()
     keys: dict[str, Any] = {key: size for size, names in SIZES.items() for key in names.split() if key in has}
+    kinds = list(dict.fromkeys(getattr(base, "layer_types", None) or ()))
+    if 1 < len(kinds) <= 4:
+        keys["layer_types"] = [kinds[i % len(kinds)] for i in range(4)]
+    if isinstance(getattr(base, "sliding_window", None), int):
+        keys["sliding_window"] = 8
     keys |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     for name in kind.sub_configs:
         inner = getattr(base, name, None)

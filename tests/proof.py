@@ -9,6 +9,7 @@ from kedit import solvers
 from kedit.delta import Delta, Factors, edited
 from kedit.generate import greedy_ids
 from kedit.lm import LM
+from kedit.packing import logits_of
 from kedit.requests import EditRequest
 from kedit.tokens import encode_subject
 from kedit.values import NLL, ValueLanes, ValueObjective, optimise
@@ -51,6 +52,10 @@ def prove(lm: LM) -> None:
     texts = [tuple(lm.encode(request.text)) for request in REQUESTS]
     if greedy_ids(lm, texts, 5) != [_greedy(lm, text, 5) for text in texts]:
         raise Wrong("texts generated side by side are not those generated one by one")
+    with torch.no_grad():
+        ends = torch.tensor([len(text) - 1 for text in texts])
+        each = [lm.model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1] for text in texts]
+        _same("PAC's logits", logits_of(lm, texts, torch.arange(2), ends), torch.stack(each))
 
 
 @torch.no_grad()
@@ -77,8 +82,8 @@ def _run(lm: LM, layer: int, request: EditRequest, context: str, delta: Tensor) 
 
 @torch.no_grad()
 def _greedy(lm: LM, text: tuple[int, ...], n: int) -> list[int]:
-    ids = list(text)
-    while len(ids) < len(text) + n and not (len(ids) > len(text) and ids[-1] == lm.tokenizer.eos_token_id):
+    ids, ends = list(text), (lm.tokenizer.eos_token_id, lm.model.config.get_text_config().eos_token_id)
+    while len(ids) < len(text) + n and (len(ids) == len(text) or ids[-1] not in ends):
         ids.append(int(lm.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
     return ids[len(text) :]
 

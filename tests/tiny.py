@@ -34,6 +34,7 @@ KINDS: dict[str, TokenizerKind] = {
     "phi": "bpe",
     "phi3": "sentencepiece",
     "opt": "bpe_bos",
+    "modernbert-decoder": "bpe",
 }
 
 TEXT = """\
