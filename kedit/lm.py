@@ -226,7 +226,7 @@ def _check_decoder(config: PretrainedConfig, name: str) -> None:
 
     Only encoders that *can* be decoders have `is_decoder`, and GPT-NeoX, whose False means nothing.
     """
-    encoder = getattr(config, "is_decoder", None) is False and config.model_type not in FAMILIES
+    encoder = getattr(config, "is_decoder", None) is False and config.model_type not in (*FAMILIES, "gpt_neox_japanese")
     if config.is_encoder_decoder or encoder:
         raise KeditError(f"{name}: a {config.model_type} model is not decoder-only; kedit edits causal language models")
 

@@ -55,6 +55,12 @@ SIZES: dict[int, str] = {
 MORE: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 4},
     "codegen": {"rotary_dim": 4},
+    "moshi": {"sliding_window": 256},  # its cache slides and its attention does not: never shorter than a text
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
+    "mamba2": {"num_heads": 8},
+    "zamba2": {"hybrid_layer_ids": [1, 3]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "minicpm3": {"num_key_value_heads": 4},
     "youtu": {"num_key_value_heads": 4},
@@ -75,7 +81,8 @@ def tiny_config(kind: type[PretrainedConfig], model_type: str = "") -> Pretraine
     has = base.to_dict().keys() | kind.attribute_map.keys()
     keys: dict[str, Any] = {key: size for size, names in SIZES.items() for key in names.split() if key in has}
     kinds = list(dict.fromkeys(getattr(base, "layer_types", None) or ()))
-    if 1 < len(kinds) <= 4:
+    own = kind.attribute_map.get("layer_types", "layer_types")
+    if 1 < len(kinds) <= 4 and not isinstance(getattr(kind, own, None), property):
         keys["layer_types"] = [kinds[i % len(kinds)] for i in range(4)]
     if isinstance(getattr(base, "sliding_window", None), int):
         keys["sliding_window"] = 8
