@@ -307,6 +307,5 @@ def _linear_maps(module: nn.Module) -> Iterator[nn.Module]:
 def _unknown(model: PreTrainedModel, why: str) -> KeditError:
     kind, name = model.config.model_type, model.config.name_or_path or type(model).__name__
     return KeditError(
-        f"{name}: kedit cannot find its way in a model of type {kind!r}: {why}. What it edits, and how to add a family, "
-        "is in docs/models.md"
+        f"{name}: kedit cannot find its way in a model of type {kind!r}: {why}. See docs/models.md"
     )

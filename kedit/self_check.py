@@ -20,6 +20,7 @@ from kedit.errors import BROKEN, KeditError
 from kedit.forward import frozen
 from kedit.replay import Replay, Row
 from kedit.tokens import pad_right
+from kedit.zoo import quiet_transformers
 
 if TYPE_CHECKING:
     from kedit.lm import LM
@@ -40,10 +41,13 @@ def check_structure(lm: LM) -> None:
     """
     if lm.device.type == "meta":
         return
-    with frozen(lm.model), _named(lm, "a pass over two rows", "kedit cannot run it"):
-        rows = _rows(lm)
-        full = _Full(lm, rows)
-    with frozen(lm.model):
+    rows = _rows(lm)
+    with frozen(lm.model), quiet_transformers():
+        with _named(lm, "a pass over three short rows", "kedit cannot run it"):
+            full = _Full(lm, rows)
+        if not bool(full.logits.isfinite().all()):
+            what = "its logits for an ordinary sentence are not finite"
+            raise _refusal(lm, what, f"its weights are broken, or too large for {lm.dtype}")
         _check_values(lm, full)
         _check_logits(lm, full)
         _check_replay(lm, full, rows)
@@ -91,11 +95,13 @@ def _check_values(lm: LM, full: _Full) -> None:
         path = lm.arch.path("mlp_out", layer)
         if len(seen) != 1:
             raise _refusal(lm, f"{path} runs {len(seen)} times in one pass", "an edit of it would act as often")
-        (key, value), module = seen[0], lm.arch.module(lm.model, "mlp_out", layer)
+        key, value = seen[0]
+        module: Any = lm.arch.module(lm.model, "mlp_out", layer)
         if value.shape[-1] != lm.d_model or value.numel() != tokens * lm.d_model:
             raise _refusal(lm, f"{path} gives {tuple(value.shape)} for {tokens} tokens", "not one value per token")
-        bias = getattr(module, "bias", None)
-        wanted = key @ weight(module).T + (0 if bias is None else bias)
+        with _named(lm, f"multiplying with the weight of {path}", "kedit cannot edit it"):
+            wanted = key @ weight(module).T
+            wanted = wanted if module.bias is None else wanted + module.bias
         if not _equal(value, wanted, lm):
             raise _refusal(lm, f"the output of {path} is not W k + b", "an edit of W would not give the value wanted")
 
@@ -105,8 +111,6 @@ def _check_logits(lm: LM, full: _Full) -> None:
     path = lm.arch.family.norm
     with _named(lm, f"logits from the last layer's output ({path}, {lm.arch.family.head})", "kedit cannot compute them"):
         logits = lm.arch.logits(lm.model, full.last)
-    if not bool(full.logits.isfinite().all()):
-        raise _refusal(lm, "its logits for an ordinary sentence are not finite", "its weights or its dtype are broken")
     if not _equal(logits, full.logits, lm):
         what = f"logits computed from the last layer's output ({path}, then {lm.arch.family.head}) are not the model's"
         raise _refusal(lm, what, "kedit would optimise another model's probabilities")
@@ -145,10 +149,11 @@ def _check_replay(lm: LM, full: _Full, rows: list[Row]) -> None:
 
 def _rows(lm: LM) -> list[Row]:
     """Three rows of different lengths and prefixes, of ids that the model has."""
-    known = len(lm.arch.embed(lm.model).weight)
-    ids = [i for i in lm.encode(_TEXT) if i < known] or [0]
+    embed: Any = lm.arch.embed(lm.model)
+    ids = [i for i in lm.encode(_TEXT) if i < len(embed.weight)] or [0]
     ids = (ids * 9)[:9]
-    return [Row(tuple(ids[begin:end]), start) for begin, end, start in _ROWS]
+    n = lm.context_length
+    return [Row(tuple(ids[begin:end][:n]), max(0, min(start, n - 2))) for begin, end, start in _ROWS]
 
 
 def _same_suffix(lm: LM, hidden: Tensor, logits: Tensor, row: Row) -> bool:

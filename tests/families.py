@@ -12,6 +12,7 @@ table; names of types try those alone. A type is
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -111,7 +112,7 @@ def tiny_of(model_type: str) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             spread(model)
     except (ImportError, StrictDataclassError, *BROKEN) as error:
-        raise KeditError(f"no tiny one can be built: {_line(error)}") from error
+        raise KeditError(f"no tiny one can be built: {_line(error)[:120]}") from error
     return model.eval()
 
 
@@ -130,7 +131,7 @@ def try_type(model_type: str) -> Known:
         try:
             prove(lm)
         except (KeditError, Wrong, *BROKEN) as error:
-            return Known("wrong", f"{type(error).__name__}: {_line(error)}")
+            return Known("wrong", f"{type(error).__name__}: {_line(error)[:200]}")
     return Known("right")
 
 
@@ -166,15 +167,13 @@ def main(words: Iterable[str] | None = None) -> int:
 
 
 def _reason(error: KeditError, model_type: str) -> str:
-    """What is said of a refused model, without its name and what follows from it."""
-    text = _line(error).removeprefix(f"{model_type}: ").removesuffix(" See docs/models.md")
-    for start in (f"kedit does not edit this model of type {model_type!r}: ",):
-        text = text.removeprefix(start)
-    return text
+    """What is said of a refused model, without its name."""
+    text = _line(error).removeprefix(f"{model_type}: ").removesuffix(". See docs/models.md")
+    return re.sub(r"^.*?kedit (cannot find its way in a|does not edit this) model of type '[^']*': ", "", text)
 
 
 def _line(error: BaseException) -> str:
-    return " ".join((str(error).strip() or type(error).__name__).split())[:200]
+    return " ".join((str(error).strip() or type(error).__name__).split())
 
 
 if __name__ == "__main__":
