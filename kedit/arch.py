@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -61,16 +61,7 @@ _LLAMA = Family(
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"), _LLAMA),
-        "phi3": Family(
-            layers="model.layers",
-            attn="self_attn",
-            mlp="mlp",
-            mlp_out="mlp.down_proj",
-            mlp_in=("mlp.gate_up_proj",),  # gate and up in one matrix, the gate's rows first
-            embed="model.embed_tokens",
-            norm="model.norm",
-            head="lm_head",
-        ),
+        "phi3": replace(_LLAMA, mlp_in=("mlp.gate_up_proj",)),  # gate and up in one matrix, the gate's rows first
         "phi": Family(
             layers="model.layers",
             attn="self_attn",
@@ -252,8 +243,8 @@ def check_layers(arch: Arch, layers: Sequence[int], option: str = "layers") -> N
 def infer(model: PreTrainedModel) -> Family:
     """Read the paths off the module tree of a decoder that the table does not know.
 
-    Layers are the longest `ModuleList` beside the token embedding. In a layer, the attention block is the child with linear maps and
-    "att" in its name; among the other linear maps the one that writes `d_model` from a different width
+    Layers are the longest `ModuleList` beside the token embedding. In a layer, the attention block is the child with
+    linear maps and "att" in its name; among the other linear maps the one that writes `d_model` from a different width
     is `mlp_out`, and those that read `d_model` are `mlp_in`.
 
     Raises:
@@ -271,7 +262,7 @@ def infer(model: PreTrainedModel) -> Family:
 
     attn = [name for name, child in layer.named_children() if "att" in name and any(_linear_maps(child))]
     if len(attn) != 1:
-        more = "a decoder of an encoder?" if attn else "a recurrent model, or a hybrid?"
+        more = "a decoder of an encoder?" if attn else "recurrent, a hybrid, or of another layout?"
         raise _unknown(model, f"a layer has {len(attn)} attention blocks instead of one ({more})")
     outside = [(n, m) for n, m in layer.named_modules() if not f"{n}.".startswith(f"{attn[0]}.")]
     if any(p.dim() > 2 for _, m in outside for p in m.parameters(recurse=False)):
@@ -306,6 +297,4 @@ def _linear_maps(module: nn.Module) -> Iterator[nn.Module]:
 
 def _unknown(model: PreTrainedModel, why: str) -> KeditError:
     kind, name = model.config.model_type, model.config.name_or_path or type(model).__name__
-    return KeditError(
-        f"{name}: kedit cannot find its way in a model of type {kind!r}: {why}. See docs/models.md"
-    )
+    return KeditError(f"{name}: kedit cannot find its way in a model of type {kind!r}: {why}. See docs/models.md")

@@ -175,7 +175,7 @@ class Replay:
 
 
 def _first_token(hidden: Tensor, n_rows: int) -> Tensor:
-    """Every row's first token `[n_rows, d]` of `hidden`, float32; a copy, for Falcon adds to its MLP's output in place."""
+    """A copy of every row's first token, `[n_rows, d]` float32 (Falcon adds to its MLP's output in place)."""
     return hidden.reshape(n_rows, -1, hidden.shape[-1])[:, 0].float().clone()
 
 

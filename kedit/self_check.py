@@ -109,7 +109,9 @@ def _check_values(lm: LM, full: _Full) -> None:
 def _check_logits(lm: LM, full: _Full) -> None:
     """`arch.logits` of what leaves the last layer are the model's own logits."""
     path = lm.arch.family.norm
-    with _named(lm, f"logits from the last layer's output ({path}, {lm.arch.family.head})", "kedit cannot compute them"):
+    with _named(
+        lm, f"logits from the last layer's output ({path}, {lm.arch.family.head})", "kedit cannot compute them"
+    ):
         logits = lm.arch.logits(lm.model, full.last)
     if not _equal(logits, full.logits, lm):
         what = f"logits computed from the last layer's output ({path}, then {lm.arch.family.head}) are not the model's"
@@ -203,4 +205,6 @@ def _named(lm: LM, what: str, means: str) -> Iterator[None]:
 
 def _refusal(lm: LM, what: str, means: str) -> KeditError:
     kind = lm.model.config.model_type
-    return KeditError(f"{lm.name}: kedit does not edit this model of type {kind!r}: {what}: {means}. See docs/models.md")
+    return KeditError(
+        f"{lm.name}: kedit does not edit this model of type {kind!r}: {what}: {means}. See docs/models.md"
+    )

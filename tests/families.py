@@ -76,6 +76,7 @@ MORE: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
 }
 
+
 def tiny_config(kind: type[PretrainedConfig], model_type: str = "") -> PretrainedConfig:
     """A config of `kind` with the usual sizes made small, also in the configs inside it."""
     base = kind()
@@ -88,10 +89,11 @@ def tiny_config(kind: type[PretrainedConfig], model_type: str = "") -> Pretraine
     if isinstance(getattr(base, "sliding_window", None), int):
         keys["sliding_window"] = 8
     keys |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    for name in kind.sub_configs:
+    inside: Any = kind.sub_configs
+    for name in inside:
         inner = getattr(base, name, None)
         if isinstance(inner, PretrainedConfig):
-            keys[name] = tiny_config(type(inner), inner.model_type).to_dict()
+            keys[name] = tiny_config(type(inner), str(inner.model_type)).to_dict()
     return kind(**(keys | MORE.get(model_type, {})))
 
 
@@ -147,7 +149,7 @@ def compared(found: dict[str, Known], table: dict[str, Known]) -> list[str]:
 
 def main(words: Iterable[str] | None = None) -> int:
     """Try the types that are named, or all; the exit status is 1 where something is wrong or not as in the table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.families", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.families", description="Try decoder types of transformers.")
     parser.add_argument("types", nargs="*", help="model types; without any, all")
     parser.add_argument("--write", action="store_true", help="write kedit/known_models.json")
     options = parser.parse_args(words if words is None else list(words))

@@ -44,7 +44,8 @@ def prove(lm: LM) -> None:
         delta = lanes.delta.detach()[i]
         before, _ = _run(lm, layer, request, "{}", zero)
         _same("v_init + delta", v_star[i], before + delta)
-        _same("the objective", lanes.total[i], sum(_run(lm, layer, request, c, delta)[1] for c in CONTEXTS) / 2)
+        nll = torch.stack([_run(lm, layer, request, context, delta)[1] for context in CONTEXTS]).mean()
+        _same("the objective", lanes.total[i], nll)
         f = solvers.rome(keys[i, 0], values[i, 0], v_star[i].double(), keys[i, 0])
         with edited(lm.model, Delta({lm.arch.path("mlp_out", layer): Factors(f.left.float(), f.right.float())})):
             after, _ = _run(lm, layer, request, "{}", zero)

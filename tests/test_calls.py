@@ -29,7 +29,12 @@ def test_the_axis_is_what_grew() -> None:
     (alibi, (_, mask)), named = one
     second, mask_again = named["both"]
     found = {id(tensor): axis for tensor, axis in row_axes(one, call(N + 1), N)}
-    wanted = {id(alibi): RowAxis(0, 4), id(mask): RowAxis(0, 1), id(second): RowAxis(1, 1), id(mask_again): RowAxis(0, 1)}
+    wanted = {
+        id(alibi): RowAxis(0, 4),
+        id(mask): RowAxis(0, 1),
+        id(second): RowAxis(1, 1),
+        id(mask_again): RowAxis(0, 1),
+    }
     assert found == wanted
 
 
