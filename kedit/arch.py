@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -34,6 +34,7 @@ class Family:
         embed: Token embedding.
         norm: Final norm.
         head: Output embedding (`lm_head`).
+        between: What stands between the final norm and the head, in the order in which it runs.
     """
 
     layers: str
@@ -44,6 +45,7 @@ class Family:
     embed: str
     norm: str
     head: str
+    between: tuple[str, ...] = ()
 
 
 _LLAMA = Family(
@@ -60,16 +62,7 @@ _LLAMA = Family(
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"), _LLAMA),
-        "phi3": Family(
-            layers="model.layers",
-            attn="self_attn",
-            mlp="mlp",
-            mlp_out="mlp.down_proj",
-            mlp_in=("mlp.gate_up_proj",),  # gate and up in one matrix, the gate's rows first
-            embed="model.embed_tokens",
-            norm="model.norm",
-            head="lm_head",
-        ),
+        "phi3": replace(_LLAMA, mlp_in=("mlp.gate_up_proj",)),  # gate and up in one matrix, the gate's rows first
         "phi": Family(
             layers="model.layers",
             attn="self_attn",
@@ -119,6 +112,17 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             embed="model.decoder.embed_tokens",
             norm="model.decoder.final_layer_norm",
             head="lm_head",
+        ),
+        "modernbert-decoder": Family(
+            layers="model.layers",
+            attn="attn",
+            mlp="mlp",
+            mlp_out="mlp.Wo",
+            mlp_in=("mlp.Wi",),  # gate and up in one matrix, the gate's rows first
+            embed="model.embeddings.tok_embeddings",
+            norm="model.final_norm",
+            head="decoder",
+            between=("lm_head",),  # a dense layer and a norm
         ),
     }
 )
@@ -170,7 +174,9 @@ class Arch:
         Returns:
             `[..., vocab]`, in the model's dtype.
         """
-        out = self.head(model)(self.norm(model)(hidden))
+        out = self.norm(model)(hidden)
+        for path in (*self.family.between, self.family.head):
+            out = model.get_submodule(path)(out)
         config = model.config.get_text_config()
         cap = getattr(config, _LOGIT_SOFTCAP, None)
         factor, divisor = getattr(config, _LOGIT_FACTOR, None), getattr(config, _LOGIT_DIVISOR, None)
@@ -192,13 +198,17 @@ def find_arch(model: PreTrainedModel) -> Arch:
     family = FAMILIES.get(model.config.model_type) or infer(model)
     try:
         layers = model.get_submodule(family.layers)
-        for path in (family.embed, family.norm, family.head):
+        for path in (family.embed, family.norm, *family.between, family.head):
             model.get_submodule(path)
-        for layer in layers.children():
-            for path in (family.attn, family.mlp, family.mlp_out, *family.mlp_in):
-                layer.get_submodule(path)
     except AttributeError as error:
         raise _unknown(model, f"{error}") from None
+    for i, layer in enumerate(layers.children()):
+        for path in (family.attn, family.mlp, family.mlp_out, *family.mlp_in):
+            try:
+                layer.get_submodule(path)
+            except AttributeError:
+                why = f"layer {i} has no {path}, which others have (a mixture of experts, or a hybrid?)"
+                raise _unknown(model, why) from None
     return Arch(family, n_layers=len(list(layers.children())))
 
 
@@ -252,8 +262,8 @@ def check_layers(arch: Arch, layers: Sequence[int], option: str = "layers") -> N
 def infer(model: PreTrainedModel) -> Family:
     """Read the paths off the module tree of a decoder that the table does not know.
 
-    Layers are the longest `ModuleList`. In a layer, the attention block is the child with linear maps and
-    "att" in its name; among the other linear maps the one that writes `d_model` from a different width
+    Layers are the longest `ModuleList` beside the token embedding. In a layer, the attention block is the child with
+    linear maps and "att" in its name; among the other linear maps the one that writes `d_model` from a different width
     is `mlp_out`, and those that read `d_model` are `mlp_in`.
 
     Raises:
@@ -264,12 +274,15 @@ def infer(model: PreTrainedModel) -> Family:
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
         raise _unknown(model, "it has no list of decoder layers")
-    layers_path, layers = max(lists, key=lambda item: len(item[1]))
+    head, embed = model.get_output_embeddings(), model.get_input_embeddings()
+    beside = [(n, m) for n, m in lists if names.get(id(embed), "").startswith(n.rpartition(".")[0])]
+    layers_path, layers = max(beside or lists, key=lambda item: len(item[1]))
     layer = layers[0]
 
     attn = [name for name, child in layer.named_children() if "att" in name and any(_linear_maps(child))]
     if len(attn) != 1:
-        raise _unknown(model, f"a layer has {len(attn)} attention blocks instead of one")
+        more = "a decoder of an encoder?" if attn else "recurrent, a hybrid, or of another layout?"
+        raise _unknown(model, f"a layer has {len(attn)} attention blocks instead of one ({more})")
     outside = [(n, m) for n, m in layer.named_modules() if not f"{n}.".startswith(f"{attn[0]}.")]
     if any(p.dim() > 2 for _, m in outside for p in m.parameters(recurse=False)):
         raise _unknown(model, "its feed-forward block is no pair of linear maps (a mixture of experts?)")
@@ -283,7 +296,6 @@ def infer(model: PreTrainedModel) -> Family:
 
     root = model.get_submodule(layers_path.rpartition(".")[0])
     norms = [child for child in root.children() if "norm" in type(child).__name__.lower()]
-    head, embed = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or embed is None or not norms or not readers:
         raise _unknown(model, "its head, embedding, final norm or MLP input is missing")
     return Family(
@@ -304,6 +316,4 @@ def _linear_maps(module: nn.Module) -> Iterator[nn.Module]:
 
 def _unknown(model: PreTrainedModel, why: str) -> KeditError:
     kind, name = model.config.model_type, model.config.name_or_path or type(model).__name__
-    return KeditError(
-        f"{name}: kedit cannot find its way in a model of type {kind!r}: {why}. Add a row to kedit/arch.py"
-    )
+    return KeditError(f"{name}: kedit cannot find its way in a model of type {kind!r}: {why}. See docs/models.md")

@@ -55,6 +55,10 @@ def at_least(option: str, value: float | None, least: float) -> None:
         raise KeditError(f"{option}: {value} is less than {least}")
 
 
+BROKEN = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a model's own code raises when it is run in a way that it does not know."""
+
+
 def shown(value: object, width: int = 80) -> str:
     """A value of the user's for a message: quoted like `repr`, on one line, and cut in the middle where it is long.
 

@@ -29,6 +29,7 @@ from kedit.arch import FAMILIES, check_maps, find_arch
 from kedit.errors import KeditError
 from kedit.fingerprint import fingerprint
 from kedit.plain import check_config, check_left_over, check_plain
+from kedit.self_check import check_structure
 from kedit.zoo import quiet_transformers
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ class LM:
         name: How messages and cards call the model.
 
     Raises:
-        KeditError: A slow tokenizer, quantised weights, or a model that is not a decoder kedit understands.
+        KeditError: A slow tokenizer, quantised weights, or a model that is not a decoder kedit understands; what kedit
+            takes it for is tried on it (kedit.self_check).
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, name: str) -> None:
@@ -87,6 +89,7 @@ class LM:
         self._n_front, self._n_back = _special_tokens(tokenizer)
         self.check_ids(tokenizer("a")["input_ids"][: self._n_front], f"{name}: what its tokenizer puts before texts")
         self.packs: bool | None = None  # whether texts can be packed into one row; kedit.packing finds out
+        check_structure(self)
 
     @property
     def device(self) -> torch.device:
@@ -278,7 +281,7 @@ def _check_decoder(config: PretrainedConfig, name: str) -> None:
 
     Only encoders that *can* be decoders have `is_decoder`, and GPT-NeoX, whose False means nothing.
     """
-    encoder = getattr(config, "is_decoder", None) is False and config.model_type not in FAMILIES
+    encoder = getattr(config, "is_decoder", None) is False and config.model_type not in (*FAMILIES, "gpt_neox_japanese")
     if config.is_encoder_decoder or encoder:
         raise KeditError(f"{name}: a {config.model_type} model is not decoder-only; kedit edits causal language models")
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kedit.errors import BROKEN
 from kedit.forward import frozen, logits_at
 from kedit.lm import LM
 from kedit.tokens import pad_right
@@ -50,7 +51,10 @@ def _agrees(lm: LM) -> bool:
     places = [(row, col) for row, text in enumerate(texts) for col in range(len(text))]
     rows, cols = torch.tensor(places, device=lm.device).T
     with frozen(lm.model):
-        found = _packed(lm, texts, rows, cols).float()
+        try:
+            found = _packed(lm, texts, rows, cols).float()
+        except BROKEN:  # e.g. BLOOM's ALiBi, which is built from a mask of two axes
+            return False
         alone = [
             lm.model(input_ids=torch.tensor([text], device=lm.device), use_cache=False).logits[0] for text in texts
         ]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from kedit.lm import LM
 from kedit.tokens import pad_right
+
+if TYPE_CHECKING:
+    from kedit.lm import LM
 
 
 class Prefix:

@@ -4,7 +4,8 @@ While a value vector at the subject's last token of layer L is optimised, everyt
 before the subject's last one stays as it is. `Replay` runs the unchanging part once: the keys and values of
 the prefixes at every layer, and the inputs of layer L. A step then runs layers >= L on the suffixes alone.
 The layers are called as the model itself would call them (their own captured arguments, with the cache
-exchanged for the constant prefix), so there is no code for any architecture here.
+exchanged for the constant prefix), so there is no code for any architecture here. A vector for the MLP is added
+where an edit of its weights adds it, at the output of `mlp_out`: some MLP modules add the residual too (BLOOM, MPT).
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
-from kedit.lm import LM
+from kedit.calls import exchanged, recorded, row_axes
 from kedit.prefix import Prefix
 from kedit.tokens import pad_right
+
+if TYPE_CHECKING:
+    from kedit.lm import LM
 
 Site = Literal["input", "attn", "mlp"]
 
@@ -63,19 +68,18 @@ class Replay:
             ids, real = pad_right([row.suffix for row in rows], lm.pad_id, lm.device)
             start = torch.tensor([row.start for row in rows], device=lm.device)
             positions = (start[:, None] + torch.arange(ids.shape[1], device=lm.device)) * real
-            calls = _Calls(self._layers, lm.arch.norm(lm.model), self._prefix.in_tuple)
-            with calls.recorded():
-                lm.model.base_model(
-                    input_ids=ids,
-                    attention_mask=torch.cat([self._prefix.mask, real], 1),
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-        self.hidden = calls.inputs[0]
+            mask = torch.cat([self._prefix.mask, real], 1)
+            with recorded(self._layers, lm.arch.norm(lm.model), self._prefix.in_tuple) as calls:
+                _call(lm, ids, mask, positions, cache)
+            self.hidden = calls.inputs[0] if calls.inputs else calls.norm_inputs[-1]
+            one_more = torch.arange(self.n_rows + 1, device=lm.device) % self.n_rows
+            of_one = self._prefix.select(one_more[:1]).cache()  # no layer runs, so only its length is looked at
+            with recorded(layers, lm.arch.norm(lm.model), self._prefix.in_tuple) as probed:
+                _call(lm, ids[one_more], mask[one_more], positions[one_more], of_one)
+        self._by_rows = row_axes([calls.args, calls.kwargs], [probed.args[first:], probed.kwargs[first:]], self.n_rows)
         swap = {id(cache): self._prefix}
-        self._args = [_swap(args, swap) for args in calls.args]
-        self._kwargs = [_swap(kwargs, swap) for kwargs in calls.kwargs]
+        self._args = [exchanged(args, swap) for args in calls.args]
+        self._kwargs = [exchanged(kwargs, swap) for kwargs in calls.kwargs]
 
     def select(self, index: Tensor) -> Replay:
         """The same replay for some of its rows, `index: [m]` int64."""
@@ -83,10 +87,11 @@ class Replay:
         part.n_rows = len(index)
         part.hidden = self.hidden[index]
         part._prefix = self._prefix.select(index)
-        if self.n_rows > 1:  # a first axis of 1 means "the same for every row"
-            seen: dict[int, Any] = {id(self._prefix): part._prefix}
-            part._args = [_rows_of(args, index, self.n_rows, seen) for args in self._args]
-            part._kwargs = [_rows_of(kwargs, index, self.n_rows, seen) for kwargs in self._kwargs]
+        swap: dict[int, Any] = {id(self._prefix): part._prefix}
+        swap |= {id(tensor): axis.take(tensor, index) for tensor, axis in self._by_rows}
+        part._by_rows = [(swap[id(tensor)], axis) for tensor, axis in self._by_rows]
+        part._args = [exchanged(args, swap) for args in self._args]
+        part._kwargs = [exchanged(kwargs, swap) for kwargs in self._kwargs]
         return part
 
     def run(self, add: Mapping[Site, Tensor], read: Callable[[int, Tensor], None] | None = None) -> Tensor:
@@ -94,7 +99,7 @@ class Replay:
 
         Args:
             add: Site -> `[n_rows, d_model]`, added at every row's first suffix token to the input of layer
-                `first` ("input") or to the output of its attention or MLP.
+                `first` ("input"), or to the output of its attention or of its `mlp_out`.
             read: Called as `read(layer, hidden)` with every layer's output `[n_rows, S, d_model]`.
 
         Returns:
@@ -122,7 +127,7 @@ class Replay:
         seen: list[Tensor] = []
 
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            seen.extend(t.reshape(self.n_rows, -1, t.shape[-1])[:, 0].float() for t in (args[0], output))
+            seen.extend(_first_token(t, self.n_rows) for t in (args[0], output))
 
         handle = module.register_forward_hook(hook)
         try:
@@ -139,8 +144,7 @@ class Replay:
         seen: list[Tensor] = []
 
         def hook(_: nn.Module, args: Any, output: Any) -> None:
-            out = output[0] if isinstance(output, tuple) else output
-            seen.append(out.reshape(self.n_rows, -1, out.shape[-1])[:, 0].float())
+            seen.append(_first_token(output[0] if isinstance(output, tuple) else output, self.n_rows))
 
         handle = self._site(site).register_forward_hook(hook)
         try:
@@ -150,7 +154,7 @@ class Replay:
         return seen[0]
 
     def _site(self, site: Site) -> nn.Module:
-        return self.lm.arch.module(self.lm.model, "attn" if site == "attn" else "mlp", self.first)
+        return self.lm.arch.module(self.lm.model, "attn" if site == "attn" else "mlp_out", self.first)
 
     @contextmanager
     def _adding(self, add: Mapping[Site, Tensor]) -> Iterator[None]:
@@ -170,6 +174,11 @@ class Replay:
                 handle.remove()
 
 
+def _first_token(hidden: Tensor, n_rows: int) -> Tensor:
+    """A copy of every row's first token, `[n_rows, d]` float32 (Falcon adds to its MLP's output in place)."""
+    return hidden.reshape(n_rows, -1, hidden.shape[-1])[:, 0].float().clone()
+
+
 def _add_first(hidden: Tensor, value: Tensor) -> Tensor:
     """`hidden` with `value: [rows, d]` added in float32 at every row's first token (rows may be flattened)."""
     rows = hidden.reshape(value.shape[0], -1, hidden.shape[-1])
@@ -177,61 +186,8 @@ def _add_first(hidden: Tensor, value: Tensor) -> Tensor:
     return torch.cat([head, rows[:, 1:]], 1).reshape(hidden.shape)
 
 
-class _Calls:
-    """Records how the model calls its layers, without running them."""
-
-    def __init__(self, layers: Sequence[nn.Module], norm: nn.Module, in_tuple: bool) -> None:
-        self.layers = layers
-        self.in_tuple = in_tuple
-        self.norm = norm  # its input is what the last layer leaves, which is all there is when no layer is run
-        self.inputs: list[Tensor] = []
-        self.args: list[tuple[Any, ...]] = []
-        self.kwargs: list[dict[str, Any]] = []
-
-    @contextmanager
-    def recorded(self) -> Iterator[None]:
-        def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.inputs.append(hidden_states)
-            self.args.append(args)
-            self.kwargs.append(kwargs)
-            return (hidden_states,) if self.in_tuple else hidden_states
-
-        def before_norm(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self.inputs.append(args[0])
-
-        handle = self.norm.register_forward_pre_hook(before_norm)
-        own = [vars(layer).get("forward") for layer in self.layers]
-        try:
-            for layer in self.layers:
-                layer.forward = pass_through
-            yield
-        finally:
-            handle.remove()
-            for layer, forward in zip(self.layers, own, strict=True):
-                if forward is None:
-                    del layer.forward
-                else:
-                    layer.forward = forward
-
-
-def _swap(tree: Any, swap: Mapping[int, Any]) -> Any:
-    """`tree` with every object whose id is in `swap` exchanged."""
-    if isinstance(tree, tuple):
-        return tuple(_swap(x, swap) for x in tree)
-    if isinstance(tree, dict):
-        return {k: _swap(x, swap) for k, x in tree.items()}
-    return swap.get(id(tree), tree)
-
-
-def _rows_of(tree: Any, index: Tensor, n_rows: int, seen: dict[int, Any]) -> Any:
-    """`tree` with the first axis of every tensor of `n_rows` rows indexed; shared tensors stay shared."""
-    if isinstance(tree, tuple):
-        return tuple(_rows_of(x, index, n_rows, seen) for x in tree)
-    if isinstance(tree, dict):
-        return {k: _rows_of(x, index, n_rows, seen) for k, x in tree.items()}
-    if id(tree) in seen:
-        return seen[id(tree)]
-    if isinstance(tree, Tensor) and tree.ndim > 0 and tree.shape[0] == n_rows:
-        seen[id(tree)] = tree[index]
-        return seen[id(tree)]
-    return tree
+def _call(lm: LM, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> None:
+    """One pass without the head over the suffixes `ids: [n_rows, S]`, after the prefixes in `cache`."""
+    lm.model.base_model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -71,13 +72,13 @@ def test_mlp_in_reads_the_residual_stream(model_type: str) -> None:
     model = tiny_model(model_type)
     layer = find_arch(model).layer(model, 0)
     shapes = [tuple(weight(layer.get_submodule(p)).shape) for p in FAMILIES[model_type].mlp_in]
-    fused = model_type == "phi3"
+    fused = model_type in ("phi3", "modernbert-decoder")
     assert set(shapes) == {(2 * D_FF if fused else D_FF, D_MODEL)}
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_infer_agrees_with_the_table(model_type: str) -> None:
-    assert infer(tiny_model(model_type)) == FAMILIES[model_type]
+    assert infer(tiny_model(model_type)) == replace(FAMILIES[model_type], between=())  # a tree does not tell that
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ KINDS: dict[str, TokenizerKind] = {
     "phi": "bpe",
     "phi3": "sentencepiece",
     "opt": "bpe_bos",
+    "modernbert-decoder": "bpe",
 }
 
 TEXT = """\
@@ -144,7 +145,7 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        _spread(model)
+        spread(model)
     return model.to(dtype).eval()
 
 
@@ -164,14 +165,15 @@ def save_tiny(path: str | Path, model_type: str = "gpt2", kind: TokenizerKind | 
 
 
 @torch.no_grad()
-def _spread(model: PreTrainedModel) -> None:
+def spread(model: PreTrainedModel) -> None:
     """Weights under which every map roughly doubles the size of its input; biases and norm gains vary too."""
+    vocab_size = model.config.get_text_config().vocab_size
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 1:
+        if parameter.dim() < 2:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
         elif "wpe" in name or "embed_positions" in name:
             parameter.normal_(std=0.3)
-        elif parameter.shape[0] == model.config.vocab_size:
+        elif parameter.shape[0] == vocab_size:
             parameter.normal_(std=0.5)
         else:
             parameter.normal_(std=1.5 / min(parameter.shape) ** 0.5)

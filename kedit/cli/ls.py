@@ -10,15 +10,17 @@ from types import MappingProxyType
 from rich.console import Console
 from rich.table import Table
 
+from kedit import known_models
 from kedit.data import datasets_index
 from kedit.defaults import MEMIT_TABLE, TABLE
 from kedit.errors import KeditError
 from kedit.zoo import ALIASES
 
 USAGE = """\
-usage: kedit ls
+usage: kedit ls [models]
 
 Lists the methods, the data sets, the models with values of their own, and the experiments in ./configs.
+kedit ls models lists the types of models that were tried: which are edited right, which are refused, and why.
 """
 
 # What people call the shapes of kedit.defaults.TABLE (any other model works too, with values by its depth).
@@ -41,14 +43,20 @@ def ls(words: Sequence[str]) -> None:
     """Print the tables.
 
     Args:
-        words: What stands after `kedit ls`: nothing, or --help.
+        words: What stands after `kedit ls`: nothing, `models`, or --help.
+
+    Raises:
+        KeditError: Anything else.
     """
     console = Console(highlight=False)
     if words and words[0] in ("-h", "--help"):
         console.print(USAGE, end="", markup=False)
         return
+    if list(words) == ["models"]:
+        _tried(console)
+        return
     if words:
-        raise KeditError(f"kedit ls takes no options, got {' '.join(words)}")
+        raise KeditError(f"kedit ls takes nothing, or the word models, got {' '.join(words)}")
     console.print(_table("methods", ("model.class_path", "what it is"), _methods()))
     data = [(name, "yes" if path else "", what) for name, what, path in datasets_index()]
     console.print(_table("data sets", ("data.class_path", "path needed", "what it holds"), data))
@@ -63,6 +71,22 @@ def ls(words: Sequence[str]) -> None:
         console.print(_table("experiments", ("kedit fit --config", "what it is"), configs))
     else:
         console.print("no configs/*.yaml in this folder: kedit's source tree has them")
+
+
+def _tried(console: Console) -> None:
+    """The table of families that were tried."""
+    versions = ", ".join(f"{name} {version}" for name, version in known_models.versions().items())
+    console.print(
+        f"A tiny random model of each decoder type, tried with {versions}. Whatever its type, every model is tried "
+        "when it is loaded, and refused where an edit would be wrong.",
+        soft_wrap=True,
+    )
+    table = known_models.table()
+    right = [kind for kind, known in table.items() if known.state == "right"]
+    console.print(_table(f"right: {len(right)}", ("edits are what full forward passes say",), [(", ".join(right),)]))
+    for state in ("refused", "not tried"):
+        rows = [(kind, known.reason) for kind, known in table.items() if known.state == state]
+        console.print(_table(f"{state}: {len(rows)}", ("type", "why"), rows))
 
 
 def _methods() -> Iterator[tuple[str, ...]]:
@@ -99,7 +123,7 @@ def _first_sentence(text: str) -> str:
 def _table(title: str, columns: Sequence[str], rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]) -> Table:
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
-        table.add_column(column, no_wrap=i == 0, overflow="fold")
+        table.add_column(column, no_wrap=i == 0 < len(columns) - 1, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
