@@ -121,13 +121,16 @@ class Delta:
         )
 
     def numbers(self) -> Iterator[tuple[str, Tensor]]:
-        """What is added to weights and biases: module path and a tensor, factors one by one."""
+        """What is added to weights and biases, and what pathways are made of: module path and a tensor, one by one."""
         for path, factors in self.changes.items():
             yield path, factors.left
             yield path, factors.right
         for path, slices in self.slices.items():
             yield path, slices.values
         yield from self.biases.items()
+        for path, pathways in self.pathways.items():
+            for tensor in chain.from_iterable(pathway.tensors().values() for pathway in pathways):
+                yield path, tensor
 
     def norm(self) -> float:
         """Frobenius norm over all changed weights and biases, from the factors' small Gram matrices."""

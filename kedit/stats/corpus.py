@@ -146,7 +146,10 @@ def _self_ids(lm: LM, config: StatsConfig, folder: Path, progress: Progress | No
     if path.exists():
         tensors, card = store.read(path)
         store.check(path, card["key"], key)
-        return tensors["ids"].long()
+        ids, rows = tensors.get("ids"), lm.vocab_size
+        if ids is None or ids.dtype != torch.int32 or ids.ndim != 1 or not bool((ids >= 0).all() & (ids < rows).all()):
+            raise KeditError(f"{path} holds no text; delete it, it will be made again")
+        return ids.long()
     length = min(SELF_LENGTH, lm.context_length)
     prompts = _prompts(lm, -(-config.tokens // (length - OPENING_TOKENS)))
     new = length - max(map(len, prompts))
