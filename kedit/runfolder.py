@@ -29,17 +29,21 @@ def finished(folder: Path) -> bool:
     return (folder / SUMMARY).exists()
 
 
-def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def append_rows(path: Path, rows: list[dict[str, Any]]) -> list[bytes]:
     """Append JSON lines and flush them to the disk.
+
+    Returns:
+        The lines.
 
     Raises:
         KeditError: The disk is full or the folder cannot be written; what was there stays.
     """
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with writing(path), path.open("a", encoding="utf-8") as file:
-        file.write(text)
+    lines = [(json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows]
+    with writing(path), path.open("ab") as file:
+        file.write(b"".join(lines))
         file.flush()
         os.fsync(file.fileno())
+    return lines
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
