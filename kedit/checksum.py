@@ -61,16 +61,18 @@ def of_json(value: Mapping[str, Any]) -> str:
 
 
 def zip_damage(path: Path) -> str | None:
-    """What is wrong with a zip file, by the CRC-32 of every record of it; None where nothing is.
+    """What a zip file is instead of whole, by the CRC-32 of every record of it; None where it is whole.
 
     Files of `torch.save` are such: this tells before anything of them is unpickled, which does not look at the CRCs.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            return "truncated or no checkpoint"
         with zipfile.ZipFile(path) as file:
             bad = file.testzip()
     except UNREADABLE as error:
-        return first_line(error)
-    return None if bad is None else f"the checksum of {bad} is wrong"
+        return f"damaged: {first_line(error)}"
+    return None if bad is None else f"damaged: the checksum of {bad[:80]!r} is wrong"
 
 
 def first_line(error: BaseException) -> str:

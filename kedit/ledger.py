@@ -190,7 +190,7 @@ def told(path: Path, found: Found, entries: list[Entry]) -> list[str]:
     said = []
     if found.lost:
         altered = [n for n in found.foreign if n <= len(entries)]
-        which = f" (line {some(altered)} is not what the run wrote)" if altered else ""
+        which = f" (not what the run wrote: line {some(altered)})" if altered else ""
         said.append(
             f"{path}: {len(found.lost)} of {len(entries)} lines are lost, cut or altered{which}: {some(found.lost)}. "
             "Their rows cannot be had again: the summary is without them"

@@ -152,7 +152,7 @@ class KeditCLI(LightningCLI):
                     )
                 kwargs["strategy"] = ShardedEdits()
             trainer = super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ImportError, ValueError) as error:
             raise KeditError(f"trainer: {first_line(error)}") from error
         trainer.callbacks.insert(0, StopAtSignal(self.stopper))  # type: ignore[attr-defined]
         return trainer
