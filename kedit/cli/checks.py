@@ -55,12 +55,18 @@ def check_groups(config: Namespace) -> None:
             raise KeditError(f"{option}: wants options of its own below it, not {value!r}")
 
 
-def check_checkpoint(path: Path) -> None:
-    """Whether kedit wrote it, and it is whole; what it holds of the method is checked by the method."""
+def check_checkpoint(path: Path, resumed: bool) -> None:
+    """Whether kedit wrote it, and it is whole; what it holds of the method is checked by the method.
+
+    Args:
+        path: The checkpoint.
+        resumed: It is the run's own; otherwise one that the user named.
+    """
     try:
         read_checkpoint(path)
     except KeditError as error:
-        raise KeditError(f"ckpt_path: {error}") from None
+        how = "\nTo begin the run anew in its folder, move this file away" if resumed else ""
+        raise KeditError(f"{'run.resume' if resumed else 'ckpt_path'}: {error}{how}") from None
 
 
 def edits_kept(folder: Path) -> int:

@@ -121,7 +121,7 @@ class KeditCLI(LightningCLI):
         if config.run.resume and self.checkpoint is None and last.exists():
             self.checkpoint = str(last)
         if self.checkpoint is not None:
-            check_checkpoint(Path(self.checkpoint))
+            check_checkpoint(Path(self.checkpoint), resumed=config.ckpt_path is None)
         log.info("run folder: %s%s", self.folder, ", resumed" if decided["begun"] else "")
         if config.trainer.fast_dev_run:
             log.info("fast_dev_run: one edit batch, one optimiser step; the numbers mean nothing")
