@@ -42,12 +42,13 @@ class EditCheckpoint(Checkpoint, EditCallback):
         card = checkpoint["kedit"].get("journal")
         if card is None:
             return
-        theirs, mine = Path(str(trainer.ckpt_path)).parent / card["file"], _folder(trainer) / card["file"]
+        theirs = Journal.of_card(Path(str(trainer.ckpt_path)).parent, card).path
+        self._journal = Journal.of_card(_folder(trainer), card)
+        mine = self._journal.path
         if theirs.resolve() != mine.resolve() and trainer.is_global_zero:
             with writing(mine):
                 mine.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(theirs, mine)
-        self._journal = Journal(mine, card["bytes"], card["base"])
 
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Takes up what the batch has added."""
@@ -91,7 +92,7 @@ class EditCheckpoint(Checkpoint, EditCallback):
         journal, entries, base = self._journal, self._pending, False
         if journal is None or (module.merges_deltas and journal.grown):
             base = len(entries) < module.edits_done
-            journal = Journal(folder / f"edits-{module.edits_done}.bin")
+            journal = Journal.new(folder, module.edits_done)
             entries = [module.edits()] if base else entries
         journal.append(entries, base)
         self._journal, self._pending = journal, []

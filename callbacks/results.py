@@ -20,15 +20,29 @@ from kedit.callbacks.metrics import MEASURED, EditMetrics, edit_row
 from kedit.curve import as_csv, draw
 from kedit.delta import Delta
 from kedit.deltafile import save_delta
+from kedit.errors import KeditError
 from kedit.foldername import folder_name
 from kedit.journal import tensor_bytes
+from kedit.ledger import LEDGER, Ledger, compare, put_right, told
 from kedit.provenance import provenance
 from kedit.results import edits_of
-from kedit.runfolder import RESULTS, SUMMARY, append_rows, keep_rows, make_folder, read_rows, write_json, write_text
+from kedit.runfolder import (
+    CHECKPOINT,
+    RESULTS,
+    SUMMARY,
+    append_rows,
+    keep_rows,
+    make_folder,
+    read_rows,
+    write_json,
+    write_text,
+)
 from kedit.summary import Scoreboard
 
 if TYPE_CHECKING:
     from kedit.methods.base import EditingModule
+
+VOUCHED = "kedit_results"  # in a checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +53,8 @@ class ResultsWriter(EditCallback):
     With `metrics.eval_at` also `curve.csv` and `curve.png`, and `curve` in the summary.
 
     A line is appended and flushed after every edit batch, so that a kill loses at most the edit under way;
-    a resumed run first cuts off the lines that its checkpoint does not vouch for.
+    a resumed run first cuts off the lines that its checkpoint does not vouch for. Then and at the end, lines that were
+    lost, altered or doubled are named, and those that cannot be had again are in the summary (`lost`).
 
     Args:
         save_deltas: Keep the deltas as folders that can be applied later: `delta/` for the whole run in the
@@ -51,6 +66,17 @@ class ResultsWriter(EditCallback):
         self.save_deltas, self.resamples = save_deltas, resamples
         self.summary: dict[str, Any] | None = None
         self._seconds, self._edits = 0.0, 0
+        self._ledger: Ledger | None = None
+        self._vouched: tuple[Path, Any] | None = None  # the checkpoint gone on from, and what it says of the ledger
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Takes up what a checkpoint says of the lines."""
+        self._vouched = (Path(str(trainer.ckpt_path)), checkpoint.get(VOUCHED))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Lets a checkpoint vouch for the lines so far."""
+        if self._ledger is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            checkpoint[VOUCHED] = self._ledger.save()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cuts an interrupted file back."""
@@ -58,8 +84,35 @@ class ResultsWriter(EditCallback):
         if not processes.first():
             return
         make_folder(folder, "run.root")
+        self._ledger = Ledger(folder / CHECKPOINT.parent / LEDGER)
+        if done and self._take_back(folder):
+            return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         keep_rows(folder / RESULTS, done, sum(map(len, data.batches[:done])))
+        self._ledger.adopt(folder / RESULTS)
+
+    def _take_back(self, folder: Path) -> bool:
+        """The lines that the checkpoint vouches for, from where it is; False where that cannot be told."""
+        assert self._ledger is not None
+        assert self._vouched is not None
+        path, card = self._vouched
+        try:
+            self._ledger.restore(path.parent / LEDGER, card)
+        except KeditError as error:
+            log.warning("the result lines of the edits before are not checked: %s", error)
+            return False
+        self._compare(folder / RESULTS, path.parent.parent / RESULTS)
+        return True
+
+    def _compare(self, path: Path, source: Path) -> list[str]:
+        """Holds a results file against the ledger, says what is wrong, and puts the run's own right; what is lost."""
+        assert self._ledger is not None
+        found = compare(source, self._ledger.entries)
+        for line in told(source, found, self._ledger.entries):
+            log.warning("%s", line)
+        if not found.right or source.resolve() != path.resolve():
+            put_right(path, source, found)
+        return [str(entry) for entry in found.lost]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what the run is, now that everything is loaded."""
@@ -92,6 +145,7 @@ class ResultsWriter(EditCallback):
         self._append_unfit(trainer, module)
         if not processes.first():
             return
+        lost = self._compare(folder / RESULTS, folder / RESULTS)
         boards: dict[str, Scoreboard] = {}
         failed: dict[str, str] = {}
         about: list[dict[str, Any]] = []
@@ -116,6 +170,8 @@ class ResultsWriter(EditCallback):
             },  # since the run was started or resumed
             "results": {when: own for when, own in found.items() if edits_of(when) is None},
         }
+        if lost:
+            self.summary["lost"] = lost
         if module.regime == "sequential":
             self.summary["kept"] = _kept(module)
         if curve:
@@ -137,7 +193,7 @@ class ResultsWriter(EditCallback):
             for record, error in data.unfit.values()
         ]
         if rows and processes.first():
-            append_rows(_folder(trainer) / RESULTS, rows)
+            self._write(trainer, rows)
 
     def _append(
         self, trainer: Trainer, module: EditingModule, rows: list[dict[str, Any]], batch: EditBatch | None
@@ -148,7 +204,12 @@ class ResultsWriter(EditCallback):
         if module.regime == "single":
             rows = [row for own in processes.gather(rows) for row in own]
         if rows and processes.first():
-            append_rows(_folder(trainer) / RESULTS, rows)
+            self._write(trainer, rows)
+
+    def _write(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:
+        lines = append_rows(_folder(trainer) / RESULTS, rows)
+        if self._ledger is not None:
+            self._ledger.note(rows, lines)
 
     def _run(self, trainer: Trainer, module: EditingModule) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

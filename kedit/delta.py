@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kedit.arch import weight
+from kedit.blocks import enter, leave
 from kedit.errors import KeditError
 from kedit.openings import Openings
 from kedit.pathway import Bank, Pathway
@@ -121,13 +122,16 @@ class Delta:
         )
 
     def numbers(self) -> Iterator[tuple[str, Tensor]]:
-        """What is added to weights and biases: module path and a tensor, factors one by one."""
+        """What is added to weights and biases, and what pathways are made of: module path and a tensor, one by one."""
         for path, factors in self.changes.items():
             yield path, factors.left
             yield path, factors.right
         for path, slices in self.slices.items():
             yield path, slices.values
         yield from self.biases.items()
+        for path, pathways in self.pathways.items():
+            for tensor in chain.from_iterable(pathway.tensors().values() for pathway in pathways):
+                yield path, tensor
 
     def norm(self) -> float:
         """Frobenius norm over all changed weights and biases, from the factors' small Gram matrices."""
@@ -234,11 +238,24 @@ class Weights:
             kept.clear()
 
 
+class _Edited:
+    """Deltas that an `edited` block writes."""
+
+    def __init__(self, model: nn.Module, deltas: Sequence[Delta]) -> None:
+        self._weights, self._deltas = Weights(model), deltas
+        self.restore = self._weights.restore
+
+    def write(self) -> None:
+        for delta in self._deltas:
+            self._weights.add(delta)
+
+
 @contextmanager
 def edited(model: nn.Module, *deltas: Delta) -> Iterator[nn.Module]:
     """Inside the block `model` carries `deltas`; afterwards its weights are the old ones, bit for bit.
 
-    Also after an exception inside the block. Blocks may be nested.
+    Also after an exception inside the block, or Ctrl-C. Blocks may be nested. Where they are left in another order (two
+    generators), what is left of them stays, and the last one leaves the old weights.
 
     Args:
         model: The model to edit, in place (an `LM`'s `.model`).
@@ -246,14 +263,20 @@ def edited(model: nn.Module, *deltas: Delta) -> Iterator[nn.Module]:
 
     Yields:
         The same model.
+
+    Raises:
+        KeditError: A delta does not fit the model; another thread has a block open on it.
     """
-    weights = Weights(model)
+    block = _Edited(model, deltas)
     try:
-        for delta in deltas:
-            weights.add(delta)
+        enter(model, block)
         yield model
     finally:
-        weights.restore()
+        try:
+            leave(model, block)
+        except (KeyboardInterrupt, SystemExit):
+            leave(model, block)  # the signal came right before signals were held back; done before, it does nothing
+            raise
 
 
 def _bias(module: nn.Module) -> Tensor | None:

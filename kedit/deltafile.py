@@ -1,12 +1,14 @@
 """A delta on disk: a folder with `delta.safetensors` and a JSON card that says what it is.
 
 Nothing is unpickled. The card names the base model by the fingerprint of its weights, and a delta is not
-given out for another model unless the caller says so.
+given out for another model unless the caller says so. It also has the checksums of `delta.safetensors` and of itself:
+a folder with a flipped bit is refused.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kedit import checksum
 from kedit.delta import Delta, Factors
 from kedit.errors import KeditError
 from kedit.lm import LM
@@ -24,8 +27,11 @@ from kedit.pathway import Pathway
 from kedit.runfolder import write_json, writing
 from kedit.slices import Slices
 
-FORMAT = 2
-READABLE = (1, 2)  # 1: no slices, no biases
+TENSORS, CARD = "delta.safetensors", "card.json"
+FORMAT = 3
+READABLE = (1, 2, 3)  # 1: no slices, no biases; 1 and 2: no checksums
+
+log = logging.getLogger(__name__)
 
 
 def save_delta(folder: Path | str, delta: Delta, card: dict[str, Any]) -> Path:
@@ -45,7 +51,7 @@ def save_delta(folder: Path | str, delta: Delta, card: dict[str, Any]) -> Path:
     folder = Path(folder)
     # cloned: safetensors refuses tensors that share memory, as one index of many slices does
     tensors = {k: t.cpu().clone(memory_format=torch.contiguous_format) for k, t in _named(delta).items()}
-    target = folder / "delta.safetensors"
+    target = folder / TENSORS
     partial = folder / ".delta.partial"
     with writing(target, partial):
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,8 +60,11 @@ def save_delta(folder: Path | str, delta: Delta, card: dict[str, Any]) -> Path:
         except SafetensorError as error:  # its only trouble with these tensors is the disk
             raise OSError(str(error)) from error
         as_umask(partial)
+        sums = {"tensors": checksum.of_file(partial)}
         os.replace(partial, target)
-    write_json(folder / "card.json", {"format": FORMAT, **card})
+    whole = {"format": FORMAT, **card, "checksums": sums}
+    sums["card"] = checksum.of_json(_as_read(whole))
+    write_json(folder / CARD, whole)
     return folder
 
 
@@ -73,25 +82,55 @@ def load_delta(folder: Path | str, lm: LM | None = None) -> tuple[Delta, dict[st
         KeditError: Missing, truncated or foreign files, or a delta of another model.
     """
     folder = Path(folder)
-    for name in ("card.json", "delta.safetensors"):
-        if not (folder / name).is_file():
-            raise KeditError(f"{folder} holds no {name}: it is not a delta that kedit saved")
-    try:
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "delta.safetensors")
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise KeditError(f"{folder}: a file of this delta is damaged ({error})") from None
-    if card.get("format") not in READABLE:
-        raise KeditError(f"{folder}: delta format {card.get('format')!r}; this kedit reads formats up to {FORMAT}")
+    card = _read_card(folder)
     if lm is not None and card.get("model_fingerprint") != lm.fingerprint:
         raise KeditError(
             f"{folder}: this delta is of another model, {card.get('model')} ({card.get('model_fingerprint')}); "
             f"here it is {lm.name} ({lm.fingerprint})"
         )
     try:
-        return _assemble(tensors), card
-    except (KeyError, TypeError, ValueError) as error:
-        raise KeditError(f"{folder}: a file of this delta is damaged ({error})") from None
+        if "checksums" not in card:
+            log.warning("%s was saved by an older kedit and holds no checksums: its numbers are not checked", folder)
+        elif card["checksums"]["tensors"] != checksum.of_file(folder / TENSORS):
+            raise ValueError(f"the checksum of {TENSORS} is wrong")
+        return _checked(_assemble(load_file(folder / TENSORS))), card
+    except (*checksum.UNREADABLE, SafetensorError) as error:
+        raise KeditError(f"{folder}: a file of this delta is damaged ({checksum.first_line(error)})") from None
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    """The card of a delta, with the right checksum where it has one.
+
+    Raises:
+        KeditError: It is missing, damaged, not kedit's, or of a format that is not known here.
+    """
+    for name in (CARD, TENSORS):
+        if not (folder / name).is_file():
+            raise KeditError(f"{folder} holds no {name}: it is not a delta that kedit saved")
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise KeditError(f"{folder}: a file of this delta is damaged ({checksum.first_line(error)})") from None
+    if not isinstance(card, dict):
+        raise KeditError(
+            f"{folder}: a file of this delta is damaged ({CARD} is a {type(card).__name__}, not an object)"
+        )
+    known = card.get("format")
+    if type(known) is not int or known not in READABLE:
+        raise KeditError(f"{folder}: delta format {str(known)[:40]}; this kedit reads formats up to {FORMAT}")
+    if known < 3 and "checksums" not in card:
+        return card
+    sums = card.get("checksums")
+    if not isinstance(sums, dict) or sums.keys() != {"tensors", "card"}:
+        raise KeditError(f"{folder}: a file of this delta is damaged (there are no checksums in {CARD})")
+    if sums["card"] != checksum.of_json(card | {"checksums": {"tensors": sums["tensors"]}}):
+        raise KeditError(f"{folder}: a file of this delta is damaged (the checksum of {CARD} is wrong: it was altered)")
+    return card
+
+
+def _as_read(card: dict[str, Any]) -> dict[str, Any]:
+    """A card as JSON gives it back: keys become texts, tuples lists."""
+    return json.loads(json.dumps(card, ensure_ascii=False))
 
 
 def _named(delta: Delta) -> dict[str, Tensor]:
@@ -132,12 +171,35 @@ def _assemble(tensors: dict[str, Tensor]) -> Delta:
         elif name == "bias":
             biases[path] = tensor
         elif name == "slices.index":
-            axis, d_out, d_in = tensors[f"{path}/slices.layout"].tolist()
+            layout = tensors[f"{path}/slices.layout"]
+            if layout.dtype != torch.int64:
+                raise ValueError(f"{path}/slices.layout is {layout.dtype}, not int64")
+            axis, d_out, d_in = layout.tolist()
             slices[path] = Slices(tensor, tensors[f"{path}/slices.values"], axis, (d_out, d_in))
     lined_up = {path: tuple(Pathway(**parts[i]) for i in sorted(parts)) for path, parts in pathways.items()}
     delta = Delta(changes, lined_up, slices, biases)
     if left_over := tensors.keys() ^ _named(delta).keys():
         raise ValueError(f"tensors without their counterpart: {', '.join(sorted(left_over))}")
+    return delta
+
+
+def _checked(delta: Delta) -> Delta:
+    """A delta from a file, which it gives back.
+
+    Raises:
+        ValueError: A tensor is not float32 or holds NaN or infinity, a bias is none, or a gate is not whole.
+    """
+    for path, tensor in delta.numbers():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"a tensor of {path} is {tensor.dtype}, not float32")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"a tensor of {path} holds NaN or infinity")
+    for path, pathways in delta.pathways.items():
+        if not all(pathway.whole for pathway in pathways):
+            raise ValueError(f"a gate of {path} lacks a part")
+    for path, change in delta.biases.items():
+        if change.ndim != 1:
+            raise ValueError(f"the bias of {path} is {tuple(change.shape)}, not [d_out]")
     return delta
 
 
@@ -153,10 +215,15 @@ def pack(delta: Delta) -> dict[str, Any]:
 
 
 def unpack(packed: dict[str, Any]) -> Delta:
-    """What `pack` made, also that of older checkpoints."""
-    return Delta(
+    """What `pack` made, also that of older checkpoints.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: It is something else.
+    """
+    delta = Delta(
         {path: Factors(left, right) for path, (left, right) in packed["changes"].items()},
         {path: tuple(Pathway(**t) for t in ps) for path, ps in packed["pathways"].items()},
         {path: Slices(*parts) for path, parts in packed.get("slices", {}).items()},  # not in older checkpoints
         packed.get("biases", {}),
     )
+    return _checked(delta)

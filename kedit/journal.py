@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 
+from kedit import checksum
 from kedit.errors import KeditError
 from kedit.runfolder import writing
 
 _HEAD = struct.Struct("<QI")  # bytes of an entry and their CRC-32
 _SLACK = 2**20
+_NAME = re.compile(r"edits-[0-9]{1,12}\.bin")
 
 Entry = dict[str, Any]
 
@@ -33,10 +35,37 @@ class Journal:
         path: The file; what is in it behind `size` is overwritten.
         size: Bytes that belong to the run.
         base: Of these, those of a first entry that stands for many (`grown`).
+        crc: CRC-32 of these bytes; None where it is not known (journals of an older kedit).
     """
 
-    def __init__(self, path: Path, size: int = 0, base: int = 0) -> None:
-        self.path, self.size, self.base = path, size, base
+    def __init__(self, path: Path, size: int = 0, base: int = 0, crc: int | None = 0) -> None:
+        self.path, self.size, self.base, self.crc = path, size, base, crc
+
+    @classmethod
+    def new(cls, folder: Path, number: int) -> Journal:
+        """An empty one, begun at the edit batch `number`."""
+        return cls(folder / f"edits-{number}.bin")
+
+    @classmethod
+    def of_card(cls, folder: Path, card: Any) -> Journal:
+        """The one that a checkpoint in `folder` speaks of. What is no name that `new` gives is never joined to a path.
+
+        Raises:
+            KeditError: The card is not one that `card` gave.
+        """
+        if not isinstance(card, dict):
+            raise KeditError(f"the checkpoint in {folder} is damaged: it says nothing of its journal")
+        name, size, base, crc = (card.get(key) for key in ("file", "bytes", "base", "crc"))
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise KeditError(f"the checkpoint in {folder} is damaged: {str(name)[:80]!r} is not the name of a journal")
+        if (
+            type(size) is not int
+            or type(base) is not int
+            or not 0 <= base <= size
+            or type(crc) not in (int, type(None))
+        ):
+            raise KeditError(f"the checkpoint in {folder} is damaged: it does not say how much of {name} is its")
+        return cls(folder / name, size, base, crc)
 
     @property
     def grown(self) -> bool:
@@ -63,19 +92,25 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         self.size += len(data)
+        self.crc = None if self.crc is None else zlib.crc32(data, self.crc)
         if base:
             self.base = self.size
 
     def card(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        return {"file": self.path.name, "bytes": self.size, "base": self.base}
+        return {"file": self.path.name, "bytes": self.size, "base": self.base, "crc": self.crc}
 
 
-def read_journal(path: Path, size: int) -> list[Entry]:
+def read_journal(path: Path, size: int, crc: int | None = None) -> list[Entry]:
     """The entries in the first `size` bytes.
 
+    Args:
+        path: The file.
+        size: Bytes that belong to the run.
+        crc: Their CRC-32, where it is known.
+
     Raises:
-        KeditError: The file is missing, shorter, or damaged.
+        KeditError: The file is missing, shorter, damaged, or that of another run.
     """
     try:
         with path.open("rb") as file:
@@ -88,6 +123,8 @@ def read_journal(path: Path, size: int) -> list[Entry]:
     while at < size:
         entry, at = _unpacked(path, data, at)
         entries.append(entry)
+    if crc is not None and crc != zlib.crc32(data):
+        raise KeditError(f"{path} is not what the checkpoint beside it needs: it holds other edits")
     return entries
 
 
@@ -117,5 +154,5 @@ def _unpacked(path: Path, data: bytes, at: int) -> tuple[Entry, int]:
         if zlib.crc32(data[start:end]) != crc:
             raise ValueError("its checksum is wrong")
         return torch.load(io.BytesIO(data[start:end]), map_location="cpu", weights_only=True), end
-    except (struct.error, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise KeditError(f"{path} is damaged at byte {at}: {str(error).splitlines()[0]}") from None
+    except checksum.UNREADABLE as error:
+        raise KeditError(f"{path} is damaged at byte {at}: {checksum.first_line(error)}") from None

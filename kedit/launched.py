@@ -37,7 +37,7 @@ def agree(decide: Callable[[], dict[str, Any]], folder: Path) -> dict[str, Any]:
         folder: One that all processes see, for a note where they were started by something else; it is made.
 
     Raises:
-        KeditError: The first process has left no note.
+        KeditError: The first process has left no note, or could not decide.
     """
     if (connected := sys.modules.get("torch.distributed")) is not None and connected.is_initialized():
         from kedit import processes
@@ -54,11 +54,12 @@ def agree(decide: Callable[[], dict[str, Any]], folder: Path) -> dict[str, Any]:
     note = folder / f".decided-{run}.json"
     if rank > 0:
         return _wait(note)
-    decided = decide()
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = note.with_suffix(".partial")
-    partial.write_text(json.dumps(decided), encoding="utf-8")
-    partial.replace(note)
+    try:
+        decided = decide()
+    except KeditError as error:
+        _leave(note, {"error": str(error)})
+        raise
+    _leave(note, decided)
     return decided
 
 
@@ -82,10 +83,20 @@ def _outside() -> tuple[int, str] | None:
     return None
 
 
+def _leave(note: Path, decided: dict[str, Any]) -> None:
+    note.parent.mkdir(parents=True, exist_ok=True)
+    partial = note.with_suffix(".partial")
+    partial.write_text(json.dumps(decided), encoding="utf-8")
+    partial.replace(note)
+
+
 def _wait(note: Path) -> dict[str, Any]:
     end = time.monotonic() + PATIENCE
     while not note.exists():
         if time.monotonic() > end:
             raise KeditError(f"run.root: the first process has left no note {note}; do all nodes see this folder?")
         time.sleep(0.2)
-    return json.loads(note.read_text(encoding="utf-8"))
+    decided = json.loads(note.read_text(encoding="utf-8"))
+    if "error" in decided:
+        raise KeditError(decided["error"])
+    return decided

@@ -42,6 +42,9 @@ class Pathway:
         bias: `[]`, with `read`.
         threshold: `[]`, logit above which the gate is open: log(tau / (1 - tau)).
         hysteresis: `[]`, how far below its threshold the gate opens at most after it has opened in the same text.
+
+    Raises:
+        ValueError: The parts do not fit together.
     """
 
     down: Tensor
@@ -53,6 +56,29 @@ class Pathway:
     bias: Tensor | None = None
     threshold: Tensor | None = None
     hysteresis: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.down.ndim != 2:
+            raise ValueError(f"down of a pathway is {tuple(self.down.shape)}, not [r, D]")
+        r, d = self.down.shape
+        h = None if self.hidden is None else len(self.hidden) if self.hidden.ndim else 0
+        wanted = {"up": (d, r), "offset": (d,), "hidden": (h, d), "hidden_bias": (h,)}
+        wanted |= {"read": (d if h is None else h,), "bias": (), "threshold": (), "hysteresis": ()}
+        for name, shape in wanted.items():
+            tensor = getattr(self, name)
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} of a pathway is {tuple(tensor.shape)}, not {shape}")
+
+    @property
+    def whole(self) -> bool:
+        """Whether there is all of a gate or none of it; one that is being trained has no threshold yet."""
+        gate = [tensor is not None for tensor in (self.read, self.bias, self.threshold)]
+        layer = [tensor is not None for tensor in (self.hidden, self.hidden_bias)]
+        return (
+            any(gate) == all(gate)
+            and any(layer) == all(layer)
+            and (all(gate) or (not any(layer) and self.hysteresis is None))
+        )
 
     @property
     def d_in(self) -> int:

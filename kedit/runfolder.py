@@ -17,27 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS = "results.jsonl"
+RUN = "run.json"
+CONFIG = "config.yaml"
 SUMMARY = "summary.json"
+LOGS = "logs"
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
-
-
-def run_folder(root: str, name: str, resume: bool) -> Path:
-    """The folder of a new run, or of the one to go on with.
-
-    Args:
-        root: Where the runs are.
-        name: Name of the run. A new run never writes into an old one's folder: it gets `name-2`, `name-3`, ...
-        resume: Go on in the newest folder of that name (`finished` says whether there is anything left to do).
-    """
-    base = Path(root)
-    taken = [base / name] if (base / name).exists() else []
-    n = 2
-    while (base / f"{name}-{n}").exists():
-        taken.append(base / f"{name}-{n}")
-        n += 1
-    if resume and taken:
-        return taken[-1]
-    return base / (name if not taken else f"{name}-{n}")
 
 
 def finished(folder: Path) -> bool:
@@ -45,17 +29,21 @@ def finished(folder: Path) -> bool:
     return (folder / SUMMARY).exists()
 
 
-def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def append_rows(path: Path, rows: list[dict[str, Any]]) -> list[bytes]:
     """Append JSON lines and flush them to the disk.
+
+    Returns:
+        The lines.
 
     Raises:
         KeditError: The disk is full or the folder cannot be written; what was there stays.
     """
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with writing(path), path.open("a", encoding="utf-8") as file:
-        file.write(text)
+    lines = [(json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows]
+    with writing(path), path.open("ab") as file:
+        file.write(b"".join(lines))
         file.flush()
         os.fsync(file.fileno())
+    return lines
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -8,9 +8,9 @@ tasks/NAME/task.json   what became of it: the mark by which it is skipped when i
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kedit.errors import KeditError
+from kedit.lock import flock, held
 from kedit.runfolder import RESULTS, finished, write_json
 from kedit.sweep import Sweep, Task
 
 PLAN = "sweep.json"
 RECORD = "task.json"
 LOG = "log.txt"
+
+_FOLDER = re.compile(r"\w[\w.-]{0,199}")
 
 State = Literal["done", "running", "failed", "interrupted", "not started"]
 
@@ -70,7 +73,7 @@ class Numbered:
         if not record:
             return "not started"
         if record["state"] == "running":
-            return "running" if self._held() else "interrupted"
+            return "running" if held(self.folder / ".lock") else "interrupted"
         return "interrupted" if record["state"] == "done" and not finished(self.folder) else record["state"]
 
     def save(self, record: dict[str, Any]) -> None:
@@ -94,18 +97,11 @@ class Numbered:
         except OSError as error:
             raise KeditError(f"{self.folder} cannot be written: {error.strerror}") from None
         try:
-            if not _flock(descriptor):
+            if not flock(descriptor):
                 raise Busy(f"{self.name} is being run by another process")
             yield descriptor
         finally:
             os.close(descriptor)
-
-    def _held(self) -> bool:
-        try:
-            with (self.folder / ".lock").open("r+") as file:
-                return not _flock(file.fileno())
-        except OSError:
-            return False
 
 
 class SweepFolder:
@@ -119,7 +115,7 @@ class SweepFolder:
         self.path = path
         self._plan: dict[str, Any] = {"name": path.name, "file": None, "fingerprint": None, "tasks": []}
         if (path / PLAN).exists():
-            self._plan = _read(path / PLAN)
+            self._plan = _checked(path / PLAN)
 
     @property
     def name(self) -> str:
@@ -205,19 +201,27 @@ def _task(entry: dict[str, Any]) -> Task:
     return Task(**{key: value for key, value in entry.items() if key != "in_sweep"})
 
 
+def _checked(path: Path) -> dict[str, Any]:
+    """A list of tasks. Their names become folders: one that leads elsewhere is refused."""
+    plan = _read(path)
+    try:
+        entries = [(_task(entry), entry["in_sweep"]) for entry in plan["tasks"]]
+        good = isinstance(plan["name"], str) and all(
+            isinstance(task.name, str) and _FOLDER.fullmatch(task.name) and isinstance(yes, bool)
+            for task, yes in entries
+        )
+    except (AttributeError, KeyError, TypeError):
+        good = False
+    if not good:
+        raise KeditError(f"{path} is damaged; remove it to start again")
+    return plan
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise KeditError(f"{path} is damaged or cannot be read; remove it to start again") from None
-
-
-def _flock(descriptor: int) -> bool:
-    """Whether the lock was free (and is now this process's)."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise KeditError(f"{path} is damaged or cannot be read; remove it to start again")
+    return found

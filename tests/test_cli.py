@@ -70,6 +70,7 @@ def test_what_a_run_leaves(words: list[str], tmp_path: Path) -> None:
     main([*words, "--model.seed", "3", "--model.v_lr", "5e-1", "--model.stop_loss", "1e-3"])
     folder = tmp_path / "runs" / "one"
     assert {path.name for path in folder.iterdir()} == {
+        ".run.lock",
         "checkpoints",
         "config.yaml",
         "deltas",

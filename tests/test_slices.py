@@ -493,8 +493,8 @@ def test_a_file_of_the_first_format_still_loads(tmp_path: Path) -> None:
     delta, _ = load_delta(tmp_path)
     assert torch.equal(delta.changes["m"].dense(), torch.ones(3, 2))
     assert (delta.slices, delta.biases) == ({}, {})
-    (tmp_path / "card.json").write_text(json.dumps({"format": 3}))
-    with pytest.raises(KeditError, match="delta format 3; this kedit reads formats up to 2"):
+    (tmp_path / "card.json").write_text(json.dumps({"format": 4}))
+    with pytest.raises(KeditError, match="delta format 4; this kedit reads formats up to 3"):
         load_delta(tmp_path)
 
 

@@ -189,10 +189,21 @@ class AnchorBank:
     def _cached(self, name: str) -> Anchor | None:
         if self._folder is None or not self._path(name).is_file():
             return None
-        tensors, card = read(self._path(name))
-        used = tuple(self.pool.find(text, answer) for text, answer in card["used"])
-        names = ("n", "relations", "source", "recall", "asked", "known")
-        return Anchor(tensors["mean"], **{key: card[key] for key in names}, used=used)
+        path = self._path(name)
+        tensors, card = read(path)
+        try:
+            if card["key"]["object"] != name:
+                raise ValueError(f"it is of {card['key']['object']!r}, not of {name!r}")
+            used = tuple(self.pool.find(text, answer) for text, answer in card["used"])
+            names = ("n", "relations", "source", "recall", "asked", "known")
+            found = Anchor(tensors["mean"], **{key: card[key] for key in names}, used=used)
+        except (LookupError, TypeError, ValueError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise KeditError(f"{path} is damaged ({why[:200]}); delete it, it will be made again") from error
+        mean = tensors["mean"]
+        if mean.dtype != torch.float32 or mean.ndim != 2 or not bool(mean.isfinite().all()):
+            raise KeditError(f"{path} holds no anchor; delete it, it will be made again")
+        return found
 
     def _path(self, name: str) -> Path:
         assert self._folder is not None

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 import re
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import torch
 from jsonargparse import Namespace
 
+from kedit.checkpointfile import read_checkpoint
+from kedit.checksum import first_line as first_line
 from kedit.cli.messages import of_kedit
 from kedit.errors import KeditError
 from kedit.runfolder import CHECKPOINT
@@ -71,30 +70,26 @@ def check_precision(config: Namespace) -> None:
     )
 
 
-def check_checkpoint(path: Path) -> None:
-    """Whether kedit wrote it; what it holds is checked by the method."""
-    if not path.is_file():
-        raise KeditError(f"ckpt_path: there is no file {path}")
+def check_checkpoint(path: Path, resumed: bool) -> None:
+    """Whether kedit wrote it, and it is whole; what it holds of the method is checked by the method.
+
+    Args:
+        path: The checkpoint.
+        resumed: It is the run's own; otherwise one that the user named.
+    """
     try:
-        if not zipfile.is_zipfile(path):
-            raise KeditError(f"ckpt_path: {path} is truncated or no checkpoint")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise KeditError(f"ckpt_path: {path} is damaged: {first_line(error)}") from None
-    if not isinstance(checkpoint, dict) or "kedit" not in checkpoint:
-        raise KeditError(f"ckpt_path: {path} was not written by kedit")
+        read_checkpoint(path)
+    except KeditError as error:
+        how = "\nTo begin the run anew in its folder, move this file away" if resumed else ""
+        raise KeditError(f"{'run.resume' if resumed else 'ckpt_path'}: {error}{how}") from None
 
 
 def edits_kept(folder: Path) -> int:
     """Edit batches that a resumed run need not do again."""
-    last = folder / CHECKPOINT
-    if not last.exists():
+    try:
+        return read_checkpoint(folder / CHECKPOINT)["kedit"]["edits_done"]
+    except KeditError:  # there is none, or none that can be used
         return 0
-    return torch.load(last, map_location="cpu", weights_only=True, mmap=True)["kedit"]["edits_done"]
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def run_name(config: Any) -> str:

@@ -33,6 +33,7 @@ from kedit.callbacks import (
     Texts,
     WhitenedSimilarity,
 )
+from kedit.claim import Claim, begun, numbered
 from kedit.cli.checks import check_checkpoint, check_groups, check_precision, edits_kept, first_line, placed, run_name
 from kedit.cli.layers import begin_anew, class_first
 from kedit.cli.messages import Interrupted
@@ -41,7 +42,7 @@ from kedit.cli.strategy import ShardedEdits
 from kedit.data import EditData
 from kedit.errors import CannotWrite, KeditError, cannot_write
 from kedit.methods import EditingModule
-from kedit.runfolder import CHECKPOINT, finished, make_folder, run_folder, writing
+from kedit.runfolder import CHECKPOINT, finished, make_folder, writing
 from kedit.stopping import Stopped, Stopper
 
 log = logging.getLogger(__name__)
@@ -67,10 +68,11 @@ class KeditCLI(LightningCLI):
 
     Args:
         stopper: What hears the signals that end a run.
+        claim: What makes and locks the run's folder.
     """
 
-    def __init__(self, *args: Any, stopper: Stopper, **kwargs: Any) -> None:
-        self.stopper = stopper
+    def __init__(self, *args: Any, stopper: Stopper, claim: Claim, **kwargs: Any) -> None:
+        self.stopper, self.claim = stopper, claim
         super().__init__(*args, **kwargs)
 
     @staticmethod
@@ -105,14 +107,15 @@ class KeditCLI(LightningCLI):
         config = self.config[str(self.subcommand)]
         check_groups(config)
         check_precision(config)
-        root = Path(config.run.root)
+        root, name = Path(config.run.root), config.run.name or run_name(config)
 
         def decide() -> dict[str, Any]:
-            folder = run_folder(config.run.root, config.run.name or run_name(config), config.run.resume)
-            return {"folder": str(folder), "finished": config.run.resume and finished(folder)}
+            number = self.claim.take(root, name, config.run.resume)
+            folder = numbered(root, name, number)
+            return {"number": number, "begun": begun(folder), "finished": config.run.resume and finished(folder)}
 
         decided = launched.agree(decide, root)
-        self.folder = Path(decided["folder"])
+        self.folder = numbered(root, name, int(decided["number"]))
         if decided["finished"]:
             log.info("this run has finished, nothing is left to do: %s", self.folder)
             raise SystemExit(0)
@@ -121,8 +124,8 @@ class KeditCLI(LightningCLI):
         if config.run.resume and self.checkpoint is None and last.exists():
             self.checkpoint = str(last)
         if self.checkpoint is not None:
-            check_checkpoint(Path(self.checkpoint))
-        log.info("run folder: %s%s", self.folder, ", resumed" if self.folder.exists() else "")
+            check_checkpoint(Path(self.checkpoint), resumed=config.ckpt_path is None)
+        log.info("run folder: %s%s", self.folder, ", resumed" if decided["begun"] else "")
         if config.trainer.fast_dev_run:
             log.info("fast_dev_run: one edit batch, one optimiser step; the numbers mean nothing")
 
@@ -152,7 +155,7 @@ class KeditCLI(LightningCLI):
                     )
                 kwargs["strategy"] = ShardedEdits()
             trainer = super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ImportError, ValueError) as error:
             raise KeditError(f"trainer: {first_line(error)}") from error
         trainer.callbacks.insert(0, StopAtSignal(self.stopper))  # type: ignore[attr-defined]
         return trainer
@@ -234,7 +237,8 @@ def fit(words: list[str]) -> None:
     """Parse `words`, edit and measure."""
     with quiet_lightning(), Stopper() as stopper:
         try:
-            _cli(KeditCLI, words, stopper)
+            with Claim() as claim:
+                _cli(KeditCLI, words, stopper, claim)
         except Stopped as stop:
             raise Interrupted("the run had not begun: the same command begins it", 128 + stop.number) from None
 
@@ -246,7 +250,7 @@ def parsed(words: list[str]) -> Namespace:
         KeditError, jsonargparse.ArgumentError: As `fit` would, where that needs no model and no data.
     """
     with quiet_lightning():
-        return _cli(_Parsing, words, Stopper()).config["fit"]
+        return _cli(_Parsing, words, Stopper(), Claim()).config["fit"]
 
 
 class _Parsing(KeditCLI):
@@ -263,7 +267,7 @@ class _Parsing(KeditCLI):
         pass
 
 
-def _cli(cls: type[KeditCLI], words: list[str], stopper: Stopper) -> KeditCLI:
+def _cli(cls: type[KeditCLI], words: list[str], stopper: Stopper, claim: Claim) -> KeditCLI:
     about = "Edit facts in a language model and measure what the edits did."
     return cls(
         EditingModule,
@@ -282,4 +286,5 @@ def _cli(cls: type[KeditCLI], words: list[str], stopper: Stopper) -> KeditCLI:
         },
         args=["fit", *class_first(words)],
         stopper=stopper,
+        claim=claim,
     )

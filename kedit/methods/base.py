@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from kedit import processes
 from kedit.batch import EditBatch, Outcome, batch_seed
 from kedit.callbacks.base import tell
+from kedit.checkpointfile import seal
 from kedit.delta import Delta
 from kedit.deltafile import pack, unpack
 from kedit.errors import KeditError
@@ -28,7 +30,7 @@ from kedit.methods.committed import Committed, Outcomes, as_entry, outcomes_of
 from kedit.methods.course import Course
 from kedit.methods.holder import ModelHolder
 from kedit.methods.phases import Edit, Phase
-from kedit.methods.restoring import read_state
+from kedit.methods.restoring import read_state, taking_back
 from kedit.requests import EditRecord
 from kedit.tokens import TooLong
 
@@ -176,12 +178,14 @@ class EditingModule(ModelHolder, ABC):
         """Method's preparation on the unedited model, then what a resumed run had committed."""
         self.lm.model.eval().requires_grad_(False)
         if self._restored is not None:
-            self.load_method_state(self._restored["method"])
-            for entry in self._restored["edits"]:
-                self.load_edit_state(entry["state"])
+            with taking_back(self._checkpoint):
+                self.load_method_state(self._restored["method"])
+                for entry in self._restored["edits"]:
+                    self.load_edit_state(entry["state"])
         self.start()
         self.edits_done = self.resumed_at
-        self._committed.begin(self.lm, self._restored["edits"] if self._restored else [], self.device)
+        with nullcontext() if self._restored is None else taking_back(self._checkpoint):
+            self._committed.begin(self.lm, self._restored["edits"] if self._restored else [], self.device)
         self._restored = None
         if self.edits_done and self.edits_done >= self._data.done_after((self.trainer.max_epochs or 0) - 1):
             self._end_at_once()
@@ -255,6 +259,7 @@ class EditingModule(ModelHolder, ABC):
         edits = checkpoint.get("kedit") or {"edits": [self.edits()] if self.regime == "sequential" else []}
         own = {"edits_done": self.edits_done, "method": self.method_state(), "run": self._identity()}
         checkpoint["kedit"] = edits | own
+        seal(checkpoint)  # Lightning asks the module last
 
     def edits(self, batch: EditBatch | None = None) -> Entry:
         """What one edit batch of a sequential run has added, or all so far, as a checkpoint or its journal holds it."""
@@ -272,4 +277,9 @@ class EditingModule(ModelHolder, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the checkpoint is of this run's model and method."""
-        self._restored = read_state(checkpoint, self._identity(), Path(str(self.trainer.ckpt_path)))
+        self._restored = read_state(self._identity(), self._checkpoint, len(self._data.batches))
+
+    @property
+    def _checkpoint(self) -> Path:
+        """That which is gone on from."""
+        return Path(str(self.trainer.ckpt_path))

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kedit import checksum
+from kedit.checkpointfile import check_entry, read_checkpoint
 from kedit.errors import KeditError
-from kedit.journal import read_journal
+from kedit.journal import Journal, read_journal
 
 
-def read_state(checkpoint: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def read_state(identity: Mapping[str, Any], path: Path, most: int) -> dict[str, Any]:
     """kedit's part of a checkpoint, with the edits that are in the journal beside it.
 
     Args:
-        checkpoint: As Lightning read it.
         identity: What the run that it was written by must share with this one.
         path: Its file.
+        most: Edit batches of this run.
 
     Returns:
         `edits_done`, `edits` (what each entry of the journal holds), `method`, `run`.
@@ -24,18 +27,34 @@ def read_state(checkpoint: Mapping[str, Any], identity: Mapping[str, Any], path:
     Raises:
         KeditError: It was written by something else or by another run, or its journal is missing or damaged.
     """
-    state = checkpoint.get("kedit")
-    if state is None:
-        raise KeditError("this checkpoint was not written by kedit; start without --ckpt_path")
+    state = read_checkpoint(path)["kedit"]
     theirs = {"processes": 1} | state["run"]  # there were no others once
     for key, value in identity.items():
         if value != theirs.get(key):
             raise KeditError(
                 f"this checkpoint is of another run: its {key} is {theirs.get(key)!r}, here it is {value!r}"
             )
+    if state["edits_done"] > most:
+        raise KeditError(f"{path} is damaged: it says that {state['edits_done']} edit batches of {most} are done")
     if "journal" in state:
-        journal = state["journal"]
-        return state | {"edits": read_journal(path.parent / journal["file"], journal["bytes"])}
-    if "edits" not in state:
+        journal = Journal.of_card(path.parent, state["journal"])
+        state["edits"] = read_journal(journal.path, journal.size, journal.crc)
+    if not isinstance(state.get("edits"), list):
         raise KeditError("this checkpoint was written by an older kedit; start the run anew")
+    for entry in state["edits"]:
+        check_entry(path, entry)
     return dict(state)
+
+
+@contextmanager
+def taking_back(path: Path) -> Iterator[None]:
+    """Inside, what a checkpoint holds of a method's state is of use, or it is damaged.
+
+    Raises:
+        KeditError: It lacks something, or has it in another shape.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {checksum.first_line(error)}"
+        raise KeditError(f"{path} is damaged: the method's state in it is of no use ({why[:200]})") from error

@@ -113,8 +113,17 @@ class Pass:
         """Take over the state of a run that was stopped."""
         tensors, card = store.read(path)
         store.check(path, card["key"], key)
+        try:
+            self._take(tensors, card)
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise KeditError(f"{path} is damaged ({why[:200]}); delete it, it will be made again") from error
+
+    def _take(self, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
         self.chunks = card["position"]["chunks"]
         now, before = card["position"]["counts"]
+        if any(type(n) is not int or n < 0 for n in (self.chunks, now, before)):
+            raise ValueError(f"position {card['position']}")
         self.convergence = dict(zip(self.layers, card["convergence"], strict=True))
         for layer, moment in self.moments.items():
             moment.load(tensors, now, f"now.{layer}.")

@@ -152,7 +152,10 @@ def _self_ids(lm: LM, config: StatsConfig, folder: Path, progress: Progress | No
     if path.exists():
         tensors, card = store.read(path)
         store.check(path, card["key"], key)
-        return tensors["ids"].long()
+        text, rows = tensors.get("ids"), lm.vocab_size
+        if text is None or text.dtype != torch.int32 or not bool((text >= 0).all() & (text < rows).all()):
+            raise KeditError(f"{path} holds no text; delete it, it will be made again")
+        return text.long()
     length = min(SELF_LENGTH, lm.context_length)
     prompts = _prompts(lm, -(-config.tokens // (length - OPENING_TOKENS)))
     new = length - max(map(len, prompts))

@@ -1,13 +1,14 @@
 """Files of the statistics: safetensors whose header carries a JSON card, written whole or not at all.
 
 A card holds the key of what is inside (which weights, module, text, how many tokens). A file whose key is
-not the one wanted is refused by name, never used; nothing is unpickled.
+not the one wanted is refused by name, never used, and so is one whose checksum is wrong; nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -19,14 +20,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kedit import checksum
 from kedit.arch import check_layers, weight
 from kedit.errors import KeditError
 from kedit.lm import LM
 from kedit.modes import as_umask
 from kedit.stats.covariance import RIDGE, Covariance
 
-FORMAT = "kedit statistics 1"
+FORMAT = "kedit statistics 2"
+UNCHECKED = "kedit statistics 1"  # of an older kedit: without a checksum, used all the same, as it may have taken hours
 VARIED = "In 1984 Zoë paid 3.50 €;  don't RETURN it_to\n\n\tΑθήνα, Москва or 東京's (naïve) café... 🙂 unbelievably!"
+
+log = logging.getLogger(__name__)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
@@ -36,10 +41,11 @@ def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) ->
         KeditError: The folder cannot be written to.
     """
     scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
-    header = {"kedit": json.dumps({"format": FORMAT, **card})}
+    text = json.dumps({"format": FORMAT, **card})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, scratch, header)
+        kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        save_file(kept, scratch, {"kedit": text, "checksum": _sum(text, kept)})
         as_umask(scratch)
         os.replace(scratch, path)
     except (OSError, SafetensorError) as error:
@@ -58,13 +64,26 @@ def read(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tens
         raise KeditError(f"there is no statistics file {path}")
     try:
         with safe_open(path, "pt", device=str(device)) as file:
-            card = json.loads((file.metadata() or {}).get("kedit", "{}"))
+            header = file.metadata() or {}
+            text = header.get("kedit", "{}")
+            card = json.loads(text)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise KeditError(f"{path} is truncated or damaged ({error}); delete it, it will be made again") from None
-    if card.get("format") != FORMAT or "key" not in card:
+    except (SafetensorError, *checksum.UNREADABLE) as error:
+        why = checksum.first_line(error)
+        raise KeditError(f"{path} is truncated or damaged ({why}); delete it, it will be made again") from None
+    known = card.get("format") if isinstance(card, dict) else None
+    if known not in (FORMAT, UNCHECKED) or not isinstance(card.get("key"), dict):
         raise KeditError(f"{path} is not a statistics file of this kedit ({FORMAT}); delete it or give another")
+    if known == FORMAT or "checksum" in header:
+        if header.get("checksum") != _sum(text, tensors):
+            raise KeditError(f"{path} is damaged (its checksum is wrong); delete it, it will be made again")
+    else:
+        log.warning("%s was made by an older kedit and holds no checksum: its numbers are not checked", path)
     return tensors, card
+
+
+def _sum(card: str, tensors: Mapping[str, Tensor]) -> str:
+    return checksum.of_content([card, {name: tensors[name] for name in sorted(tensors)}])
 
 
 def check(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -141,7 +160,8 @@ def read_covariance(path: Path, wanted: Mapping[str, Any], d_in: int, ridge: flo
     tensors, card = read(path)
     check(path, card["key"], wanted)
     mean, count = tensors.get("mean"), card.get("count")
-    if mean is None or tuple(mean.shape) != (d_in, d_in) or not isinstance(count, int):
+    whole = mean is not None and tuple(mean.shape) == (d_in, d_in) and mean.dtype in (torch.float32, torch.float64)
+    if mean is None or not whole or type(count) is not int or count < 1:
         raise KeditError(f"{path} holds no covariance of width {d_in}; delete it, it will be made again")
     if not bool(mean.isfinite().all()):
         raise KeditError(f"{path} holds NaN or infinity; delete it, it will be made again")
