@@ -53,3 +53,21 @@ def at_least(option: str, value: float | None, least: float) -> None:
     """
     if value is not None and value < least:
         raise KeditError(f"{option}: {value} is less than {least}")
+
+
+def shown(value: object, width: int = 80) -> str:
+    """A value of the user's for a message: quoted like `repr`, on one line, and cut in the middle where it is long.
+
+    Args:
+        value: A text, path, number, list, ...
+        width: The most characters of what is returned.
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of too many digits, a list in a list in a list ...
+        text = f"a {type(value).__name__} that cannot be written out"
+    text = text.replace("\n", " ")
+    if len(text) <= width:
+        return text
+    tail = width // 3
+    return f"{text[: width - tail - 5]} ... {text[-tail:]}"
