@@ -21,6 +21,8 @@ from kedit.callbacks.metrics import MEASURED, EditMetrics
 from kedit.curve import as_csv, draw
 from kedit.delta import Delta
 from kedit.deltafile import save_delta
+from kedit.errors import within
+from kedit.intervals import RESAMPLES
 from kedit.journal import tensor_bytes
 from kedit.provenance import provenance
 from kedit.results import edits_of
@@ -48,6 +50,7 @@ class ResultsWriter(EditCallback):
     """
 
     def __init__(self, save_deltas: bool = True, resamples: int = 2000) -> None:
+        within("results.resamples", resamples, 1, RESAMPLES)
         self.save_deltas, self.resamples = save_deltas, resamples
         self.summary: dict[str, Any] | None = None
         self._seconds, self._edits = 0.0, 0

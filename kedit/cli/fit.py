@@ -33,7 +33,16 @@ from kedit.callbacks import (
     Texts,
     WhitenedSimilarity,
 )
-from kedit.cli.checks import check_checkpoint, check_groups, edits_kept, first_line, placed, run_name
+from kedit.cli.checks import (
+    check_checkpoint,
+    check_groups,
+    check_options,
+    check_root,
+    edits_kept,
+    first_line,
+    placed,
+    run_name,
+)
 from kedit.cli.messages import Interrupted
 from kedit.cli.quiet import quiet_lightning
 from kedit.cli.strategy import ShardedEdits
@@ -94,6 +103,8 @@ class KeditCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses what `fit` was given, wherever that came from."""
         self.config = parser.parse_args(args)
+        check_groups(self.config["fit"])
+        check_options(self.config["fit"])
 
     def _parse_ckpt_path(self) -> None:
         """Checkpoints of kedit hold no hyperparameters to be merged into the configuration."""
@@ -101,8 +112,8 @@ class KeditCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Chooses the run's folder, and the checkpoint to resume from."""
         config = self.config[str(self.subcommand)]
-        check_groups(config)
         root = Path(config.run.root)
+        check_root(root)
 
         def decide() -> dict[str, Any]:
             folder = run_folder(config.run.root, config.run.name or run_name(config), config.run.resume)
@@ -250,7 +261,7 @@ class _Parsing(KeditCLI):
     """Stops after parsing."""
 
     def before_instantiate_classes(self) -> None:
-        check_groups(self.config[str(self.subcommand)])
+        pass
 
     def instantiate_classes(self) -> None:
         pass

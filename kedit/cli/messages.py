@@ -9,9 +9,12 @@ import ast
 import importlib
 import inspect
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 
-from kedit.errors import KeditError
+from kedit.checking import check_text
+from kedit.errors import KeditError, shown
+from kedit.usertext import check_regular, refuse_pipe
 
 KEY = re.compile(r'Parser key "([\w.]+)":')
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)'")
@@ -38,6 +41,10 @@ TYPES = {
 }
 
 
+LINE = 600
+"""The most characters in a line of a message."""
+
+
 class Interrupted(Exception):
     """A run that Ctrl-C or a signal stopped.
 
@@ -49,6 +56,29 @@ class Interrupted(Exception):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse words of a command that the option parser would stumble over, or wait for.
+
+    Raises:
+        KeditError: A word that is no text, or a pipe, socket or device where a configuration is read.
+    """
+    option = ""
+    for word in words:
+        name, _, value = word.partition("=") if word.startswith("-") else (option, "", word)
+        check_text(name.lstrip("-") or "the command", word)
+        if value and name in ("-c", "--config"):
+            check_regular("config", value)
+        elif value and not name.endswith(("out", "path")):
+            refuse_pipe(name.lstrip("-") or "the command", value)
+        option = word if word.startswith("-") else ""
+
+
+def printable(message: str) -> str:
+    """A message as a terminal may have it: no control characters, and lines of at most a few hundred characters."""
+    lines = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in message.split("\n")]
+    return "\n".join(line if len(line) <= LINE else f"{line[: LINE - 105]} ... {line[-100:]}" for line in lines)
 
 
 def of_kedit(error: BaseException | None) -> str | None:
@@ -76,20 +106,20 @@ def explain(message: str) -> str:
         return f"{name}: there is no such option{_meant(found.groups()[-1], classes)}"
     if found := next((hit for pattern in NO_CLASS if (hit := _first(pattern, lines))), None):
         if _first(OPTIONS, lines):
-            return f"{option}: wants options of its own below it, not {found.group(1)!r}"
-        return f"{option}: there is no class {found.group(1)!r} for it{_choices(option)}"
+            return f"{option}: wants options of its own below it, not {shown(found.group(1))}"
+        return f"{option}: there is no class {shown(found.group(1))} for it{_choices(option)}"
     if lines[0].startswith("Problems parsing config"):
         where = re.findall(r"line (\d+), column (\d+)", message)
         why = next((line for line in lines[1:] if not line.startswith("in ")), "")
-        line, column = where[-1] if where else ("?", "?")
-        return f"config: not valid YAML at line {line}, column {column}: {why or lines[0].partition(': ')[2]}"
+        place = f" at line {where[-1][0]}, column {where[-1][1]}" if where else ""
+        return f"config: not valid YAML{place}: {why or lines[0].partition(': ')[2]}"
     if found := _first(NO_GROUP, lines):
-        return f"{option}: wants options of its own below it, not {found.group(1)!r}"
+        return f"{option}: wants options of its own below it, not {shown(found.group(1))}"
     if lines[0].startswith("Unexpected config"):
         return "config: the file is empty or no mapping of options; see configs/rome_smollm2.yaml"
     if (wanted := _wanted(lines)) not in ("", "null"):
         value = next((found.group(1) for line in lines if (found := VALUE.search(line))), "")
-        return f"{option}: wants {wanted}" + (f", not {value!r}" if value else "")
+        return f"{option}: wants {wanted}" + (f", not {shown(value)}" if value else "")
     noise = (
         "Given value",
         "Problem with",

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from kedit.bars import stages
 from kedit.cache import cache_dir
+from kedit.checking import check_values
 from kedit.defaults import value_defaults
 from kedit.errors import KeditError
 from kedit.lm import LM, LMConfig, load_lm
@@ -31,7 +32,9 @@ def stats(words: list[str]) -> None:
         words: What stands after `kedit stats`.
     """
     parser = _parser()
-    args: Any = parser.instantiate_classes(parser.parse_args(words))
+    given = parser.parse_args(words)
+    check_values(given)
+    args: Any = parser.instantiate_classes(given)
     lm = load_lm(args.lm, device_of(args.device))
     layers = args.layers or [value_defaults(lm).layer]
     with stages() as report:
