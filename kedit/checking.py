@@ -7,6 +7,7 @@ written to a file. What a single option allows besides is checked where it is us
 from __future__ import annotations
 
 import math
+import unicodedata
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -53,6 +54,11 @@ def check_text(name: str, text: str) -> None:
         raise KeditError(f"{name}: {shown(text)} has a NUL character")
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise KeditError(f"{name}: {shown(text)} is no text: half of a UTF-16 pair, or bytes that are no UTF-8")
+
+
+def control_in(text: str) -> bool:
+    """Whether a text has a character that ends a line or steers a terminal, such as a newline, ESC or NUL."""
+    return any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
 
 
 def check_path(name: str, text: str) -> None:

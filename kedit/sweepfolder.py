@@ -11,9 +11,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,7 +62,10 @@ class Numbered:
     def record(self) -> dict[str, Any]:
         """What `task.json` says; empty before the first attempt."""
         path = self.folder / RECORD
-        return _read(path) if path.exists() else {}
+        found = _read(path) if path.exists() else {}
+        if found and not isinstance(found.get("state"), str):
+            raise KeditError(f"{path} is damaged; remove it to run the task again")
+        return found
 
     @property
     def state(self) -> State:
@@ -119,7 +123,7 @@ class SweepFolder:
         self.path = path
         self._plan: dict[str, Any] = {"name": path.name, "file": None, "fingerprint": None, "tasks": []}
         if (path / PLAN).exists():
-            self._plan = _read(path / PLAN)
+            self._plan = _checked(_read(path / PLAN), path / PLAN)
 
     @property
     def name(self) -> str:
@@ -207,9 +211,23 @@ def _task(entry: dict[str, Any]) -> Task:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
         raise KeditError(f"{path} is damaged or cannot be read; remove it to start again") from None
+    return content
+
+
+def _checked(plan: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A plan whose tasks are tasks, each with a folder of its own below this one."""
+    wanted = {field.name for field in fields(Task)} | {"in_sweep"}
+    entries = plan.get("tasks")
+    for entry in entries if isinstance(entries, list) else [None]:
+        sound = isinstance(entry, dict) and entry.keys() == wanted and isinstance(entry["name"], str)
+        if not sound or not re.fullmatch(r"\w[\w.-]*", entry["name"]):
+            raise KeditError(f"{path} is damaged or was not written by kedit; remove it to start again")
+    return {"name": path.parent.name, "file": None, "fingerprint": None} | plan
 
 
 def _flock(descriptor: int) -> bool:
