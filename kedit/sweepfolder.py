@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.runfolder import RESULTS, finished, write_json
 from kedit.sweep import Sweep, Task
 
@@ -149,7 +149,9 @@ class SweepFolder:
             if what in (str(numbered.index), numbered.name):
                 return numbered
         known = ranges([numbered.index for numbered in self.tasks])
-        raise KeditError(f"there is no task {what} in {self.path}; there are {known}, and names (--dry-run lists them)")
+        raise KeditError(
+            f"there is no task {shown(what)} in {self.path}; there are {known}, and names (--dry-run lists them)"
+        )
 
     def planned(self, sweep: Sweep, file: Path) -> SweepFolder:
         """This folder with a sweep file's tasks; nothing is written.

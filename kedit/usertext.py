@@ -87,14 +87,15 @@ def load_yaml(text: str, load: Callable[[str], Any] = yaml.safe_load) -> Any:
         yaml.YAMLError: It is none, or breaks one of the limits above.
     """
     try:
-        if any(c in text for c in "\n{[&"):  # otherwise a single value
+        if any(c in text for c in '\n{[&"'):  # otherwise a single value
             _check_levels(text)
             _check(yaml.compose(text, Loader=_LOADER))
         return load(text)
     except RecursionError:
         raise _problem(f"nested deeper than {LEVELS} levels", None) from None
     except (ValueError, OverflowError) as error:  # 5,000 digits, the 40th of May
-        raise _problem(f"a value that cannot be read: {shown(str(error))}", None) from None
+        why = str(error).partition(";")[0].partition(":")[0]
+        raise _problem(f"a value that cannot be read: {shown(why)}", None) from None
     except (AttributeError, TypeError, KeyError) as error:  # of the YAML library, at tags in strange places
         raise _problem(f"a value that cannot be read: {type(error).__name__}", None) from None
 
@@ -129,6 +130,8 @@ def _check(root: yaml.Node | None) -> None:
             raise _problem(f"more than {VALUES} values", node)
         if isinstance(node, yaml.MappingNode):
             _check_keys(node)
+        elif isinstance(node, yaml.ScalarNode) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in node.value):
+            raise _problem("a text with a NUL, or with half of a UTF-16 pair", node)
         waiting.extend((child, level + 1) for child in _children(node))
 
 

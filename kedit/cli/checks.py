@@ -45,7 +45,7 @@ def placed(model: Namespace) -> Iterator[None]:
 def check_groups(config: Namespace) -> None:
     """A plain value where a group of options belongs (`lm: gpt2`), which the parser lets pass."""
     more = ("robustness", "texts", "similarity", "importance", "latent")
-    options = ("run", "metrics", "results", "progress", "checkpoint", *more)
+    options = ("trainer", "run", "metrics", "results", "progress", "checkpoint", *more)
     groups = {name: config[name] for name in options}
     parts = {"model": config.model, "data": config.data}
     if config.model.init_args.get("editor") is not None:

@@ -15,7 +15,7 @@ from kedit import launched
 from kedit.cli.messages import Interrupted, check_words, explain, of_kedit, printable
 from kedit.cli.nulls import accept_null
 from kedit.cli.quiet import set_up_logging
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.stopping import Stopped, Stopper
 
 USAGE = """\
@@ -56,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> None:
     accept_null()
     try:
         if words[0] not in commands:
-            raise KeditError(f"there is no command {words[0]!r}; there are {', '.join(commands)}")
+            raise KeditError(f"there is no command {shown(words[0])}; there are {', '.join(commands)}")
         check_words(words[1:])
         with Stopper():
             commands[words[0]](words[1:])

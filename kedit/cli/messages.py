@@ -26,7 +26,12 @@ NO_CLASS = (
     re.compile(r"Expected a dot import path string: (\S+)"),
     re.compile(r"Import path (\S+) does not correspond to a subclass"),
     re.compile(r"No module named '(\S+)'"),
+    re.compile(r"Expected a path but ([^\[{].*?|) either not accessible"),
 )
+NO_NAME = re.compile(r"(?:Key must be a string, got|Empty nested key): (.*?)\.?(?= Got value| Given value|$)")
+NO_MAPPING = re.compile(r"object has no attribute|unhashable type|object is not|Not a valid subclass")
+DIGITS = re.compile(r"Exceeds the limit \((\d+) digits\)")
+SUBCLASS = re.compile(r"Subclasses are disabled for \w+, thus (.+?) is not accepted as class_path")
 OPTIONS = re.compile(r"Subtypes: \[<class 'kedit\.[\w.]+Config'>")  # a group of options, or null
 NO_GROUP = re.compile(r"Unable to load config '(.+)'")
 REQUIRED = re.compile(r"the following arguments are required: (.+)")
@@ -67,7 +72,8 @@ def check_words(words: Sequence[str]) -> None:
     option = ""
     for word in words:
         name, _, value = word.partition("=") if word.startswith("-") else (option, "", word)
-        check_text(name.lstrip("-") or "the command", word)
+        check_text(name.lstrip("-") or "the command", value)
+        check_text("the command", word)
         if value and name in ("-c", "--config"):
             check_regular("config", value)
         elif value and not name.endswith(("out", "path")):
@@ -101,6 +107,8 @@ def explain(message: str) -> str:
     classes = CLASS.findall(message)
     if found := _first(REQUIRED, lines):
         return _required(found.group(1), option)
+    if found := _first(SUBCLASS, lines):
+        return f"{option}: wants options of its own below it, and no class_path; not {shown(found.group(1))}"
     if found := _first(UNKNOWN[0], lines) or _first(UNKNOWN[1], lines):
         name = ".".join(x for x in (option, *found.groups()) if x)
         return f"{name}: there is no such option{_meant(found.groups()[-1], classes)}"
@@ -115,10 +123,19 @@ def explain(message: str) -> str:
         return f"config: not valid YAML{place}: {why or lines[0].partition(': ')[2]}"
     if found := _first(NO_GROUP, lines):
         return f"{option}: wants options of its own below it, not {shown(found.group(1))}"
+    if found := _first(NO_NAME, lines):
+        return f"{option or 'config'}: a key below it is no name of an option: {found.group(1)[:60]}"
+    if option and _first(NO_MAPPING, lines):
+        if option in ("model", "data", "model.editor"):
+            return f"{option}: wants class_path, the name of a class, and init_args, a mapping of its options"
+        return f"{option}: wants options of its own below it"
+    if found := _first(DIGITS, lines):
+        return f"{option}: wants a number, not one of more than {found.group(1)} digits"
     if lines[0].startswith("Unexpected config"):
         return "config: the file is empty or no mapping of options; see configs/rome_smollm2.yaml"
     if (wanted := _wanted(lines)) not in ("", "null"):
         value = next((found.group(1) for line in lines if (found := VALUE.search(line))), "")
+        value = re.sub(r"^NestedArg\(key='\w+', val='(.*)'\)$", r"'\1'", value)
         return f"{option}: wants {wanted}" + (f", not {shown(value)}" if value else "")
     noise = (
         "Given value",

@@ -16,7 +16,7 @@ from kedit.bars import stages
 from kedit.cache import cache_dir
 from kedit.checking import check_values
 from kedit.defaults import value_defaults
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.lm import LM, LMConfig, load_lm
 from kedit.stats import Covariance, StatsConfig, covariances, save_covariance, store
 
@@ -75,7 +75,7 @@ def device_of(name: str) -> torch.device:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise KeditError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from None
+        raise KeditError(f"device: {shown(name)} cannot be used: {shown(str(error).splitlines()[0], 200)}") from None
     return torch.device(name)
 
 
