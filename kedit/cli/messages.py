@@ -31,7 +31,7 @@ NO_CLASS = (
 NO_NAME = re.compile(r"(?:Key must be a string, got|Empty nested key): (.*?)\.?(?= Got value| Given value|$)")
 NO_MAPPING = re.compile(r"object has no attribute|unhashable type|object is not|Not a valid subclass")
 DIGITS = re.compile(r"Exceeds the limit \((\d+) digits\)")
-SUBCLASS = re.compile(r"Subclasses are disabled for \w+, thus (.+?) is not accepted as class_path")
+SUBCLASS = re.compile(r"Subclasses are disabled for (\w+), thus (.+?) is not accepted as class_path")
 OPTIONS = re.compile(r"Subtypes: \[<class 'kedit\.[\w.]+Config'>")  # a group of options, or null
 NO_GROUP = re.compile(r"Unable to load config '(.+)'")
 REQUIRED = re.compile(r"the following arguments are required: (.+)")
@@ -108,7 +108,8 @@ def explain(message: str) -> str:
     if found := _first(REQUIRED, lines):
         return _required(found.group(1), option)
     if found := _first(SUBCLASS, lines):
-        return f"{option}: wants options of its own below it, and no class_path; not {shown(found.group(1))}"
+        value = shown(found.group(2).strip("'"))
+        return f"{option}: for a {found.group(1)} it wants options below it, and no class_path; not {value}"
     if found := _first(UNKNOWN[0], lines) or _first(UNKNOWN[1], lines):
         name = ".".join(x for x in (option, *found.groups()) if x)
         return f"{name}: there is no such option{_meant(found.groups()[-1], classes)}"
