@@ -16,7 +16,7 @@ from kedit.batch import EditBatch, Outcome
 from kedit.callbacks.base import EditCallback, editing
 from kedit.delta import Delta, edited
 from kedit.errors import KeditError
-from kedit.evaluate import EvalConfig, ProbeScore, check_probes, score_records
+from kedit.evaluate import EvalConfig, ProbeScore, check_kinds, check_probes, score_records
 from kedit.lanes import LaneBank
 from kedit.requests import EditRecord
 from kedit.results import edits_of
@@ -70,11 +70,13 @@ class EditMetrics(EditCallback):
         self._last: tuple[int, list[list[ProbeScore]]] | None = None  # edits, and what was measured after them
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses `eval_at` where edits do not accumulate.
+        """Refuses `eval_at` where edits do not accumulate, and kinds to generate that do not exist.
 
         Raises:
-            KeditError: The regime is not sequential.
+            KeditError: The regime is not sequential, or no data has probes of such a kind.
         """
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        check_kinds(self.scoring, data.everything)
         regime = editing(pl_module).regime
         if self.eval_at and regime != "sequential":
             raise KeditError(

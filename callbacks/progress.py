@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from kedit import processes
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback, editing
+from kedit.errors import at_least
 
 if TYPE_CHECKING:
     from kedit.methods.base import EditingModule
@@ -28,6 +29,7 @@ class EditProgress(EditCallback):
     """
 
     def __init__(self, log_every: float = 30.0) -> None:
+        at_least("progress.log_every", log_every, 0)
         self.log_every = log_every
         self._console = Console(stderr=True)
         self._bar: Progress | None = None

@@ -20,8 +20,9 @@ from kedit.callbacks.metrics import MEASURED, EditMetrics, edit_row
 from kedit.curve import as_csv, draw
 from kedit.delta import Delta
 from kedit.deltafile import save_delta
-from kedit.errors import KeditError
+from kedit.errors import KeditError, within
 from kedit.foldername import folder_name
+from kedit.intervals import RESAMPLES
 from kedit.journal import tensor_bytes
 from kedit.ledger import LEDGER, Ledger, compare, put_right, told
 from kedit.provenance import provenance
@@ -63,6 +64,7 @@ class ResultsWriter(EditCallback):
     """
 
     def __init__(self, save_deltas: bool = True, resamples: int = 2000) -> None:
+        within("results.resamples", resamples, 1, RESAMPLES)
         self.save_deltas, self.resamples = save_deltas, resamples
         self.summary: dict[str, Any] | None = None
         self._seconds, self._edits = 0.0, 0

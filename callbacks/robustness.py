@@ -12,7 +12,9 @@ from kedit import processes
 from kedit.batch import EditBatch
 from kedit.callbacks.base import editing
 from kedit.callbacks.sampled import Row, TextCallback
+from kedit.errors import within
 from kedit.fluency import ngram_entropy
+from kedit.intervals import RESAMPLES
 from kedit.robustness import as_csv, figures, robustness_table
 from kedit.runfolder import RESULTS, read_rows, write_json, write_text
 
@@ -33,6 +35,7 @@ class Robustness(TextCallback):
     """
 
     def __init__(self, fluency: bool = True, resamples: int = 2000) -> None:
+        within("robustness.resamples", resamples, 1, RESAMPLES)
         super().__init__()
         self.fluency, self.resamples = fluency, resamples
 

@@ -13,7 +13,9 @@ from kedit.batch import EditBatch
 from kedit.callbacks.base import editing
 from kedit.callbacks.sampled import Row, TextCallback
 from kedit.consistency import LOCAL, collection, figures, references_of
+from kedit.errors import within
 from kedit.fluency import TOKENS, TOP_K, ngram_entropy
+from kedit.intervals import RESAMPLES
 from kedit.requests import EditRecord
 from kedit.runfolder import RESULTS, read_rows, write_json
 from kedit.tfidf import Tfidf
@@ -44,6 +46,7 @@ class Texts(TextCallback):
     """
 
     def __init__(self, enabled: bool = False, resamples: int = 2000) -> None:
+        within("texts.resamples", resamples, 1, RESAMPLES)
         super().__init__()
         self.enabled, self.resamples = enabled, resamples
         self._pool: _Pool | None = None

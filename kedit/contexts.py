@@ -11,7 +11,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kedit.errors import KeditError, shown
+from kedit.checking import check_values
+from kedit.errors import KeditError, at_least, shown
 from kedit.lm import LM
 from kedit.prompts import slots
 from kedit.sampling import sample
@@ -37,6 +38,8 @@ class ContextConfig:
     texts: list[str] | None = None
 
     def __post_init__(self) -> None:
+        check_values(vars(self), "model.contexts")
+        at_least("model.contexts.top_k", self.top_k, 1)
         if any(len(pair) != 2 or pair[0] < 2 or pair[1] < 1 for pair in self.lengths):
             raise KeditError(f"contexts.lengths wants pairs [tokens >= 2, how many >= 1], got {self.lengths}")
         for text in self.texts or ():

@@ -8,6 +8,7 @@ status 2; library users catch it. Programming errors raise Python's own exceptio
 from __future__ import annotations
 
 import errno
+import math
 from pathlib import Path
 
 
@@ -49,10 +50,31 @@ def at_least(option: str, value: float | None, least: float) -> None:
         least: The smallest allowed.
 
     Raises:
-        KeditError: It is less.
+        KeditError: It is less, or no finite number.
     """
-    if value is not None and value < least:
+    if value is None:
+        return
+    if not math.isfinite(value):
+        raise KeditError(f"{option}: {value} is not a finite number")
+    if value < least:
         raise KeditError(f"{option}: {value} is less than {least}")
+
+
+def within(option: str, value: float | None, low: float, high: float) -> None:
+    """Checks a number that a user gave, whose bounds both count as allowed.
+
+    Args:
+        option: Its full name, e.g. `"results.resamples"`.
+        value: The number; None passes.
+        low: The smallest allowed.
+        high: The largest allowed.
+
+    Raises:
+        KeditError: It is outside, or NaN.
+    """
+    at_least(option, value, low)
+    if value is not None and value > high:
+        raise KeditError(f"{option}: {value} is more than {high}")
 
 
 BROKEN = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -69,7 +91,7 @@ def shown(value: object, width: int = 80) -> str:
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of too many digits, a list in a list in a list ...
-        text = "a number of too many digits" if isinstance(value, int) else "a list that cannot be written out"
+        text = f"a {type(value).__name__} that cannot be written out"
     text = text.replace("\n", " ")
     if len(text) <= width:
         return text

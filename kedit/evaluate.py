@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from math import exp
 from typing import TYPE_CHECKING, Any
 
-from kedit.errors import KeditError, shown
+from kedit.errors import KeditError, at_least, shown
 from kedit.forced import Progress, Span, read
 from kedit.forward import check_lanes
 from kedit.generate import greedy, prompt_ids
 from kedit.prompts import joined, runs_on
+from kedit.queries import KINDS, REPLACED
 from kedit.requests import EditRecord, Probe
 from kedit.tokens import encode, surely_fits
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 _AROUND = "\"'“”‘’«»「」『』` "
 PORTABILITY = "portability"
 """The kind of probe whose free answer is searched for the new one (`port_em`)."""
+
+
+OF_KEDIT = ("rewrite", "paraphrase", "neighborhood", "portability", "single_hop", "rewording", REPLACED, *KINDS)
+"""Kinds of probe that data of kedit's own can have; not all have each."""
 
 
 @dataclass
@@ -50,9 +55,25 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise KeditError(f"eval.{name} is {value}; it must be at least 1")
+            at_least(f"metrics.scoring.{name}", getattr(self, name), 1)
+
+
+def check_kinds(config: EvalConfig, records: Sequence[EditRecord]) -> None:
+    """Whether the kinds of probe to be generated exist: in the data, or in other data that kedit reads.
+
+    Args:
+        config: How probes are scored.
+        records: All records of the data, whichever are edited.
+
+    Raises:
+        KeditError: One does not; names those of the data.
+    """
+    present = {probe.kind for record in records for probe in record.probes}
+    if unknown := [kind for kind in config.generate if kind not in present | set(OF_KEDIT)]:
+        raise KeditError(
+            f"metrics.scoring.generate: there is no kind of probe {shown(unknown[0], 40)}; "
+            f"the data has {', '.join(sorted(present)) or 'none'}"
+        )
 
 
 @dataclass(frozen=True)

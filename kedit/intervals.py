@@ -18,6 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Scale = Literal["rate", "change", "other"]
 
+RESAMPLES = 1_000_000
+"""The most that an option may ask for: their means are kept in memory."""
+
 
 def resampled_means(values: ArrayLike, resamples: int = 2000, seed: int = 0) -> Floats:
     """Means of bootstrap samples of the records.

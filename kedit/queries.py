@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from kedit.checking import check_values
 from kedit.errors import KeditError, at_least
 from kedit.lm import LM
 from kedit.passages import Passages
@@ -66,6 +67,7 @@ class QueryConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_values(vars(self), "data.queries")
         for name in ("paraphrases", "shuffles", "long_contexts", "train_long"):
             at_least(f"data.queries.{name}", getattr(self, name), 0)
         for name in ("long_words", "long_tokens"):

@@ -17,7 +17,9 @@ from typing import Any
 
 import yaml
 
-from kedit.errors import KeditError
+from kedit.checking import check_values
+from kedit.errors import KeditError, shown
+from kedit.usertext import load_yaml, read_text
 
 KEYS = ("name", "configs", "grid", "options", "exclude")
 OWN = ("run", "config", "ckpt_path")
@@ -99,19 +101,14 @@ def option_text(value: Any) -> str:
 
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise KeditError("no such file") from None
-    except OSError as error:
-        raise KeditError(f"cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise KeditError(f"no UTF-8 text ({error.reason} at byte {error.start})") from None
+        content = load_yaml(read_text(path))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise KeditError(f"not valid YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}") from None
     if not isinstance(content, dict):
         raise KeditError("empty, or no mapping; docs/sweeps.md shows what a sweep file looks like")
+    check_values(content)
     return content
 
 
@@ -120,7 +117,7 @@ def _expand(path: Path, content: dict[str, Any]) -> Sweep:
         raise KeditError(f"{unknown[0]}: there is no such key; there are {', '.join(KEYS)}")
     name = content.get("name", path.stem)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise KeditError(f"name: wants letters, digits, '.', '_' and '-', not {name!r}")
+        raise KeditError(f"name: wants letters, digits, '.', '_' and '-', not {shown(name)}")
     files = _configs(content.get("configs"))
     common = _options("options", content.get("options"))
     grid = content.get("grid") or {}
@@ -162,16 +159,16 @@ def _options(where: str, options: Any) -> dict[str, Any]:
     if options is None:
         return {}
     if not isinstance(options, dict):
-        raise KeditError(f"{where}: wants a mapping of options to values, not {options!r}")
+        raise KeditError(f"{where}: wants a mapping of options to values, not {shown(options)}")
     for name, value in options.items():
         if not isinstance(name, str) or not _OPTION.fullmatch(name):
-            raise KeditError(f"{where}: {name!r} is no option, such as model.init_args.seed")
+            raise KeditError(f"{where}: {shown(name)} is no option, such as model.init_args.seed")
         if name.partition(".")[0] in OWN:
             raise KeditError(f"{where}: {name} cannot be set, the sweep does that itself")
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError):
-            raise KeditError(f"{where}: {name}: {value!r} cannot be written on a command line") from None
+            raise KeditError(f"{where}: {name}: {shown(value)} cannot be written on a command line") from None
     return options
 
 
@@ -183,7 +180,7 @@ def _points(axis: str, values: Any) -> list[_Point]:
     elif isinstance(values, list) and values:
         points = [_Point(_label(axis, value), _options("grid", {axis: value})) for value in values]
     else:
-        raise KeditError(f"{where}: wants a list of values, or labels with options below them, not {values!r}")
+        raise KeditError(f"{where}: wants a list of values, or labels with options below them, not {shown(values)}")
     seen: set[str] = set()
     for point in points:
         if (content := _canonical(point.options)) in seen:

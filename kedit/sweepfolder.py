@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.lock import flock, held
 from kedit.runfolder import RESULTS, finished, write_json
 from kedit.sweep import Sweep, Task
@@ -64,7 +64,10 @@ class Numbered:
     def record(self) -> dict[str, Any]:
         """What `task.json` says; empty before the first attempt."""
         path = self.folder / RECORD
-        return _read(path) if path.exists() else {}
+        found = _read(path) if path.exists() else {}
+        if found and not isinstance(found.get("state"), str):
+            raise KeditError(f"{path} is damaged; remove it to run the task again")
+        return found
 
     @property
     def state(self) -> State:
@@ -141,7 +144,9 @@ class SweepFolder:
             if what in (str(numbered.index), numbered.name):
                 return numbered
         known = ranges([numbered.index for numbered in self.tasks])
-        raise KeditError(f"there is no task {what} in {self.path}; there are {known}, and names (--dry-run lists them)")
+        raise KeditError(
+            f"there is no task {shown(what)} in {self.path}; there are {known}, and names (--dry-run lists them)"
+        )
 
     def planned(self, sweep: Sweep, file: Path) -> SweepFolder:
         """This folder with a sweep file's tasks; nothing is written.

@@ -127,7 +127,7 @@ def test_unwritable_folder(place: str, words: list[str], tmp_path: Path, capsys:
     root = tmp_path / "runs"
     if place == "run.root":
         root.write_text("")
-        want = f"kedit: error: run.root: {root} cannot be made: File exists"
+        want = f"kedit: error: run.root: {root} is a file; give a folder"
     else:
         root.mkdir()
         (root / "one").mkdir()

@@ -118,7 +118,7 @@ def test_exclude(file: Callable[..., Path]) -> None:
         ({"grid": {"run.name": ["x"]}}, "grid: run.name cannot be set, the sweep does that itself"),
         ({"options": {"ckpt_path": "x"}}, "options: ckpt_path cannot be set"),
         ({"options": ["x"]}, "options: wants a mapping"),
-        ({"options": {"a.b": float("nan")}}, "options: a.b: nan cannot be written on a command line"),
+        ({"options": {"a.b": float("nan")}}, "options.a.b: nan is not a finite number"),
         ({"options": {"a.b": 1}, "grid": {"a.b": [2]}}, "options: a.b is in the grid too"),
         ({"exclude": [{"seed": 1}]}, "exclude: entry 1: seed is neither config nor in the grid"),
         ({"exclude": [{"config": "c"}]}, "exclude: entry 1 is about no task"),

@@ -86,7 +86,7 @@ def test_one_task(tmp_path: Path, tiny_folder: Callable[..., str], capsys: pytes
         with pytest.raises(SystemExit) as stop:
             main([*words, task, "7"])
         assert stop.value.code == 2
-        assert "there is no task 7" in capsys.readouterr().err
+        assert "there is no task '7'" in capsys.readouterr().err
 
 
 def facts(path: Path, n: int) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kedit.checking import check_values
 from kedit.errors import KeditError, at_least
 
 Recall = Literal["greedy", "first_top1", "first_topk"]
@@ -48,6 +49,7 @@ class AnchorConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_values(vars(self), "model.anchors")
         for name, least in (("n_max", 1), ("n_min", 1), ("candidates", 1)):
             at_least(f"model.anchors.{name}", getattr(self, name), least)
         if self.n_min > self.n_max:
@@ -87,6 +89,7 @@ class AlignConfig:
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
+        check_values(vars(self), "model.align")
         for name in ("ratio", "weight", "patience", "tolerance"):
             at_least(f"model.align.{name}", getattr(self, name), 0)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -12,11 +14,15 @@ from typing import Any, get_type_hints
 
 from jsonargparse import Namespace
 
+from kedit.checking import check_path, check_text, check_values
 from kedit.checkpointfile import read_checkpoint
 from kedit.checksum import first_line as first_line
 from kedit.cli.messages import of_kedit
-from kedit.errors import KeditError
+from kedit.errors import CannotWrite, KeditError, at_least, shown
 from kedit.runfolder import CHECKPOINT
+
+NAME = 200
+"""The most bytes of a run's name: folders take 255, and a second run of the name gets a number behind it."""
 
 
 @contextmanager
@@ -38,7 +44,7 @@ def placed(model: Namespace) -> Iterator[None]:
 def check_groups(config: Namespace) -> None:
     """A plain value where a group of options belongs (`lm: gpt2`), which the parser lets pass."""
     more = ("robustness", "texts", "similarity", "importance", "latent")
-    options = ("run", "metrics", "results", "progress", "checkpoint", *more)
+    options = ("trainer", "run", "metrics", "results", "progress", "checkpoint", *more)
     groups = {name: config[name] for name in options}
     parts = {"model": config.model, "data": config.data}
     if config.model.init_args.get("editor") is not None:
@@ -52,7 +58,57 @@ def check_groups(config: Namespace) -> None:
         groups |= {f"{part}.{name}": args[name] for name in names}
     for option, value in groups.items():
         if not isinstance(value, Namespace):
-            raise KeditError(f"{option}: wants options of its own below it, not {value!r}")
+            raise KeditError(f"{option}: wants options of its own below it, not {shown(value)}")
+
+
+def check_options(config: Namespace) -> None:
+    """What would be found out late, or not at all: values that no option means, and runs that could not be kept.
+
+    Raises:
+        KeditError: Names the option.
+    """
+    check_values(config)
+    trainer = config.trainer
+    for name in ("max_epochs", "max_steps"):
+        value = trainer[name]
+        if value is not None and value != -1 and value < 1:
+            raise KeditError(f"trainer.{name}: {value} edits nothing; give 1 or more, or -1 for all")
+    for name in ("log_every_n_steps", "min_epochs", "min_steps", "num_sanity_val_steps"):
+        if name != "num_sanity_val_steps" or trainer[name] != -1:
+            at_least(f"trainer.{name}", trainer[name], 0)
+    check_path("run.root", config.run.root)
+    if config.run.name is not None:
+        check_name(config.run.name)
+
+
+def check_name(name: str) -> None:
+    """Whether a run can be called so: it is the name of one folder.
+
+    Raises:
+        KeditError: It is empty, has a separator or a character that does not print, is `.` or `..`, or too long.
+    """
+    check_text("run.name", name)
+    if not name.strip() or name in (".", "..") or "/" in name or "\\" in name or not name.isprintable():
+        raise KeditError(
+            f"run.name: {shown(name)} is no name of a folder below run.root; use letters, digits, '-', '_'"
+        )
+    if len(name.encode()) > NAME:
+        raise KeditError(f"run.name: {shown(name)} is too long, {len(name.encode())} bytes; at most {NAME}")
+
+
+def check_root(root: Path) -> None:
+    """Whether folders can be made in `run.root`, or where it will be; leaves nothing behind.
+
+    Raises:
+        CannotWrite: They cannot; says why.
+    """
+    above = next(path for path in (root, *root.parents) if os.path.exists(path))
+    if not above.is_dir():
+        raise CannotWrite(f"run.root: {above} is a file; give a folder")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".kedit-", dir=above))
+    except OSError as error:
+        raise CannotWrite(f"run.root: {root} cannot be written: {error.strerror}") from None
 
 
 TYPES = {"bf16-true": "bfloat16", "16-true": "float16"}
@@ -105,4 +161,6 @@ def run_name(config: Any) -> str:
     args = data.init_args
     part = args.get("split") or Path(str(args.get("path") or "")).stem
     parts = (method, lm, what, part, model.init_args.regime, f"seed{model.init_args.seed}")
-    return "-".join(str(part) for part in parts if part) + ("-dev" if config.trainer.fast_dev_run else "")
+    name = "-".join(str(part) for part in parts if part) + ("-dev" if config.trainer.fast_dev_run else "")
+    name = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in name)
+    return name if len(name.encode()) <= NAME else name.encode()[-NAME:].decode(errors="ignore").lstrip("-.")

@@ -10,10 +10,13 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from kedit.checking import check_path
 from kedit.cli.sweep import WHICH, open_sweep
 from kedit.collect import Collected, collected
 from kedit.collect_report import LEGEND, as_csv, as_markdown, heading, tables
+from kedit.errors import KeditError
 from kedit.runfolder import make_folder, write_text
+from kedit.sweepfolder import PLAN
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,15 @@ def collect(words: list[str], prog: str = "kedit collect") -> None:
         KeditError: No such sweep, nothing done yet, or a file that cannot be written.
     """
     args = _arguments(words, prog)
-    result = collected(open_sweep(args.sweep, args.runs))
+    folder = open_sweep(args.sweep, args.runs)
+    if not (folder.path / PLAN).exists():
+        raise KeditError(
+            f"there are no results in {folder.path}, where kedit sweep {args.sweep} writes them\n"
+            f"Where it was given --out DIR: {prog} DIR, or --runs DIR"
+        )
+    result = collected(folder)
+    if args.out is not None:
+        check_path("out", args.out)
     if args.out is None and args.format == "terminal":
         _print(result)
         return

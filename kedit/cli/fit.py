@@ -34,7 +34,17 @@ from kedit.callbacks import (
     WhitenedSimilarity,
 )
 from kedit.claim import Claim, begun, numbered
-from kedit.cli.checks import check_checkpoint, check_groups, check_precision, edits_kept, first_line, placed, run_name
+from kedit.cli.checks import (
+    check_checkpoint,
+    check_groups,
+    check_options,
+    check_precision,
+    check_root,
+    edits_kept,
+    first_line,
+    placed,
+    run_name,
+)
 from kedit.cli.layers import begin_anew, class_first
 from kedit.cli.messages import Interrupted
 from kedit.cli.quiet import quiet_lightning
@@ -98,6 +108,9 @@ class KeditCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses what `fit` was given, wherever that came from."""
         self.config = parser.parse_args(args)
+        check_groups(self.config["fit"])
+        check_options(self.config["fit"])
+        check_precision(self.config["fit"])
 
     def _parse_ckpt_path(self) -> None:
         """Checkpoints of kedit hold no hyperparameters to be merged into the configuration."""
@@ -105,9 +118,8 @@ class KeditCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Chooses the run's folder, and the checkpoint to resume from."""
         config = self.config[str(self.subcommand)]
-        check_groups(config)
-        check_precision(config)
         root, name = Path(config.run.root), config.run.name or run_name(config)
+        check_root(root)
 
         def decide() -> dict[str, Any]:
             number = self.claim.take(root, name, config.run.resume)
@@ -257,8 +269,7 @@ class _Parsing(KeditCLI):
     """Stops after parsing."""
 
     def before_instantiate_classes(self) -> None:
-        check_groups(self.config[str(self.subcommand)])
-        check_precision(self.config[str(self.subcommand)])
+        pass
 
     def instantiate_classes(self) -> None:
         pass

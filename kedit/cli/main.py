@@ -12,10 +12,10 @@ from rich.console import Console
 
 import kedit
 from kedit import launched
-from kedit.cli.messages import Interrupted, explain, of_kedit
+from kedit.cli.messages import Interrupted, check_words, explain, of_kedit, printable
 from kedit.cli.nulls import accept_null
 from kedit.cli.quiet import set_up_logging
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.stopping import Stopped, Stopper
 
 USAGE = """\
@@ -56,7 +56,8 @@ def main(args: Sequence[str] | None = None) -> None:
     accept_null()
     try:
         if words[0] not in commands:
-            raise KeditError(f"there is no command {words[0]!r}; there are {', '.join(commands)}")
+            raise KeditError(f"there is no command {shown(words[0])}; there are {', '.join(commands)}")
+        check_words(words[1:])
         with Stopper():
             commands[words[0]](words[1:])
     except KeyboardInterrupt:
@@ -146,4 +147,4 @@ def _let_first_speak() -> None:
 
 
 def _say(message: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"kedit: {message}", markup=False)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"kedit: {printable(message)}", markup=False)

@@ -9,9 +9,12 @@ import ast
 import importlib
 import inspect
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 
-from kedit.errors import KeditError
+from kedit.checking import check_text
+from kedit.errors import KeditError, shown
+from kedit.usertext import check_regular, refuse_pipe
 
 KEY = re.compile(r'Parser key "([\w.]+)":')
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)'")
@@ -23,7 +26,12 @@ NO_CLASS = (
     re.compile(r"Expected a dot import path string: (\S+)"),
     re.compile(r"Import path (\S+) does not correspond to a subclass"),
     re.compile(r"No module named '(\S+)'"),
+    re.compile(r"Expected a path but ([^\[{].*?|) either not accessible"),
 )
+NO_NAME = re.compile(r"(?:Key must be a string, got|Empty nested key): (.*?)\.?(?= Got value| Given value|$)")
+NO_MAPPING = re.compile(r"object has no attribute|unhashable type|object is not|Not a valid subclass")
+DIGITS = re.compile(r"Exceeds the limit \((\d+) digits\)")
+SUBCLASS = re.compile(r"Subclasses are disabled for (\w+), thus (.+?) is not accepted as class_path")
 OPTIONS = re.compile(r"Subtypes: \[<class 'kedit\.[\w.]+Config'>")  # a group of options, or null
 NO_GROUP = re.compile(r"Unable to load config '(.+)'")
 REQUIRED = re.compile(r"the following arguments are required: (.+)")
@@ -38,6 +46,10 @@ TYPES = {
 }
 
 
+LINE = 600
+"""The most characters in a line of a message."""
+
+
 class Interrupted(Exception):
     """A run that Ctrl-C or a signal stopped.
 
@@ -49,6 +61,30 @@ class Interrupted(Exception):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse words of a command that the option parser would stumble over, or wait for.
+
+    Raises:
+        KeditError: A word that is no text, or a pipe, socket or device where a configuration is read.
+    """
+    option = ""
+    for word in words:
+        name, _, value = word.partition("=") if word.startswith("-") else (option, "", word)
+        check_text(name.lstrip("-") or "the command", value)
+        check_text("the command", word)
+        if value and name in ("-c", "--config"):
+            check_regular("config", value)
+        elif value and not name.endswith(("out", "path")):
+            refuse_pipe(name.lstrip("-") or "the command", value)
+        option = word if word.startswith("-") else ""
+
+
+def printable(message: str) -> str:
+    """A message as a terminal may have it: no control characters, and lines of at most a few hundred characters."""
+    lines = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in message.split("\n")]
+    return "\n".join(line if len(line) <= LINE else f"{line[: LINE - 105]} ... {line[-100:]}" for line in lines)
 
 
 def of_kedit(error: BaseException | None) -> str | None:
@@ -71,25 +107,37 @@ def explain(message: str) -> str:
     classes = CLASS.findall(message)
     if found := _first(REQUIRED, lines):
         return _required(found.group(1), option)
+    if found := _first(SUBCLASS, lines):
+        value = shown(found.group(2).strip("'"))
+        return f"{option}: for a {found.group(1)} it wants options below it, and no class_path; not {value}"
     if found := _first(UNKNOWN[0], lines) or _first(UNKNOWN[1], lines):
         name = ".".join(x for x in (option, *found.groups()) if x)
         return f"{name}: there is no such option{_meant(found.groups()[-1], classes)}"
     if found := next((hit for pattern in NO_CLASS if (hit := _first(pattern, lines))), None):
         if _first(OPTIONS, lines):
-            return f"{option}: wants options of its own below it, not {found.group(1)!r}"
-        return f"{option}: there is no class {found.group(1)!r} for it{_choices(option)}"
+            return f"{option}: wants options of its own below it, not {shown(found.group(1))}"
+        return f"{option}: there is no class {shown(found.group(1))} for it{_choices(option)}"
     if lines[0].startswith("Problems parsing config"):
         where = re.findall(r"line (\d+), column (\d+)", message)
         why = next((line for line in lines[1:] if not line.startswith("in ")), "")
-        line, column = where[-1] if where else ("?", "?")
-        return f"config: not valid YAML at line {line}, column {column}: {why or lines[0].partition(': ')[2]}"
+        place = f" at line {where[-1][0]}, column {where[-1][1]}" if where else ""
+        return f"config: not valid YAML{place}: {why or lines[0].partition(': ')[2]}"
     if found := _first(NO_GROUP, lines):
-        return f"{option}: wants options of its own below it, not {found.group(1)!r}"
+        return f"{option}: wants options of its own below it, not {shown(found.group(1))}"
+    if found := _first(NO_NAME, lines):
+        return f"{option or 'config'}: a key below it is no name of an option: {found.group(1)[:60]}"
+    if option and _first(NO_MAPPING, lines):
+        if option in ("model", "data", "model.editor"):
+            return f"{option}: wants class_path, the name of a class, and init_args, a mapping of its options"
+        return f"{option}: wants options of its own below it"
+    if found := _first(DIGITS, lines):
+        return f"{option}: wants a number, not one of more than {found.group(1)} digits"
     if lines[0].startswith("Unexpected config"):
         return "config: the file is empty or no mapping of options; see configs/rome_smollm2.yaml"
     if (wanted := _wanted(lines)) not in ("", "null"):
         value = next((found.group(1) for line in lines if (found := VALUE.search(line))), "")
-        return f"{option}: wants {wanted}" + (f", not {value!r}" if value else "")
+        value = re.sub(r"^NestedArg\(key='\w+', val='(.*)'\)$", r"'\1'", value)
+        return f"{option}: wants {wanted}" + (f", not {shown(value)}" if value else "")
     noise = (
         "Given value",
         "Problem with",

@@ -16,6 +16,7 @@ from kedit.anchors.figure import draw
 from kedit.anchors.report import Windows, as_csv, lines_of, probe_table, used, verdict
 from kedit.arch import check_layers
 from kedit.bars import stage
+from kedit.checking import check_values
 from kedit.cli.layers import begin_anew, class_first
 from kedit.cli.messages import of_kedit
 from kedit.cli.stats import device_of
@@ -42,7 +43,9 @@ def probe_anchors(words: list[str]) -> None:
     """
     with _options():
         parser = _parser()
-        args: Any = parser.instantiate_classes(parser.parse_args(class_first(words)))
+        given = parser.parse_args(class_first(words))
+        check_values(given)
+        args: Any = parser.instantiate_classes(given)
         if args.data is None:
             names = ", ".join(name for name, _, _ in datasets_index())
             raise KeditError(f"--data missing: whose new objects are probed? There are {names}")

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from kedit.cli.collect import collect
 from kedit.cli.sweep import WHICH, check_options, open_sweep
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.slurm.options import SlurmOptions
 from kedit.slurm.queue import check_sbatch
 from kedit.slurm.submission import Job, commands, jobs_of, progress, submissions, submit, waiting
@@ -53,7 +53,7 @@ def slurm(words: list[str]) -> None:
     elif words[0] in known:
         known[words[0]](words[1:])
     else:
-        raise KeditError(f"there is no command {words[0]!r}; there are {', '.join(known)}, collect")
+        raise KeditError(f"there is no command {shown(words[0])}; there are {', '.join(known)}, collect")
 
 
 def _submit(words: list[str]) -> None:
@@ -134,7 +134,7 @@ def _status(words: list[str]) -> None:
     for column in ("", "task", "state", ""):
         table.add_column(column, overflow="fold")
     for numbered, state, said in rows:
-        table.add_row(str(numbered.index), numbered.name, state, escape(said))
+        table.add_row(str(numbered.index), escape(numbered.name), state, escape(said))
     console = Console(highlight=False)
     console.print(table)
     console.print(_count(rows))

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from kedit.bars import stages
 from kedit.cache import cache_dir
+from kedit.checking import check_values
 from kedit.defaults import value_defaults
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.lm import LM, LMConfig, load_lm
 from kedit.stats import Covariance, StatsConfig, covariances, save_covariance, store
 
@@ -31,7 +32,9 @@ def stats(words: list[str]) -> None:
         words: What stands after `kedit stats`.
     """
     parser = _parser()
-    args: Any = parser.instantiate_classes(parser.parse_args(words))
+    given = parser.parse_args(words)
+    check_values(given)
+    args: Any = parser.instantiate_classes(given)
     lm = load_lm(args.lm, device_of(args.device))
     layers = args.layers or [value_defaults(lm).layer]
     with stages() as report:
@@ -72,7 +75,7 @@ def device_of(name: str) -> torch.device:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise KeditError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from None
+        raise KeditError(f"device: {shown(name)} cannot be used: {shown(str(error).splitlines()[0], 200)}") from None
     return torch.device(name)
 
 

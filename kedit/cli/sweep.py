@@ -11,6 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
+from kedit.checking import check_path
 from kedit.cli.messages import Interrupted, explain, of_kedit
 from kedit.errors import KeditError
 from kedit.sweep import read_sweep
@@ -68,6 +69,9 @@ def open_sweep(which: str | None, out: str | None) -> SweepFolder:
     """
     if which is None:
         raise KeditError(f"{WHICH}\nFor instance: kedit sweep slurm/sweeps/smollm2.yaml --dry-run")
+    check_path("sweep", which)
+    if out is not None:
+        check_path("out", out)
     path = Path(which)
     if path.is_dir():
         if not (path / PLAN).exists():

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from kedit import processes
+from kedit.checking import check_values
 from kedit.data.batching import Batches, EpochSteps, form_batches
 from kedit.data.choosing import READING, chosen_probes, each_by_itself, marked_known, notice, those_that_fit
 from kedit.errors import KeditError, at_least
@@ -80,6 +81,7 @@ class EditData(LightningDataModule):
         queries: QueryConfig | None = None,
     ) -> None:
         super().__init__()
+        check_values({"limit": limit, "skip": skip, "shuffle_seed": shuffle_seed, "batch_size": batch_size}, "data")
         at_least("data.limit", limit, 1)
         at_least("data.skip", skip, 0)
         at_least("data.max_probes", max_probes, 1)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kedit import processes
 from kedit.batch import EditBatch, Outcome, batch_seed
 from kedit.callbacks.base import tell
+from kedit.checking import check_values
 from kedit.checkpointfile import seal
 from kedit.delta import Delta
 from kedit.deltafile import pack, unpack
@@ -60,6 +61,7 @@ class EditingModule(ModelHolder, ABC):
     """Whether checkpoints keep the sum of the deltas: where they touch the same lines again and again (PAC)."""
 
     def __init__(self, lm: LMConfig, regime: Regime, lanes: int, seed: int) -> None:
+        check_values({"lanes": lanes, "seed": seed}, "model")
         super().__init__(lm, lanes)
         if regime not in self.regimes:
             raise KeditError(f"model.regime: {type(self).__name__} knows {', '.join(self.regimes)}, not {regime!r}")

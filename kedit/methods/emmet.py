@@ -9,7 +9,7 @@ from torch import Tensor
 from kedit import solvers
 from kedit.defaults import SpreadDefaults, emmet_defaults
 from kedit.delta import Factors
-from kedit.errors import KeditError
+from kedit.errors import at_least
 from kedit.lm import LM
 from kedit.methods.locate import known
 from kedit.methods.spread import Spread
@@ -27,8 +27,7 @@ class EMMET(Spread):
 
     def __init__(self, emmet_lambda: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if emmet_lambda < 0:
-            raise KeditError(f"model.emmet_lambda: {emmet_lambda} is less than 0")
+        at_least("model.emmet_lambda", emmet_lambda, 0)
         self.emmet_lambda = emmet_lambda
 
     def model_defaults(self, lm: LM) -> SpreadDefaults:

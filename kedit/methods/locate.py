@@ -67,6 +67,7 @@ class LocateThenEdit(EditingModule):
             ("v_weight_decay", v_weight_decay, 0.0),
             ("clamp_norm_factor", clamp_norm_factor, 0.0),
             ("kl_factor", kl_factor, 0.0),
+            ("stop_loss", stop_loss, -math.inf),
         ):
             at_least(f"model.{option}", value, least)
         self.v_lr, self.steps = v_lr, v_num_grad_steps

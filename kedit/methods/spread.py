@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Generator
 from typing import Any
@@ -17,7 +18,7 @@ from kedit.contexts import ContextConfig, context_groups
 from kedit.data.batching import suffix_length
 from kedit.defaults import SpreadDefaults
 from kedit.delta import Delta, Factors
-from kedit.errors import KeditError
+from kedit.errors import KeditError, at_least
 from kedit.keys import context_weights
 from kedit.lm import LM
 from kedit.methods.locate import LocateThenEdit, finite, known, lane_error, lane_info
@@ -47,6 +48,7 @@ class Spread(LocateThenEdit):
         **kwargs: Any,
     ) -> None:
         super().__init__(contexts=contexts, **kwargs)
+        at_least("model.mom2_update_weight", mom2_update_weight, -math.inf)  # finite
         if mom2_update_weight is not None and mom2_update_weight <= 0:
             raise KeditError(f"model.mom2_update_weight: {mom2_update_weight} is not above 0")
         self.layers, self.mom2_update_weight = layers, mom2_update_weight

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from kedit.checking import check_values
 from kedit.errors import KeditError, at_least
 from kedit.pac.rectify import Bias
 
@@ -34,6 +35,7 @@ class ContrastConfig:
     merge: bool = True
 
     def __post_init__(self) -> None:
+        check_values(vars(self), "model.contrast")
         if self.weight < 0:
             raise KeditError(f"model.contrast.weight: {self.weight:g} is negative")
         if self.lr is not None and self.lr < 0:
@@ -66,6 +68,7 @@ class KeepConfig:
     top: int = 64
 
     def __post_init__(self) -> None:
+        check_values(vars(self), "model.keep")
         if self.weight < 0:
             raise KeditError(f"model.keep.weight: {self.weight:g} is negative")
         for name, least in (("prompts", 1), ("facts", 1), ("others", 0), ("positions", 1), ("top", 1)):
@@ -119,6 +122,7 @@ class TrainConfig:
     layer_weights: bool = False
 
     def __post_init__(self) -> None:
+        check_values(vars(self), "model.train")
         for name, least in (("passes", 1), ("mini_batch", 1), ("retrace", 0), ("rehearse", 0), ("margin", 0.0)):
             at_least(f"model.train.{name}", getattr(self, name), least)
         if not self.lr > 0:

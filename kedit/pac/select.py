@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kedit.checking import check_values
 from kedit.errors import KeditError, at_least
 from kedit.pac.scores import Score
 from kedit.pac.sites import Site
@@ -59,6 +60,7 @@ class TraceConfig:
     memory: float = 0.1
 
     def __post_init__(self) -> None:
+        check_values(vars(self), "model.trace")
         for name, least in (("nodes", 1), ("bottom", 0)):
             at_least(f"model.trace.{name}", getattr(self, name), least)
         if not self.memory > 0:

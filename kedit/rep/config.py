@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kedit.checking import check_values
 from kedit.errors import KeditError, at_least
 
 
@@ -91,6 +92,7 @@ class AdapterConfig:
     corpus_tokens: int = 2048
 
     def __post_init__(self) -> None:
+        check_values(vars(self), "model.adapter")
         for name, low, high in (
             ("gate_width", 0.0, 1.0),
             ("dropout", 0.0, 0.99),
@@ -107,6 +109,9 @@ class AdapterConfig:
         if len(self.threshold_range) != 2 or not 0 < low <= high < 1:
             raise KeditError(f"model.adapter.threshold_range: wants 0 < low <= high < 1, not {self.threshold_range}")
         least = {"rank": 1, "steps": 0, "positives": 1, "negatives": 0, "hysteresis": 0, "contexts": -1}
+        least |= dict.fromkeys(("lr", "gate_loss", "anneal", "aggregation", "reach", "reach_variants"), 0)
+        least |= dict.fromkeys(("long_contexts", "others", "phrases", "phrase_others", "siblings", "rivals"), 0)
+        least |= {"corpus_tokens": 0}
         for name, bound in least.items():
             if getattr(self, name) is not None:
                 at_least(f"model.adapter.{name}", getattr(self, name), bound)

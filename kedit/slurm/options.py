@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from kedit.errors import KeditError, at_least
+from kedit.checking import check_values, control_in
+from kedit.errors import KeditError, at_least, shown
 
 
 @dataclass
@@ -47,6 +48,7 @@ class SlurmOptions:
     collect: bool = True
 
     def __post_init__(self) -> None:
+        check_values(vars(self))
         at_least("gpus", self.gpus, 0)
         at_least("cpus", self.cpus, 1)
         at_least("requeues", self.requeues, 0)
@@ -54,14 +56,20 @@ class SlurmOptions:
         if self.gpus > 8:
             raise KeditError(f"gpus: {self.gpus} is more than the 8 of a node")
         if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", self.time):
-            raise KeditError(f"time: {self.time!r} is no time of Slurm's, such as 08:00:00 or 1-12:00:00")
+            raise KeditError(f"time: {shown(self.time)} is no time of Slurm's, such as 08:00:00 or 1-12:00:00")
         for line in self.extra:
-            if not line.startswith("-") or "\n" in line:
-                raise KeditError(f"extra: {line!r} is no option of sbatch's, such as --constraint=a100")
+            if not line.startswith("-") or control_in(line):
+                raise KeditError(f"extra: {shown(line)} is no option of sbatch's, such as --constraint=a100")
+        if self.activate is not None:
+            self.activate = self.activate.strip()
+            if not self.activate or control_in(self.activate):
+                raise KeditError(
+                    f"activate: {shown(self.activate)} is no command in one line; join several with ' && '"
+                )
         for name in ("partition", "mem", "account", "qos"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[\w.,+:@/-]+", value):
-                raise KeditError(f"{name}: {value!r} cannot stand in an sbatch script")
+                raise KeditError(f"{name}: {shown(value)} cannot stand in an sbatch script")
 
     @property
     def processes(self) -> int:

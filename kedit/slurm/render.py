@@ -1,6 +1,7 @@
 """sbatch scripts from the templates beside this file.
 
-`{{name}}` stands for a value. A line whose value is None is left out; one whose value is a list stands once for each.
+`{{name}}` stands for a value: one line without control characters, and quoted where the shell reads it. A line whose
+value is None is left out; one whose value is a list stands once for each.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from kedit.checking import control_in
+from kedit.errors import KeditError, shown
 from kedit.slurm.options import SlurmOptions
 from kedit.sweepfolder import ranges
 
@@ -36,7 +39,7 @@ def array_script(name: str, folder: Path, tasks: Sequence[int], options: SlurmOp
         options: What an element gets.
     """
     array = ranges(tasks) + (f"%{options.throttle}" if options.throttle else "")
-    values = {"array": array, "job_name": f"kedit-{name}", "output": _output(folder / LOGS / "%A_%a.out")}
+    values = {"array": array, "job_name": _job(name), "output": _output(folder / LOGS / "%A_%a.out")}
     return _render("array", _common(name, folder, options) | values)
 
 
@@ -50,22 +53,26 @@ def stats_script(name: str, folder: Path, commands: Sequence[Sequence[str]], opt
         options: What an element of the array gets; this job gets at most one GPU.
     """
     lines = [f"    srun --cpus-per-task={options.cpus} kedit stats {shlex.join(words)}" for words in commands]
-    values = {"commands": lines, "job_name": f"kedit-{name}-stats", "one_gpu": min(1, options.gpus) or None}
+    values = {"commands": lines, "job_name": _job(name, "-stats"), "one_gpu": min(1, options.gpus) or None}
     values["output"] = _output(folder / LOGS / "%j-stats.out")
     return _render("stats", _common(name, folder, options) | values)
 
 
 def collect_script(name: str, folder: Path, options: SlurmOptions) -> str:
     """The job that writes the table."""
-    values = {"job_name": f"kedit-{name}-collect", "output": _output(folder / LOGS / "%j-collect.out")}
+    values = {"job_name": _job(name, "-collect"), "output": _output(folder / LOGS / "%j-collect.out")}
     return _render("collect", _common(name, folder, options) | values)
 
 
 def _common(name: str, folder: Path, options: SlurmOptions) -> dict[str, Any]:
+    if str(folder).startswith("-") or any(c in str(folder) for c in "\"'\\"):
+        raise KeditError(
+            f"out: {shown(str(folder))} cannot stand in an sbatch script: a leading '-', quotes, a backslash"
+        )
     return {
         "name": name,
         "folder": folder,
-        "file": folder / SCRIPTS / "array.sbatch",
+        "file": shlex.quote(str(folder / SCRIPTS / "array.sbatch")),
         "quoted_folder": shlex.quote(str(folder)),
         "partition": options.partition,
         "account": options.account,
@@ -82,13 +89,23 @@ def _common(name: str, folder: Path, options: SlurmOptions) -> dict[str, Any]:
     }
 
 
+def _job(name: str, what: str = "") -> str:
+    """A job's name: one word, whatever a sweep's folder is called."""
+    return f"kedit-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:100]}{what}"
+
+
 def _output(path: Path) -> str:
     """A path in `--output`, where '%' means something and a space would end it."""
     text = str(path.parent).replace("%", "%%") + f"/{path.name}"
-    return f'"{text}"' if " " in text else text
+    return text if re.fullmatch(r"[\w.,+:@/%=-]+", text) else f'"{text}"'
 
 
 def _render(template: str, values: Mapping[str, Any]) -> str:
+    for option, value in values.items():
+        for one in value if isinstance(value, list) else [value]:
+            if control_in(str(one)):
+                name = {"quoted_folder": "out", "folder": "out", "commands": "stats"}.get(option, option)
+                raise KeditError(f"{name}: {shown(str(one))} has a control character, which no sbatch script may have")
     text = files("kedit.slurm").joinpath("templates", f"{template}.sbatch").read_text(encoding="utf-8")
     return "".join(f"{line}\n" for line in _lines(text, values))
 

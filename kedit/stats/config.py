@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from kedit.checking import check_values
 from kedit.errors import KeditError
 from kedit.stats.covariance import RIDGE
 
@@ -37,6 +38,7 @@ class StatsConfig:
     dtype: Literal["float32", "float64"] = "float32"
 
     def __post_init__(self) -> None:
+        check_values(vars(self), "stats")
         for name in ("tokens", "sequence_length", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise KeditError(f"stats.{name} is {getattr(self, name)}; it must be 1 or more")
