@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kedit.checkpointfile import seal
 from kedit.cli import main
 from kedit.errors import KeditError
 from kedit.journal import Journal, read_journal
@@ -110,6 +111,29 @@ def test_going_on_from_a_copy(command: Callable[..., list[str]], tmp_path: Path)
         assert sum(len(entry["outcomes"]) for entry in entries) == N
     for path in (tmp_path / "before").rglob("checkpoints/*"):
         assert path.read_bytes() == (other / path.relative_to(tmp_path / "before")).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["/victim.txt", "../../victim.txt", "edits-9.bin/../../../victim.txt"])
+def test_a_checkpoint_names_no_other_file(
+    name: str, command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody wrote a checkpoint, with all its checksums, whose journal is a file of the user's."""
+    wait(start(command("ROME", "other"), tmp_path / "log", at_write(30, torn=False)))
+    other, victim = tmp_path / "runs" / "other", tmp_path / "runs" / "victim.txt"
+    content = torch.load(other / CHECKPOINT, weights_only=True)
+    journal = content["kedit"]["journal"]
+    shutil.copy(other / "checkpoints" / journal["file"], victim)
+    before, journal["file"] = victim.read_bytes(), str(victim) if name.startswith("/") else name
+    seal(content)
+    torch.save(content, other / CHECKPOINT)
+    for words in (["--run.name", "other", "--run.resume", "true"], ["--ckpt_path", str(other / CHECKPOINT)]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([*command("ROME", "new"), *words])
+        assert stop.value.code == 2
+        assert "is not the name of a journal" in capsys.readouterr().err
+        assert victim.read_bytes() == before
+    assert not (tmp_path / "runs" / "new").exists()
 
 
 def test_a_checkpoint_does_not_grow(command: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -193,6 +193,7 @@ class KeditCLI(LightningCLI):
                 raise
             kept = f"{edits_kept(self.folder)} edit batches are done and kept in {self.folder}."
             how = "To go on: the same command with --run.resume true"
+            self.claim.keep()
             raise Interrupted(f"{kept}\n{how}", status) from None
         except RuntimeError as error:
             if any(process.poll() for process in self._others()):  # it was waited for in vain
