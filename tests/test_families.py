@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 import transformers
 
 from kedit import known_models
+from kedit.cli import main
 from kedit.known_models import Known
+from kedit.zoo import quiet_transformers
 from tests import families
 from tests.families import TYPES, compared, try_type
 from tests.proof import Wrong, prove
-from tests.tiny import tiny_lm
+from tests.tiny import tiny_lm, tiny_tokenizer
 
 # One of each kind of structure that has gone wrong, or that is refused for a reason of its own.
 SOME = [
@@ -99,6 +102,39 @@ def test_a_wrong_type_is_never_written(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert families.main(["--write"]) == 0
     assert len(written) == 1
     assert "llama: right" in capsys.readouterr().out
+
+
+def test_ls_models_prints_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["ls", "models"])
+    out = capsys.readouterr().out
+    table = known_models.table()
+    assert [kind for kind in table if kind not in out] == []
+    for state in ("right", "refused", "not tried"):
+        assert f"{state}: {sum(known.state == state for known in table.values())}" in out
+    assert transformers.__version__ in out or known_models.versions()["transformers"] in out
+    main(["ls", "--help"])
+    assert "kedit ls [models]" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["ls", "model"])
+    assert "or the word models, got model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "why"), [("mixtral", "a mixture of experts?"), ("bert", "not decoder-only")])
+def test_a_refused_model_is_told_in_a_line(
+    kind: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / kind
+    with quiet_transformers():
+        families.tiny_of(kind).save_pretrained(folder)
+        tiny_tokenizer("bpe").save_pretrained(folder)
+    with pytest.raises(SystemExit) as stop:
+        main(["stats", "--lm.name", str(folder), "--layers", "[1]"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("kedit: error: ")
+    assert why in said[0]
 
 
 def test_the_table_is_kept_as_it_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
