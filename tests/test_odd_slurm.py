@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -33,6 +34,10 @@ SHELL = [
 ]
 QUOTES = ["it's", 'a "b"', "a\\b", "-x"]
 """Slurm reads these in a way of its own."""
+
+
+def named(option: str, value: str) -> dict[str, Any]:
+    return {option: value}
 
 
 def scripts(folder: Path, options: SlurmOptions | None = None, stats: str = "m", name: str = "demo") -> list[str]:
@@ -86,7 +91,7 @@ def test_control_characters_are_refused_everywhere(name: str) -> None:
         array_script(name, Path("sweeps"), [0], SlurmOptions())
     for option in ("partition", "account", "qos", "mem", "time", "activate"):
         with pytest.raises(KeditError, match=f"^{option}: "):
-            SlurmOptions(**{option: name})
+            SlurmOptions(**named(option, name))
     with pytest.raises(KeditError, match=r"^extra: "):
         SlurmOptions(extra=[f"--constraint={name}"])
 
@@ -101,7 +106,7 @@ def test_what_slurm_reads_in_its_own_way_is_refused(name: str) -> None:
 def test_options_of_one_word(value: str) -> None:
     for option in ("partition", "account", "qos", "mem"):
         with pytest.raises(KeditError, match=f"^{option}: .* cannot stand in an sbatch script"):
-            SlurmOptions(**{option: value})
+            SlurmOptions(**named(option, value))
 
 
 def test_an_activation_is_one_line_as_it_was_written(tmp_path: Path) -> None:
@@ -137,7 +142,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert not (tmp_path / "runs").exists()
 
 
-def damage(plan: Path, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
+def damage(plan: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads(plan.read_text())
     change(content)
     plan.write_text(json.dumps(content))
