@@ -6,7 +6,6 @@ are in `kedit.metrics` and `kedit.summary`. What each number means: docs/metrics
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import exp
@@ -16,7 +15,8 @@ from kedit.errors import KeditError, at_least, shown
 from kedit.forced import Progress, Span, read
 from kedit.forward import check_lanes
 from kedit.generate import greedy, prompt_ids
-from kedit.prompts import joined, runs_on
+from kedit.matching import begins_with, contains
+from kedit.prompts import joined
 from kedit.queries import KINDS, REPLACED
 from kedit.requests import EditRecord, Probe
 from kedit.tokens import encode, surely_fits
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from kedit.lanes import LaneBank
     from kedit.lm import LM
 
-_AROUND = "\"'“”‘’«»「」『』` "
 PORTABILITY = "portability"
 """The kind of probe whose free answer is searched for the new one (`port_em`)."""
 
@@ -246,41 +245,6 @@ def check_probes(lm: LM, record: EditRecord, config: EvalConfig) -> None:
             prompt_ids(lm, probe.text, new_tokens(config, lengths[0]), name)
             if probe.kind == PORTABILITY:
                 prompt_ids(lm, _ported(probe, config), new_tokens(config, lengths[0]), name)
-
-
-def begins_with(text: str, answers: Sequence[str]) -> bool:
-    """`text` begins with one of `answers`, as a word of its own.
-
-    Case, leading and trailing space, quotation marks around it and runs of spaces do not count; the word must not go on
-    ("Englishman" does not begin with "English"). Where a script is written without spaces, spelling cannot tell.
-    """
-    said = _normalise(text)
-    return any(said.startswith(a) and _is_whole(said, 0, len(a)) for a in map(_normalise, answers) if a)
-
-
-def contains(text: str, answers: Sequence[str]) -> bool:
-    """One of `answers` stands somewhere in `text`, as words of its own; what does not count is as in `begins_with`."""
-    said = _normalise(text)
-    return any(_stands_in(said, a) for a in map(_normalise, answers) if a)
-
-
-def _stands_in(said: str, answer: str) -> bool:
-    at = said.find(answer)
-    while at >= 0:
-        if _is_whole(said, at, at + len(answer)):
-            return True
-        at = said.find(answer, at + 1)
-    return False
-
-
-def _is_whole(text: str, start: int, end: int) -> bool:
-    """Whether no word goes on across the edges of a part of the text."""
-    goes_on = end < len(text) and runs_on(text[end - 1], text[end])
-    return not (goes_on or (start > 0 and runs_on(text[start], text[start - 1])))
-
-
-def _normalise(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split()).casefold().strip(_AROUND)
 
 
 def _span(lm: LM, probe: Probe, answer: str, lane: int) -> Span:
