@@ -61,3 +61,15 @@ def test_a_model_that_cannot_is_padded(reason: str, monkeypatch: pytest.MonkeyPa
     for logits, (row, col) in zip(found, [(3, 5), (0, 1)], strict=True):
         wanted = lm.model(input_ids=torch.tensor([texts[row]]), use_cache=False).logits[0, col]
         torch.testing.assert_close(logits, wanted, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "falcon"])
+def test_a_model_that_crashes_when_asked_cannot(kind: str) -> None:
+    """ALiBi is built from a mask of two axes; the texts are padded then, and right."""
+    lm = tiny_lm(kind, "bpe", **({"alibi": True, "bias": True} if kind == "falcon" else {}))
+    assert not packs(lm)
+    texts = [tuple(lm.encode(text)) for text in TEXTS]
+    found = logits_of(lm, texts, torch.tensor([3, 0]), torch.tensor([5, 1]))
+    for logits, (row, col) in zip(found, [(3, 5), (0, 1)], strict=True):
+        wanted = lm.model(input_ids=torch.tensor([texts[row]]), use_cache=False).logits[0, col]
+        torch.testing.assert_close(logits, wanted, rtol=0, atol=2e-4)
