@@ -1,12 +1,11 @@
 """A checkpoint as a file: read whole or not at all, and whether what kedit keeps in it has the shape it must have.
 
-Lightning writes it (`torch.save`). kedit adds a checksum of everything in it; files that were written before there was
-one are read, and a line in the log says that they could not be checked.
+Lightning writes it (`torch.save`). kedit adds a checksum of everything in it, and goes on from no file without one: a run can be
+begun anew, and what a checkpoint holds decides which bits it ends with.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ CHECKSUM = "kedit_checksum"
 LIGHTNING = {"epoch": int, "global_step": int, "pytorch-lightning_version": str, "state_dict": dict, "loops": dict}
 OWN = {"edits_done": int, "method": dict, "run": dict}
 ENTRY = {"deltas": list, "outcomes": list, "state": dict}
-
-log = logging.getLogger(__name__)
 
 
 def seal(content: dict[str, Any]) -> None:
@@ -48,12 +45,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise KeditError(f"{path} is damaged: {checksum.first_line(error)}") from None
     if not isinstance(found, dict) or not isinstance(found.get("kedit"), dict):
         raise KeditError(f"{path} was not written by kedit")
-    if CHECKSUM in found:
-        theirs = found.pop(CHECKSUM)
-        if theirs != checksum.of_content(found):
-            raise KeditError(f"{path} is damaged: its checksum is wrong")
-    else:
-        log.warning("%s was written by an older kedit and holds no checksum: its content is not checked", path)
+    if CHECKSUM not in found:
+        raise KeditError(f"{path} holds no checksum: go on with the older kedit that wrote it, or begin the run anew")
+    theirs = found.pop(CHECKSUM)
+    if theirs != checksum.of_content(found):
+        raise KeditError(f"{path} is damaged: its checksum is wrong")
     _check(path, found, LIGHTNING, "")
     _check(path, found["kedit"], OWN, "kedit.")
     if found["kedit"]["edits_done"] < 0:

@@ -79,7 +79,8 @@ def test_factors_multiply_to_the_dense_gradients(kind: str) -> None:
     assert [site.layer for site in found] == [layer for layer in range(4) for _ in kinds]
     for site in found:
         assert (site.width, site.depth) == (80, 32)
-        assert weight(lm.model.get_submodule(site.path)).shape[site.axis] == (160 if "gate_up" in site.path else 80)
+        fused = site.path.endswith(("gate_up_proj", "Wi"))
+        assert weight(lm.model.get_submodule(site.path)).shape[site.axis] == (160 if fused else 80)
         assert site.has_bias == (lm.model.get_submodule(site.path).bias is not None)
     pairs, wanted = capture(lm, batch, found), dense_gradients(lm, [batch], found)
     real = sum(len(encode_request(lm, request).ids) - 1 for request in REQUESTS)  # the last token predicts nothing

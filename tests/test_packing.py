@@ -95,3 +95,15 @@ def test_keys_of_a_config_within_a_config() -> None:
     lm = wrap_lm(LlavaForConditionalGeneration(llava), tiny_tokenizer("sentencepiece"), "llava")
     assert defaults._shape(lm) == ("llama", 4, 32, 80)  # as the Llama that it is
     assert lm.context_length == 128
+
+
+@pytest.mark.parametrize("kind", ["bloom", "falcon"])
+def test_a_model_that_crashes_when_asked_cannot(kind: str) -> None:
+    """ALiBi is built from a mask of two axes; the texts are padded then, and right."""
+    lm = tiny_lm(kind, "bpe", **({"alibi": True, "bias": True} if kind == "falcon" else {}))
+    assert not packs(lm)
+    texts = [tuple(lm.encode(text)) for text in TEXTS]
+    found = logits_of(lm, texts, torch.tensor([3, 0]), torch.tensor([5, 1]))
+    for logits, (row, col) in zip(found, [(3, 5), (0, 1)], strict=True):
+        wanted = lm.model(input_ids=torch.tensor([texts[row]]), use_cache=False).logits[0, col]
+        torch.testing.assert_close(logits, wanted, rtol=0, atol=2e-4)

@@ -139,6 +139,8 @@ def tiny_model(
         keys["num_key_value_heads"] = max(1, n_heads // 2)
     if model_type in ("qwen3", "gemma", "gemma2"):
         keys["head_dim"] = d_model // n_heads
+    if model_type == "modernbert-decoder":
+        keys |= {"cls_token_id": 1, "sep_token_id": 2}
     if model_type == "gptj":
         keys["rotary_dim"] = d_model // n_heads // 2
     config = AutoConfig.for_model(model_type, **(keys | overrides))
