@@ -1,7 +1,7 @@
 """A checkpoint as a file: read whole or not at all, and whether what kedit keeps in it has the shape it must have.
 
-Lightning writes it (`torch.save`). kedit adds a checksum of everything in it, and goes on from no file without one: a run can be
-begun anew, and what a checkpoint holds decides which bits it ends with.
+Lightning writes it (`torch.save`). kedit adds a checksum of everything in it, and goes on from no file without one: a
+run can be begun anew, and what a checkpoint holds decides which bits it ends with.
 """
 
 from __future__ import annotations

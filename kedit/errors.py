@@ -91,7 +91,8 @@ def shown(value: object, width: int = 80) -> str:
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of too many digits, a list in a list in a list ...
-        text = f"a {type(value).__name__} that cannot be written out"
+        kind = type(value).__name__
+        text = "a number of too many digits" if isinstance(value, int) else f"a {kind} that cannot be written out"
     text = text.replace("\n", " ")
     if len(text) <= width:
         return text

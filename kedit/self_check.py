@@ -100,7 +100,8 @@ def _check_values(lm: LM, full: _Full) -> None:
         if value.shape[-1] != lm.d_model or value.numel() != tokens * lm.d_model:
             raise _refusal(lm, f"{path} gives {tuple(value.shape)} for {tokens} tokens", "not one value per token")
         with _named(lm, f"multiplying with the weight of {path}", "kedit cannot edit it"):
-            wanted = key @ weight(module).T
+            w = weight(module)  # a model may have matrices of several types
+            wanted = key.to(w.dtype) @ w.T
             wanted = wanted if module.bias is None else wanted + module.bias
         if not _equal(value, wanted, lm):
             raise _refusal(lm, f"the output of {path} is not W k + b", "an edit of W would not give the value wanted")
@@ -166,10 +167,11 @@ def _same_suffixes(lm: LM, pairs: list[tuple[Tensor, Tensor, Row]]) -> list[bool
 
 
 def _equal(found: Tensor, wanted: Tensor, lm: LM) -> bool:
-    """Equal but for rounding: half of the dtype's digits agree, of what varies and (all of them) of its offset."""
+    """Equal but for rounding: half of the digits of the coarsest dtype agree, of what varies and (all of them) of its offset."""
     if found.shape != wanted.shape:
         return False
-    eps = max(torch.finfo(lm.dtype).eps, 2**-23)
+    dtypes = {parameter.dtype for parameter in lm.model.parameters()}
+    eps = max(2**-23, *(torch.finfo(dtype).eps for dtype in dtypes))
     if lm.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
         eps = max(eps, 2**-10)  # TF32
     offset = float(wanted.float().norm()) / max(float(_varies(wanted).norm()), 1e-30)

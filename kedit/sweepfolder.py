@@ -218,7 +218,7 @@ def _checked(path: Path) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError):
         good = False
     if not good:
-        raise KeditError(f"{path} is damaged; remove it to start again")
+        raise KeditError(f"{path} is damaged or was not written by kedit; remove it to start again")
     return plan
 
 

@@ -208,7 +208,7 @@ def test_errors_name_the_probe() -> None:
         score(lm, [Probe("long_context", "The sky is" * 20, "blue")])
     with pytest.raises(KeditError, match=r"prompt 'The sky is'.*max_new_tokens"):
         greedy(lm, ["The sky is"], 16)
-    with pytest.raises(KeditError, match=r"eval\.batch_tokens is 0"):
+    with pytest.raises(KeditError, match=r"metrics\.scoring\.batch_tokens: 0 is less than 1"):
         EvalConfig(batch_tokens=0)
 
 

@@ -113,7 +113,16 @@ def test_a_map_that_is_no_linear_one_is_refused_where_it_would_be_edited() -> No
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_plain_types_may_be_mixed(dtype: torch.dtype) -> None:
-    lm = wrapped(tiny_model("llama"), DOWN, lambda linear: linear.to(dtype))
+    class Mixed(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input.to(self.weight.dtype)).to(input.dtype)
+
+    def mixed(linear: nn.Linear) -> nn.Linear:
+        made = Mixed(linear.in_features, linear.out_features, bias=False)
+        made.load_state_dict(linear.state_dict())
+        return made.to(dtype)
+
+    lm = wrapped(tiny_model("llama"), DOWN, mixed)
     assert weight(lm.arch.module(lm.model, "mlp_out", 2)).dtype == dtype
     assert tiny_lm("gpt2", dtype=torch.float64).dtype == torch.float64  # Conv1D, and a type that loses nothing
 
