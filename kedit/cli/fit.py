@@ -220,7 +220,10 @@ def _processes(options: Mapping[str, Any]) -> int:
     """Of the run that these options of the trainer describe."""
     names = ("accelerator", "devices", "num_nodes", "strategy", "plugins")
     given = {name: options[name] for name in names}
-    return Trainer(**given, logger=False, enable_checkpointing=False, enable_progress_bar=False).world_size
+    try:
+        return Trainer(**given, logger=False, enable_checkpointing=False, enable_progress_bar=False).world_size
+    except TypeError as error:  # as for `devices: nan`
+        raise KeditError(f"trainer: {first_line(error)}") from error
 
 
 class SaveConfig(SaveConfigCallback):
