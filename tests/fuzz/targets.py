@@ -1,0 +1,16 @@
+"""The targets by name, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from tests.fuzz.data import DataFiles
+from tests.fuzz.harness import Target
+
+TARGETS: Mapping[str, Callable[[Path], Target]] = MappingProxyType(
+    {
+        "data": DataFiles,
+    }
+)
