@@ -217,9 +217,14 @@ def _mend(row: dict[str, Any]) -> list[Wish] | None:
 
 
 def _answers(value: Any) -> list[str]:
-    if isinstance(value, list):
-        return [text for entry in value for text in _answers(entry)]
-    return [] if value is None else [value.strip()]
+    found, waiting = [], [value]
+    while waiting:  # lists may be nested deeply
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif value is not None:
+            found.append(value.strip())
+    return found
 
 
 FIELDS = frozenset(name for rows in (RECORDS, COUNTERFACT, FLAT, MQUAKE, ROBUST, ZSRE, MEND) for row in rows for name in row)

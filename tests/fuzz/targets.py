@@ -7,10 +7,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tests.fuzz.data import DataFiles
+from tests.fuzz.deltas import Deltas
 from tests.fuzz.harness import Target
 
 TARGETS: Mapping[str, Callable[[Path], Target]] = MappingProxyType(
     {
         "data": DataFiles,
+        "deltas": Deltas,
     }
 )
