@@ -79,9 +79,10 @@ class Deltas:
             return "same"
         if not altered:
             raise Wrong("a damaged delta was applied: " + ("its card differs" if card != kept else "its numbers differ"))
-        for path, tensor in delta.numbers():
+        adapters = [(path, tensor) for path, ps in delta.pathways.items() for p in ps for tensor in p.tensors().values()]
+        for path, tensor in [*delta.numbers(), *adapters]:
             if not bool(tensor.isfinite().all()):
-                raise Wrong(f"not finite: {path}")
+                raise Wrong(f"NaN or infinity was applied: {path}")
         return "other"
 
     def _as_before(self) -> bool:
