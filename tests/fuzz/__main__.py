@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no name that chance makes is loo
 
 import torch
 
-from tests.fuzz.harness import Report, fuzz
+from tests.fuzz.harness import Report, Said, fuzz, listening
 from tests.fuzz.targets import TARGETS
 
 
@@ -41,7 +41,9 @@ def main() -> int:
                 numbers = range(options.first, options.first + count)
                 shared = Path(scratch) / f"shared-{name}"
                 shared.mkdir()
-                reports.append(_run(fuzz(kind(shared), numbers, options.seed, Path(scratch), options.kept), name, count))
+                with listening(Said()):
+                    target = kind(shared)
+                reports.append(_run(fuzz(target, numbers, options.seed, Path(scratch), options.kept), name, count))
     _say("")
     for report in reports:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(report.counts.items()))

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tests.fuzz.checkpoints import Checkpoints
+from tests.fuzz.configs import Configs
 from tests.fuzz.data import DataFiles
 from tests.fuzz.deltas import Deltas
 from tests.fuzz.harness import Target
@@ -17,6 +18,7 @@ TARGETS: Mapping[str, Callable[[Path], Target]] = MappingProxyType(
         "data": DataFiles,
         "deltas": Deltas,
         "checkpoints": Checkpoints,
+        "configs": Configs,
         "statistics": Statistics,
     }
 )
