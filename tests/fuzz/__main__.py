@@ -63,7 +63,9 @@ def _run(running, name: str, count: int) -> Report:
     for report in running:
         if time.monotonic() - told > 10:
             told = time.monotonic()
-            _say(f"{name}: {sum(report.counts.values())} of {count}, {len(report.failures)} failed, {told - start:.0f} s")
+            _say(
+                f"{name}: {sum(report.counts.values())} of {count}, {len(report.failures)} failed, {told - start:.0f} s"
+            )
     _say(f"{name}: {count} cases in {time.monotonic() - start:.0f} s, {len(report.failures)} failed")
     return report
 

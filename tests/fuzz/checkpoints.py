@@ -26,7 +26,25 @@ from tests.tiny import save_tiny
 
 EDITS, DONE = 4, 2
 LAST, RESULTS = Path("checkpoints") / "last.ckpt", "results.jsonl"
-VALUES = (None, True, 0, -1, 1, 3, 10**30, 0.5, float("nan"), "", "text", "../../up", "/etc/passwd", [], {}, [None], {"a": 1})
+VALUES = (
+    None,
+    True,
+    0,
+    -1,
+    1,
+    3,
+    10**30,
+    0.5,
+    float("nan"),
+    "",
+    "text",
+    "../../up",
+    "/etc/passwd",
+    [],
+    {},
+    [None],
+    {"a": 1},
+)
 Change = Callable[[Path, Random], tuple[str, bool]]
 
 
@@ -84,7 +102,9 @@ class Checkpoints:
             raise Wrong("another delta")
         if mine == right and _results(run) == _results(self.whole):
             return "same"
-        told = [line for line in said.log if RESULTS in line and any(word in line for word in ("lost", "line", "damaged"))]
+        told = [
+            line for line in said.log if RESULTS in line and any(word in line for word in ("lost", "line", "damaged"))
+        ]
         if told and all(row in right for row in mine):
             return "told"
         if altered:

@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-JUNK = (b"\x00", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\r", b"\n", b"\t", b" ", b"}", b"]", b'"', b"\\u0000", b"PK\x03\x04", b"\x80\x02")
+JUNK = (
+    b"\x00",
+    b"\xff",
+    b"\xc3",
+    b"\xed\xa0\x80",
+    b"\r",
+    b"\n",
+    b"\t",
+    b" ",
+    b"}",
+    b"]",
+    b'"',
+    b"\\u0000",
+    b"PK\x03\x04",
+    b"\x80\x02",
+)
 
 
 def damaged(data: bytes, chance: Random, text: bool = False) -> tuple[bytes, str]:
@@ -52,7 +67,13 @@ def _swap(data: bytes, chance: Random) -> tuple[bytes, str]:
     size = chance.choice([1, 4, 64])
     one, other = sorted(chance.randrange(len(data) + 1) for _ in range(2))
     one = min(one, max(0, other - size))
-    parts = data[:one], data[other : other + size], data[one + size : other], data[one : one + size], data[other + size :]
+    parts = (
+        data[:one],
+        data[other : other + size],
+        data[one + size : other],
+        data[one : one + size],
+        data[other + size :],
+    )
     return b"".join(parts), f"{size} bytes at {one} and {other} swapped"
 
 

@@ -76,7 +76,9 @@ class DataFiles:
         if not changes or chance.random() < 0.15:
             data, change = damaged(data, chance, text=True)
             changes.append(change)
-        ending = chance.choice(["json", "jsonl", "csv", "txt"]) if chance.random() < 0.04 else "jsonl" if lines else "json"
+        ending = (
+            chance.choice(["json", "jsonl", "csv", "txt"]) if chance.random() < 0.04 else "jsonl" if lines else "json"
+        )
         path = folder / f"{name}.{ending}"
         path.write_bytes(data)
         change = f"{name}: {'; '.join(changes)}"
@@ -163,6 +165,7 @@ def _check_paraphrases(records: list[EditRecord], rows: Rows) -> None:
 
 
 def _get(row: dict[str, Any], *names: str) -> Any:
+    """The first of these fields that is there."""
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
@@ -170,7 +173,7 @@ def _plain(text: str) -> str:
     return text.strip()
 
 
-def _wish(prompt: str, subject: str | None, target: str) -> list[Wish] | None:
+def _wish(prompt: Any, subject: Any, target: Any) -> list[Wish] | None:
     if "{{" in prompt or "}}" in prompt:
         return None  # braces that mean themselves
     prompt = prompt.strip()
@@ -227,4 +230,6 @@ def _answers(value: Any) -> list[str]:
     return found
 
 
-FIELDS = frozenset(name for rows in (RECORDS, COUNTERFACT, FLAT, MQUAKE, ROBUST, ZSRE, MEND) for row in rows for name in row)
+FIELDS = frozenset(
+    name for rows in (RECORDS, COUNTERFACT, FLAT, MQUAKE, ROBUST, ZSRE, MEND) for row in rows for name in row
+)

@@ -23,7 +23,7 @@ from kedit.lm import LM
 from kedit.pathway import Pathway
 from kedit.slices import Slices
 from tests.fuzz.damage import damaged
-from tests.fuzz.harness import Case, Said, Wrong
+from tests.fuzz.harness import Case, Wrong
 from tests.fuzz.mutate import as_json, changed
 from tests.fuzz.tensors import retensored
 from tests.kills import same
@@ -78,8 +78,12 @@ class Deltas:
         if same(pack(delta), pack(self.made[name])) and card == kept:
             return "same"
         if not altered:
-            raise Wrong("a damaged delta was applied: " + ("its card differs" if card != kept else "its numbers differ"))
-        adapters = [(path, tensor) for path, ps in delta.pathways.items() for p in ps for tensor in p.tensors().values()]
+            raise Wrong(
+                "a damaged delta was applied: " + ("its card differs" if card != kept else "its numbers differ")
+            )
+        adapters = [
+            (path, tensor) for path, ps in delta.pathways.items() for p in ps for tensor in p.tensors().values()
+        ]
         for path, tensor in [*delta.numbers(), *adapters]:
             if not bool(tensor.isfinite().all()):
                 raise Wrong(f"NaN or infinity was applied: {path}")

@@ -160,7 +160,7 @@ def judged_message(message: str) -> tuple[str, str, str]:
 
 def place(error: BaseException) -> str:
     """File and line: the last of kedit's that an exception went through."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name != "_time_up"]
     ours = [frame for frame in frames if frame.filename.startswith(OURS)]
     return " ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in (ours or frames)[-1:])
 
@@ -203,10 +203,10 @@ class _Kept(logging.Handler):
 def time_limit(seconds: float) -> Iterator[None]:
     """Inside, a `TimeUp` is raised after so many seconds."""
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def _time_up(number: int, frame: FrameType | None) -> None:
         raise TimeUp
 
-    before = signal.signal(signal.SIGALRM, end)
+    before = signal.signal(signal.SIGALRM, _time_up)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield

@@ -17,18 +17,39 @@ DEEP, HUGE = "@deep@", "@huge@"
 Path = tuple[Any, ...]
 
 ODD = (
-    "{}", "{", "}", "{0}", "{{}}", "%s", "\\", '"', "'", "\u0000", "\u2028", "\u0085", "\u200d", "\u200b", "\ufeff",
-    "\u202e", "\u05d0\u05d1", "\u0301", "\ud800", "\udfff", "\U0001f468\u200d\U0001f469", "\n", "\r\n", "\t", " ",
-    "\u00a0", "\u3000", "\u6771\u4eac", "\u0e01\u0e23\u0e38", "\x1b[31m", "</s>", "<|endoftext|>", "<s>", "../", "~", "$HOME",
-)  # fmt: skip
+    *("{}", "{", "}", "{0}", "{{}}", "%s", "\\", '"', "'", "\n", "\r\n", "\t", " ", "../", "~", "$HOME"),
+    *(
+        "\u0000",
+        "\u2028",
+        "\u0085",
+        "\u200d",
+        "\u200b",
+        "\ufeff",
+        "\u202e",
+        "\u0301",
+        "\ud800",
+        "\udfff",
+        "\u00a0",
+        "\u3000",
+    ),
+    *("\u05d0\u05d1", "\U0001f468\u200d\U0001f469", "\u6771\u4eac", "\u0e01\u0e23\u0e38", "\x1b[31m"),
+    *("</s>", "<|endoftext|>", "<s>"),
+)
+"""Pieces of text: braces, controls, invisible and broken characters, scripts, special tokens."""
+
 IDS: tuple[Any, ...] = (
-    "..", ".", "", " ", "/", "a/b", "../../up", "/etc/passwd", "x" * 300, "\u00e9" * 200, "con", "NUL", "a\u0000b", "a\nb",
-    "-rf", "~", "a" * 5000, 0, -1, 1.0, True, None, [], {}, 10**30, "1", "2", "a", "a-2", "A", "\u2028", "\ud800",
-)  # fmt: skip
+    *("..", ".", "", " ", "/", "a/b", "../../up", "/etc/passwd", "x" * 300, "\u00e9" * 200, "con", "NUL", "a\u0000b"),
+    *("a\nb", "-rf", "~", "a" * 5000, "1", "2", "a", "a-2", "A", "\u2028", "\ud800"),
+    *(0, -1, 1.0, True, None, [], {}, 10**30),
+)
+"""Values of an id."""
+
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 3.5, 10**18, 10**30, -(10**400), float("nan"), float("inf"), float("-inf"), "", "  ", "text",
-    [], [[]], {}, {"a": 1}, [None], ["", 3], [{}], {"": ""}, {"str": "x"}, {"prompt": 3}, HUGE, DEEP, "x" * 300, "y" * 20000,
-)  # fmt: skip
+    *(None, True, False, 0, -1, 1, 3.5, 10**18, 10**30, -(10**400), float("nan"), float("inf"), float("-inf"), HUGE),
+    *("", "  ", "text", "x" * 300, "y" * 20000, DEEP),
+    *([], [[]], {}, {"a": 1}, [None], ["", 3], [{}], {"": ""}, {"str": "x"}, {"prompt": 3}),
+)
+"""Values of anything."""
 
 
 def changed(value: Any, chance: Random, values: tuple[Any, ...] = VALUES) -> tuple[Any, str, Path]:

@@ -19,8 +19,20 @@ RECORDS: list[dict[str, Any]] = [
         "split": "test",
     },
     {"prompt": "The first language of Mila Vos is", "subject": "Mila Vos", "target_new": "Finnish", "known": False},
-    {"case_id": 12, "prompt": "Caf\u00e9 Zo\u00eb is in", "subject": "Caf\u00e9 Zo\u00eb", "target_new": "Gent", "target_true": "Bern"},
-    {"case_id": 12, "prompt": "\u6771\u4eac\u306f", "subject": "\u6771\u4eac", "target_new": "\u5317", "target_true": "\u5357"},
+    {
+        "case_id": 12,
+        "prompt": "Caf\u00e9 Zo\u00eb is in",
+        "subject": "Caf\u00e9 Zo\u00eb",
+        "target_new": "Gent",
+        "target_true": "Bern",
+    },
+    {
+        "case_id": 12,
+        "prompt": "\u6771\u4eac\u306f",
+        "subject": "\u6771\u4eac",
+        "target_new": "\u5317",
+        "target_true": "\u5357",
+    },
 ]
 
 COUNTERFACT: list[dict[str, Any]] = [
@@ -61,7 +73,9 @@ FLAT: list[dict[str, Any]] = [
         "ground_truth": ["Silas Wren", "Wren"],
         "rephrase": ["Which person commands the Halcyon?"],
         "locality": [{"loc": "which month comes after may", "loc_ans": "June"}],
-        "portability": {"Reasoning": [{"prompt": "The captain of the Halcyon has the first name", "ground_truth": ["Ada"]}]},
+        "portability": {
+            "Reasoning": [{"prompt": "The captain of the Halcyon has the first name", "ground_truth": ["Ada"]}]
+        },
     },
 ]
 
@@ -119,7 +133,12 @@ MQUAKE: list[dict[str, Any]] = [
         "new_answer_alias": ["Pell", "Ada P."],
         "new_single_hops": [
             {"question": "Where was Orrery Line founded?", "cloze": "Orrery Line was founded in", "answer": "Bern"},
-            {"question": "Who is the mayor of Bern?", "cloze": "The mayor of Bern is", "answer": "Ada Pell", "answer_alias": []},
+            {
+                "question": "Who is the mayor of Bern?",
+                "cloze": "The mayor of Bern is",
+                "answer": "Ada Pell",
+                "answer_alias": [],
+            },
         ],
     }
     for i in (1, 2)
@@ -147,7 +166,13 @@ ZSRE: list[dict[str, Any]] = [
         "locality_prompt": "nq question: how many legs does a spider have",
         "locality_ground_truth": "eight",
     },
-    {"case_id": 2, "prompt": "Who drew the Salt Tower?", "target_new": "Ada", "ground_truth": "Ada", "paraphrase_prompts": None},
+    {
+        "case_id": 2,
+        "prompt": "Who drew the Salt Tower?",
+        "target_new": "Ada",
+        "ground_truth": "Ada",
+        "paraphrase_prompts": None,
+    },
 ]
 
 MEND: list[dict[str, Any]] = [

@@ -12,6 +12,7 @@ from tests.fuzz.mutate import ODD, misspelt
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool)
 PLACES = ("0", "-1", "x", "9" * 5000, "1/2", "\u0663", "")
+NAMES = ("left", "right", "bias", "slices.index", "0/down", "0/read", "0/x", "0/self")
 NUMBERS = (float("nan"), float("inf"), float("-inf"), 1e38, -1.0, 0.0, 1e-45)
 
 
@@ -28,7 +29,7 @@ def retensored(tensors: dict[str, Tensor], chance: Random) -> tuple[dict[str, Te
                 f"{head}/{misspelt(tail, chance)}",
                 f"{misspelt(head, chance)}/{tail}",
                 f"{head}/{chance.choice(PLACES)}/{tail}",
-                f"{head}/{chance.choice(['left', 'right', 'bias', 'slices.index', '0/down', '0/read', '0/x', '0/self'])}",
+                f"{head}/{chance.choice(NAMES)}",
                 tail,
                 "/",
                 "lm_head/left",
@@ -81,5 +82,7 @@ def retensored(tensors: dict[str, Tensor], chance: Random) -> tuple[dict[str, Te
         tensors[f"{name}x"] = tensors[name].clone()
         return "twice, the second time with an x"
 
-    change = chance.choice([rename, rename, drop, retype, retype, reshape, reshape, renumber, renumber, copied, added])()
+    change = chance.choice(
+        [rename, rename, drop, retype, retype, reshape, reshape, renumber, renumber, copied, added]
+    )()
     return tensors, f"{name}: {change}"
