@@ -183,12 +183,18 @@ def _run(file: Path, runs: bool, odd: bool, said: Said) -> str:
 
 
 def _renumbered(config: Any, chance: Random, values: tuple[Any, ...]) -> tuple[Any, str, tuple[Any, ...]]:
-    """The same with another value for one number, or for what may be one."""
+    """The same with another value for one option: for a number often one that may be allowed, for any other nothing."""
     config = copy.deepcopy(config)
-    leaves = [
-        path for path in paths(config) if isinstance(at(config, path), int | float) and at(config, path) is not True
-    ]
-    path, value = chance.choice(leaves), chance.choice(values)
+    leaves = [path for path in paths(config) if not isinstance(at(config, path), dict | list)]
+    numbers = [path for path in leaves if type(at(config, path)) in (int, float)]
+    path = chance.choice(numbers if chance.random() < 0.7 else leaves)
+    old = at(config, path)
+    if type(old) in (int, float) and chance.random() < 0.5:
+        value = chance.choice([2 * old, old / 2, old // 2, old + 1, -old, float(old), 0, 1])
+    elif isinstance(old, bool):
+        value = not old
+    else:
+        value = chance.choice(values if path in numbers else (None, None, 0, "text", []))
     at(config, path[:-1])[path[-1]] = value
     return config, f"{'.'.join(map(str, path))}: becomes {value!r}", path
 

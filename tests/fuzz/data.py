@@ -9,12 +9,17 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from kedit.cli import main
 from kedit.data import read_counterfact, read_mquake, read_records, read_robust, read_zsre
 from kedit.requests import EditRecord
 from tests.fuzz.damage import damaged
 from tests.fuzz.harness import Case, Said, Wrong
 from tests.fuzz.mutate import as_json, changed
 from tests.fuzz.seeds import COUNTERFACT, FLAT, MEND, MQUAKE, RECORDS, ROBUST, ZSRE
+from tests.quick import QUICK_ROME, option_words
+from tests.tiny import save_tiny
+
+RUNS = 0.04  # share of the cases whose records are edited, where they are accepted
 
 Rows = list[dict[str, Any]]
 Wish = tuple[str, str]
@@ -27,12 +32,14 @@ class Form:
 
     Args:
         read: Its reader.
+        data: Its data module, by the name that the command knows.
         rows: Records in it.
         wishes: What an object of the file asks for, read independently of kedit; None where that is open.
         listed: Whether there is a paraphrase probe for every paraphrase.
     """
 
     read: Callable[[Path], list[EditRecord]]
+    data: str
     rows: Rows
     wishes: Callable[[dict[str, Any]], list[Wish] | None]
     listed: bool = False
@@ -41,17 +48,18 @@ class Form:
 class DataFiles:
     """Small files of every form, changed as values, as text and as bytes."""
 
-    name, seconds = "data", 20.0
+    name, seconds = "data", 60.0
 
     def __init__(self, folder: Path) -> None:
+        self.model = str(save_tiny(folder / "model", "llama", n_layers=2, d_model=16, d_ff=40, context=128))
         self.forms = {
-            "records": Form(read_records, RECORDS, _flat, True),
-            "counterfact": Form(read_counterfact, COUNTERFACT, _official, True),
-            "flat": Form(read_counterfact, FLAT, _flat, True),
-            "robust": Form(read_robust, ROBUST, _flat),
-            "mquake": Form(read_mquake, MQUAKE, _cases),
-            "zsre": Form(read_zsre, ZSRE, _zsre),
-            "mend": Form(read_zsre, MEND, _mend),
+            "records": Form(read_records, "Records", RECORDS, _flat, True),
+            "counterfact": Form(read_counterfact, "CounterFact", COUNTERFACT, _official, True),
+            "flat": Form(read_counterfact, "CounterFact", FLAT, _flat, True),
+            "robust": Form(read_robust, "RobustQueries", ROBUST, _flat),
+            "mquake": Form(read_mquake, "MQuAKE", MQUAKE, _cases),
+            "zsre": Form(read_zsre, "ZsRE", ZSRE, _zsre),
+            "mend": Form(read_zsre, "ZsRE", MEND, _mend),
         }
 
     def case(self, chance: Random, folder: Path) -> Case:
@@ -81,12 +89,13 @@ class DataFiles:
         )
         path = folder / f"{name}.{ending}"
         path.write_bytes(data)
-        change = f"{name}: {'; '.join(changes)}"
-        return Case(change, lambda said: _run(form, path, misspelt, said))
+        model = self.model if chance.random() < RUNS else None
+        change = f"{name}{', run' if model else ''}: {'; '.join(changes)}"
+        return Case(change, lambda said: _run(form, path, misspelt, said, model))
 
 
-def _run(form: Form, path: Path, misspelt: set[str], said: Said) -> str:
-    """Reads the file, and holds the records against it."""
+def _run(form: Form, path: Path, misspelt: set[str], said: Said, model: str | None = None) -> str:
+    """Reads the file, and holds the records against it; with a model, edits them too."""
     records = form.read(path)
     objects = _objects(path)
     try:
@@ -111,7 +120,35 @@ def _run(form: Form, path: Path, misspelt: set[str], said: Said) -> str:
     for name in misspelt & {name for row in objects for name in row}:
         if name not in metas and repr(name)[1:-1] not in said.text and name not in said.text:
             raise Wrong(f"a field read past in silence: {name!r}")
+    if model is not None:
+        _edit(form, path, model, records)
+        return "edited"
     return "read"
+
+
+def _edit(form: Form, path: Path, model: str, records: list[EditRecord]) -> None:
+    """Edits the records one by one: each has a row, and what is written is in folders of the run."""
+    run = path.parent / "run"
+    options = QUICK_ROME | {
+        "model.lm.name": model,
+        "model.layer": 0,
+        "model.v_num_grad_steps": 2,
+        "data": form.data,
+        "data.path": path,
+        "results.resamples": 50,
+        "run.root": path.parent,
+        "run.name": run.name,
+        "trainer.accelerator": "cpu",
+    }
+    main(["fit", *option_words(options)])
+    rows = [json.loads(line) for line in (run / "results.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    if sorted(row["case_id"] for row in rows) != sorted(record.request.case_id for record in records):
+        raise Wrong(f"rows of other records: {[row['case_id'] for row in rows]}")
+    if {entry.name for entry in path.parent.iterdir()} != {run.name, path.name}:
+        raise Wrong("it wrote outside of its folder")
+    deltas = [file.relative_to(run).parts for file in run.rglob("delta.safetensors")]
+    if len(deltas) != sum(row["status"] == "edited" for row in rows) or {len(parts) for parts in deltas} - {3}:
+        raise Wrong(f"deltas of other records: {deltas}")
 
 
 def _objects(path: Path) -> Rows:
