@@ -36,6 +36,7 @@ def retensored(tensors: dict[str, Tensor], chance: Random) -> tuple[dict[str, Te
                 chance.choice(ODD),
             ]
         )
+        new = new.encode("utf-8", "replace").decode()  # safetensors has no other names
         tensors[new] = tensors.pop(name)
         return f"renamed to {new[:60]!r}"
 
