@@ -152,16 +152,20 @@ def _edit(form: Form, path: Path, model: str, records: list[EditRecord]) -> None
 
 
 def _objects(path: Path) -> Rows:
-    """What the file holds; read by the rules of JSON alone."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        lines = path.suffix == ".jsonl"
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()] if lines else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Wrong(f"accepted what is no JSON: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise Wrong("accepted what is no list of objects")
-    return rows
+    """What the file holds; read by the rules of JSON alone, to which a carriage return is white space."""
+    lines, error = path.suffix == ".jsonl", None
+    for end in ("", None):  # as they are; any of them as a line's end
+        try:
+            with path.open(encoding="utf-8-sig", newline=end) as file:
+                text = file.read()
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()] if lines else json.loads(text)
+        except (ValueError, RecursionError) as caught:
+            error = caught
+            continue
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise Wrong("accepted what is no list of objects")
+        return rows
+    raise Wrong(f"accepted what is no JSON: {error}") from error
 
 
 def _check(record: EditRecord) -> None:

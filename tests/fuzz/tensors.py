@@ -68,7 +68,7 @@ def retensored(tensors: dict[str, Tensor], chance: Random) -> tuple[dict[str, Te
     def renumber() -> str:
         tensor, number = tensors[name].clone(), chance.choice(NUMBERS)
         if not tensor.is_floating_point():
-            number = chance.choice([-1, 0, 1, 2**40, 2**62])
+            number = chance.choice([-1, 0, 1, 2**24, torch.iinfo(tensor.dtype).max])
         if tensor.numel():
             tensor.view(-1)[chance.randrange(tensor.numel())] = number
         tensors[name] = tensor
