@@ -167,7 +167,7 @@ def _same_suffixes(lm: LM, pairs: list[tuple[Tensor, Tensor, Row]]) -> list[bool
 
 
 def _equal(found: Tensor, wanted: Tensor, lm: LM) -> bool:
-    """Equal but for rounding: half of the digits of the coarsest dtype agree, of what varies and (all of them) of its offset."""
+    """Equal but for rounding: half of the digits of the coarsest dtype agree, all of them of a common offset."""
     if found.shape != wanted.shape:
         return False
     dtypes = {parameter.dtype for parameter in lm.model.parameters()}
