@@ -208,6 +208,8 @@ def some(names: Iterable[object], most: int = 5) -> str:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
+    if path.is_dir():
+        raise KeditError(f"{path} is a folder, and results are kept in a file of that name; move it away")
     if path.exists():
         with path.open("rb") as file:
             yield from file

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from jsonargparse import Namespace
 
@@ -39,26 +37,6 @@ def placed(model: Namespace) -> Iterator[None]:
         if editor is None or option is None or option[1] not in editor.init_args:
             raise
         raise KeditError(message.replace("model.", "model.editor.", 1)) from error
-
-
-def check_groups(config: Namespace) -> None:
-    """A plain value where a group of options belongs (`lm: gpt2`), which the parser lets pass."""
-    more = ("robustness", "texts", "similarity", "importance", "latent")
-    options = ("trainer", "run", "metrics", "results", "progress", "checkpoint", *more)
-    groups = {name: config[name] for name in options}
-    parts = {"model": config.model, "data": config.data}
-    if config.model.init_args.get("editor") is not None:
-        parts["model.init_args.editor"] = config.model.init_args.editor
-    for part, chosen in parts.items():
-        module, _, cls = str(chosen.class_path).rpartition(".")
-        bases = [c for c in getattr(importlib.import_module(module), cls).__mro__ if c.__module__.startswith("kedit.")]
-        hints = {name: hint for base in bases for name, hint in get_type_hints(base.__init__).items()}
-        args = chosen.init_args
-        names = [name for name, hint in hints.items() if is_dataclass(hint) and name in args]
-        groups |= {f"{part}.{name}": args[name] for name in names}
-    for option, value in groups.items():
-        if not isinstance(value, Namespace):
-            raise KeditError(f"{option}: wants options of its own below it, not {shown(value)}")
 
 
 def check_options(config: Namespace) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jsonargparse import Namespace
@@ -36,7 +37,6 @@ from kedit.callbacks import (
 from kedit.claim import Claim, begun, numbered
 from kedit.cli.checks import (
     check_checkpoint,
-    check_groups,
     check_options,
     check_precision,
     check_root,
@@ -45,6 +45,7 @@ from kedit.cli.checks import (
     placed,
     run_name,
 )
+from kedit.cli.groups import check_groups
 from kedit.cli.layers import begin_anew, class_first
 from kedit.cli.messages import Interrupted
 from kedit.cli.quiet import quiet_lightning
@@ -73,6 +74,23 @@ class RunConfig:
     resume: bool = False
 
 
+CALLBACKS: Mapping[str, type] = MappingProxyType(
+    {
+        "metrics": EditMetrics,
+        "results": ResultsWriter,
+        "progress": EditProgress,
+        "checkpoint": EditCheckpoint,
+        "robustness": Robustness,  # reads what ResultsWriter wrote
+        "texts": Texts,  # these too
+        "similarity": WhitenedSimilarity,
+        "importance": PathImportance,
+        "latent": LatentFigures,
+        "table": ResultTable,
+    }
+)
+"""kedit's own callbacks, in the order in which they are called, by their options."""
+
+
 class KeditCLI(LightningCLI):
     """LightningCLI for one subcommand, `fit`.
 
@@ -93,22 +111,14 @@ class KeditCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """kedit's own callbacks are always there, and are configured at the top level."""
         parser.add_class_arguments(RunConfig, "run")
-        parser.add_lightning_class_args(EditMetrics, "metrics")
-        parser.add_lightning_class_args(ResultsWriter, "results")
-        parser.add_lightning_class_args(EditProgress, "progress")
-        parser.add_lightning_class_args(EditCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(Robustness, "robustness")  # reads what ResultsWriter wrote
-        parser.add_lightning_class_args(Texts, "texts")  # these too
-        parser.add_lightning_class_args(WhitenedSimilarity, "similarity")
-        parser.add_lightning_class_args(PathImportance, "importance")
-        parser.add_lightning_class_args(LatentFigures, "latent")
-        parser.add_lightning_class_args(ResultTable, "table")
+        for name, cls in CALLBACKS.items():
+            parser.add_lightning_class_args(cls, name)
         begin_anew(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses what `fit` was given, wherever that came from."""
         self.config = parser.parse_args(args)
-        check_groups(self.config["fit"])
+        check_groups(self.config["fit"], {"run": RunConfig, **CALLBACKS})
         check_options(self.config["fit"])
         check_precision(self.config["fit"])
 

@@ -31,7 +31,7 @@ from kedit.methods.committed import Committed, Outcomes, as_entry, outcomes_of
 from kedit.methods.course import Course
 from kedit.methods.holder import ModelHolder
 from kedit.methods.phases import Edit, Phase
-from kedit.methods.restoring import read_state, taking_back
+from kedit.methods.restoring import check_loops, read_state, taking_back
 from kedit.requests import EditRecord
 from kedit.tokens import TooLong
 
@@ -280,6 +280,7 @@ class EditingModule(ModelHolder, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the checkpoint is of this run's model and method."""
         self._restored = read_state(self._identity(), self._checkpoint, len(self._data.batches))
+        check_loops(self._checkpoint, checkpoint["loops"].get("fit_loop"), self.trainer.fit_loop.state_dict())
 
     @property
     def _checkpoint(self) -> Path:

@@ -14,6 +14,7 @@ from kedit.contexts import ContextConfig, context_templates
 from kedit.errors import KeditError, at_least
 from kedit.lm import LMConfig
 from kedit.methods.base import EditingModule, Regime
+from kedit.prompts import slots
 from kedit.requests import EditRecord
 from kedit.stats import StatsConfig
 from kedit.tokens import encode_subject, surely_fits
@@ -125,7 +126,10 @@ class LocateThenEdit(EditingModule):
 
     def load_method_state(self, state: dict[str, Any]) -> None:
         """Takes the contexts back."""
-        self.contexts = list(state["contexts"])
+        contexts = state.get("contexts")
+        if not isinstance(contexts, list) or not all(isinstance(c, str) and slots(c) == 1 for c in contexts):
+            raise KeditError("this checkpoint is damaged: its contexts are no list of texts with one {} each")
+        self.contexts = contexts
 
     def describe(self) -> dict[str, Any]:
         """Provenance: every hyperparameter of v* that was used, defaults filled in."""

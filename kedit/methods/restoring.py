@@ -9,7 +9,7 @@ from typing import Any
 
 from kedit import checksum
 from kedit.checkpointfile import check_entry, read_checkpoint
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.journal import Journal, read_journal
 
 
@@ -58,3 +58,24 @@ def taking_back(path: Path) -> Iterator[None]:
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         why = f"{type(error).__name__}: {checksum.first_line(error)}"
         raise KeditError(f"{path} is damaged: the method's state in it is of no use ({why[:200]})") from error
+
+
+def check_loops(path: Path, found: Any, wanted: Any, where: str = "loops.fit_loop") -> None:
+    """Whether Lightning's own counts in a checkpoint have the form in which it will read them.
+
+    Args:
+        path: The checkpoint.
+        found: Its counts.
+        wanted: Those of a new trainer.
+        where: What messages call them.
+
+    Raises:
+        KeditError: They have another one.
+    """
+    if isinstance(wanted, Mapping):
+        if not isinstance(found, Mapping) or set(found) != set(wanted):
+            raise KeditError(f"{path} is damaged, or of another version of Lightning: {where} has other keys than here")
+        for key, value in wanted.items():
+            check_loops(path, found[key], value, f"{where}.{key}")
+    elif type(found) is not type(wanted) or (isinstance(found, int) and found < 0):
+        raise KeditError(f"{path} is damaged, or of another version of Lightning: {where} is {shown(found, 40)}")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kedit import checksum
 from kedit.arch import check_layers, weight
-from kedit.errors import KeditError
+from kedit.errors import KeditError, shown
 from kedit.lm import LM
 from kedit.modes import as_umask
 from kedit.stats.covariance import RIDGE, Covariance
@@ -79,7 +79,24 @@ def read(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tens
             raise KeditError(f"{path} is damaged (its checksum is wrong); delete it, it will be made again")
     else:
         log.warning("%s was made by an older kedit and holds no checksum: its numbers are not checked", path)
+    if not sound_convergence(card.get("convergence", [])):
+        raise KeditError(f"{path} is damaged (its convergence); delete it, it will be made again")
     return tensors, card
+
+
+def sound_convergence(found: Any) -> bool:
+    """Whether it is what `collect` measures of a layer: figures by name, or such lists of several layers."""
+    if not isinstance(found, list):
+        return False
+    if all(isinstance(mark, list) for mark in found):
+        return all(sound_convergence(marks) for marks in found)
+    return all(
+        isinstance(mark, dict)
+        and isinstance(mark.get("tokens"), int | float)
+        and all(value is None or isinstance(value, int | float) for value in mark.values())
+        and ("unseen" not in mark or isinstance(mark.get("change"), int | float))
+        for mark in found
+    )
 
 
 def _sum(card: str, tensors: Mapping[str, Tensor]) -> str:
@@ -99,12 +116,17 @@ def check(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> No
         )
     names = [name for name in wanted if name != "model" and found.get(name) != wanted[name]]
     if names:
-        differs = ", ".join(f"{name} {found.get(name)} instead of {wanted[name]}" for name in names)
+        differs = ", ".join(f"{name} {_word(found.get(name))} instead of {_word(wanted[name])}" for name in names)
         raise KeditError(f"{path} is not what is wanted: {differs}. Delete it or give the right file")
 
 
 def _model(key: Mapping[str, Any]) -> str:
-    return f"{key.get('model', 'an unknown model')} (weights {key.get('fingerprint', 'unknown')})"
+    model, weights = key.get("model"), key.get("fingerprint")
+    return f"{_word(model, 'an unknown model')} (weights {_word(weights, 'unknown')})"
+
+
+def _word(value: Any, otherwise: str = "None") -> str:
+    return otherwise if value is None else value if isinstance(value, str) and len(value) <= 80 else shown(value)
 
 
 def folder(cache: Path, lm: LM) -> Path:

@@ -1,0 +1,76 @@
+"""Whether a parsed configuration has groups of options and values where the classes that take them expect these.
+
+The option parser lets a plain value pass where a group belongs (`lm: gpt2`), and a null for any option of a class.
+"""
+
+from __future__ import annotations
+
+import importlib
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import Namespace
+
+from kedit.errors import KeditError, shown
+
+
+def check_groups(config: Namespace, classes: Mapping[str, type]) -> None:
+    """Refuses what no class could take.
+
+    Args:
+        config: What `kedit fit` parsed.
+        classes: Of the groups at the top, what each configures.
+
+    Raises:
+        KeditError: Names the option.
+    """
+    for name, cls in classes.items():
+        if name in config:  # one without options is not there
+            _check(name, config[name], _hints(cls))
+    for name, chosen in (("trainer", config.trainer), ("model", config.model), ("data", config.data)):
+        if not isinstance(chosen, Namespace):
+            raise _no_group(name, chosen)
+    for name, chosen in _chosen(config):
+        _check(name, chosen.init_args, _hints(_class(chosen)))
+
+
+def _chosen(config: Namespace) -> Iterator[tuple[str, Namespace]]:
+    """The classes that the user chose, by the option that messages name."""
+    yield "model", config.model
+    yield "data", config.data
+    if config.model.init_args.get("editor") is not None:
+        yield "model.editor", config.model.init_args.editor
+
+
+def _check(where: str, values: Any, hints: Mapping[str, Any]) -> None:
+    if not isinstance(values, Namespace):
+        raise _no_group(where, values)
+    for name, value in vars(values).items():
+        hint = hints.get(name)
+        if is_dataclass(hint):
+            _check(f"{where}.{name}", value, _hints(hint))
+        elif value is None and hint is not None and not _takes_null(hint):
+            raise KeditError(f"{where}.{name}: null is no value of it; leave it out for the default")
+
+
+def _takes_null(hint: Any) -> bool:
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_takes_null(part) for part in get_args(hint))
+    return hint in (None, type(None), Any)
+
+
+def _class(chosen: Namespace) -> type:
+    module, _, name = str(chosen.class_path).rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    """The types of a class's options, those that it hands on to its bases included."""
+    bases = [base for base in cls.__mro__ if base.__module__.startswith("kedit.")]
+    return {name: hint for base in reversed(bases) for name, hint in get_type_hints(base.__init__).items()}
+
+
+def _no_group(option: str, value: Any) -> KeditError:
+    return KeditError(f"{option}: wants options of its own below it, not {shown(value)}")
