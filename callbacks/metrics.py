@@ -15,9 +15,10 @@ from kedit.bars import stage
 from kedit.batch import EditBatch, Outcome
 from kedit.callbacks.base import EditCallback, editing
 from kedit.delta import Delta, edited
-from kedit.errors import KeditError
-from kedit.evaluate import EvalConfig, ProbeScore, check_kinds, check_probes, score_records
+from kedit.errors import KeditError, shown
+from kedit.evaluate import EvalConfig, ProbeScore, check_probes, score_records
 from kedit.lanes import LaneBank
+from kedit.queries import KINDS, REPLACED
 from kedit.requests import EditRecord
 from kedit.results import edits_of
 from kedit.summary import result_row
@@ -36,6 +37,10 @@ MEASURED: Mapping[str, str] = MappingProxyType(
         "editor": "after its own edit, without what the method adds to its editor",
     }
 )
+
+
+OF_KEDIT = ("rewrite", "paraphrase", "neighborhood", "portability", "single_hop", "rewording", REPLACED, *KINDS)
+"""Kinds of probe that data of kedit's own can have; not all have each."""
 
 
 class EditMetrics(EditCallback):
@@ -215,3 +220,21 @@ def edit_row(
         request={key: value for key, value in request.items() if key != "case_id"},
         edit=info,
     )
+
+
+def check_kinds(config: EvalConfig, records: Sequence[EditRecord]) -> None:
+    """Whether the kinds of probe to be generated exist: in the data, or in other data that kedit reads.
+
+    Args:
+        config: How probes are scored.
+        records: All records of the data, whichever are edited.
+
+    Raises:
+        KeditError: One does not; names those of the data.
+    """
+    present = {probe.kind for record in records for probe in record.probes}
+    if unknown := [kind for kind in config.generate if kind not in present | set(OF_KEDIT)]:
+        raise KeditError(
+            f"metrics.scoring.generate: there is no kind of probe {shown(unknown[0], 40)}; "
+            f"the data has {', '.join(sorted(present)) or 'none'}"
+        )

@@ -17,7 +17,6 @@ from kedit.forward import check_lanes
 from kedit.generate import greedy, prompt_ids
 from kedit.matching import begins_with, contains
 from kedit.prompts import joined
-from kedit.queries import KINDS, REPLACED
 from kedit.requests import EditRecord, Probe
 from kedit.tokens import encode, surely_fits
 
@@ -27,10 +26,6 @@ if TYPE_CHECKING:
 
 PORTABILITY = "portability"
 """The kind of probe whose free answer is searched for the new one (`port_em`)."""
-
-
-OF_KEDIT = ("rewrite", "paraphrase", "neighborhood", "portability", "single_hop", "rewording", REPLACED, *KINDS)
-"""Kinds of probe that data of kedit's own can have; not all have each."""
 
 
 @dataclass
@@ -55,24 +50,6 @@ class EvalConfig:
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "max_new_tokens"):
             at_least(f"metrics.scoring.{name}", getattr(self, name), 1)
-
-
-def check_kinds(config: EvalConfig, records: Sequence[EditRecord]) -> None:
-    """Whether the kinds of probe to be generated exist: in the data, or in other data that kedit reads.
-
-    Args:
-        config: How probes are scored.
-        records: All records of the data, whichever are edited.
-
-    Raises:
-        KeditError: One does not; names those of the data.
-    """
-    present = {probe.kind for record in records for probe in record.probes}
-    if unknown := [kind for kind in config.generate if kind not in present | set(OF_KEDIT)]:
-        raise KeditError(
-            f"metrics.scoring.generate: there is no kind of probe {shown(unknown[0], 40)}; "
-            f"the data has {', '.join(sorted(present)) or 'none'}"
-        )
 
 
 @dataclass(frozen=True)

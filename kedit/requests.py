@@ -6,7 +6,10 @@ here, once, so that a bad record is named before any model is loaded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from kedit.errors import KeditError, shown
@@ -169,3 +172,14 @@ def with_joiner(record: EditRecord, joiner: Joiner) -> EditRecord:
     """The record with another choice of what stands between its prompts and their answers."""
     probes = tuple(replace(probe, joiner=joiner) for probe in record.probes)
     return replace(record, request=replace(record.request, joiner=joiner), probes=probes)
+
+
+def fingerprint_of(records: Sequence[EditRecord]) -> str:
+    """16 hex digits that stand for records with their probes, in order; usual joiners and no variants do not count."""
+    rows = [asdict(record) for record in records]
+    rows = [{key: value for key, value in row.items() if key != "variants" or value} for row in rows]
+    for part in (part for row in rows for part in (row["request"], *row["probes"])):
+        if part["joiner"] == "auto":
+            del part["joiner"]
+    text = json.dumps(rows, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

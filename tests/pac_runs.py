@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from kedit.batch import EditBatch
-from kedit.cli.fit import TRAINER_DEFAULTS
+from kedit.cli.parts import TRAINER_DEFAULTS
 from kedit.delta import Delta
 from kedit.deltafile import load_delta
 from kedit.lm import LM

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from kedit.anchors import Reference
 from kedit.batch import EditBatch
-from kedit.cli.fit import TRAINER_DEFAULTS
+from kedit.cli.parts import TRAINER_DEFAULTS
 from kedit.data import EditData
 from kedit.lm import LM
 from kedit.methods.base import EditingModule

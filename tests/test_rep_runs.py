@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 from kedit.batch import EditBatch
 from kedit.callbacks import EditCheckpoint
 from kedit.cli import main
-from kedit.cli.fit import TRAINER_DEFAULTS
+from kedit.cli.parts import TRAINER_DEFAULTS
 from kedit.delta import Delta
 from kedit.deltafile import load_delta
 from kedit.keys import mean_keys

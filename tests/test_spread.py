@@ -13,7 +13,7 @@ from torch import Tensor
 from kedit.arch import weight
 from kedit.batch import EditBatch
 from kedit.callbacks import EditCallback, EditCheckpoint
-from kedit.cli.fit import TRAINER_DEFAULTS
+from kedit.cli.parts import TRAINER_DEFAULTS
 from kedit.contexts import ContextConfig
 from kedit.data import EditData
 from kedit.delta import Delta, edited

@@ -7,9 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from jsonargparse import Namespace
@@ -21,19 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from kedit import launched
-from kedit.callbacks import (
-    EditCheckpoint,
-    EditMetrics,
-    EditProgress,
-    LatentFigures,
-    PathImportance,
-    ResultsWriter,
-    ResultTable,
-    Robustness,
-    StopAtSignal,
-    Texts,
-    WhitenedSimilarity,
-)
+from kedit.callbacks import StopAtSignal
 from kedit.claim import Claim, begun, numbered
 from kedit.cli.checks import (
     check_checkpoint,
@@ -48,6 +34,7 @@ from kedit.cli.checks import (
 from kedit.cli.groups import check_groups
 from kedit.cli.layers import begin_anew, class_first
 from kedit.cli.messages import Interrupted
+from kedit.cli.parts import CALLBACKS, TRAINER_DEFAULTS, RunConfig
 from kedit.cli.quiet import quiet_lightning
 from kedit.cli.strategy import ShardedEdits
 from kedit.data import EditData
@@ -57,38 +44,6 @@ from kedit.runfolder import CHECKPOINT, finished, make_folder, writing
 from kedit.stopping import Stopped, Stopper
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class RunConfig:
-    """Where a run is kept.
-
-    Args:
-        root: Folder of all runs.
-        name: Name of this one; null makes one of method, model, data, regime and seed.
-        resume: Go on in the newest unfinished run of that name instead of starting a new one.
-    """
-
-    root: str = "runs"
-    name: str | None = None
-    resume: bool = False
-
-
-CALLBACKS: Mapping[str, type] = MappingProxyType(
-    {
-        "metrics": EditMetrics,
-        "results": ResultsWriter,
-        "progress": EditProgress,
-        "checkpoint": EditCheckpoint,
-        "robustness": Robustness,  # reads what ResultsWriter wrote
-        "texts": Texts,  # these too
-        "similarity": WhitenedSimilarity,
-        "importance": PathImportance,
-        "latent": LatentFigures,
-        "table": ResultTable,
-    }
-)
-"""kedit's own callbacks, in the order in which they are called, by their options."""
 
 
 class KeditCLI(LightningCLI):
@@ -245,18 +200,6 @@ class SaveConfig(SaveConfigCallback):
         make_folder(folder, "run.root")
         with writing(folder / "config.yaml"):
             self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True)
-
-
-TRAINER_DEFAULTS = {
-    "devices": 1,
-    "reload_dataloaders_every_n_epochs": 1,  # every epoch has its own edit batch
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 1,
-    "max_epochs": -1,  # as many as there are edit batches
-    "enable_progress_bar": False,  # kedit's own shows edits
-    "enable_model_summary": False,
-    "use_distributed_sampler": False,
-}
 
 
 def fit(words: list[str]) -> None:

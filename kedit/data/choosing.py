@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from kedit.errors import KeditError
+from kedit.queries import REPLACED, QueryConfig
 from kedit.requests import EditRecord, Probe
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,19 @@ def marked_known(records: Sequence[EditRecord], name: str | None) -> list[EditRe
     return [record for record in records if record.meta["known"]]
 
 
+def enough_of(
+    pool: Sequence[EditRecord], need: int, choose: Callable[[list[EditRecord]], list[EditRecord]]
+) -> tuple[list[EditRecord], int]:
+    """What `choose` keeps of a pool that is put to it in portions, until there is enough; and how many were not."""
+    portion = max(need, 64)
+    kept: list[EditRecord] = []
+    for start in range(0, len(pool), portion):
+        kept += choose(list(pool[start : start + portion]))
+        if len(kept) >= need:
+            return kept, max(len(pool) - start - portion, 0)
+    return kept, 0
+
+
 def those_that_fit(
     records: Sequence[EditRecord], why_not: Mapping[str, str], name: str | None
 ) -> tuple[list[EditRecord], dict[str, tuple[EditRecord, str]]]:
@@ -96,6 +110,22 @@ def those_that_fit(
     for _, reason in unfit.values():
         log.warning("%s. It fails, and the run goes on without it", reason)
     return kept, unfit
+
+
+def check_kinds_asked(
+    records: Sequence[EditRecord], asked: Collection[str], queries: QueryConfig | None, name: str | None
+) -> None:
+    """Refuses kinds of probe that the records do not have, and will not have of `queries`.
+
+    Raises:
+        KeditError: Names them, and those that there are.
+    """
+    present = {probe.kind for record in records for probe in record.probes}
+    if queries is not None:
+        present = (present - {REPLACED}) | set(queries.kinds)
+    if missing := sorted(set(asked) - present):
+        has = ", ".join(sorted(present))
+        raise KeditError(f"data.probe_kinds: {name} has no {', '.join(missing)} probes; it has {has}")
 
 
 def chosen_probes(probes: Sequence[Probe], kinds: Collection[str] | None, most: int | None) -> tuple[Probe, ...]:

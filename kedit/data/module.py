@@ -6,8 +6,6 @@ The data sets themselves are in `sets.py`, the readers beside it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import random
 from collections import Counter
@@ -21,11 +19,20 @@ from lightning.pytorch import LightningDataModule
 from kedit import processes
 from kedit.checking import check_values
 from kedit.data.batching import Batches, EpochSteps, form_batches
-from kedit.data.choosing import READING, chosen_probes, each_by_itself, marked_known, notice, those_that_fit
+from kedit.data.choosing import (
+    READING,
+    check_kinds_asked,
+    chosen_probes,
+    each_by_itself,
+    enough_of,
+    marked_known,
+    notice,
+    those_that_fit,
+)
 from kedit.errors import KeditError, at_least
 from kedit.prompts import Joiner
-from kedit.queries import REPLACED, QueryConfig, with_variants
-from kedit.requests import EditRecord, Probe, with_joiner
+from kedit.queries import QueryConfig, with_variants
+from kedit.requests import EditRecord, Probe, fingerprint_of, with_joiner
 
 if TYPE_CHECKING:
     from kedit.lm import LM
@@ -48,9 +55,8 @@ class EditData(LightningDataModule):
             mark is SmolLM2-135M's), `false` all.
         sort_by_length: Put records whose suffix (what follows the subject, with the target) is of like length
             into the same edit batch. Cheaper with many lanes; it moves a record by at most 16 batches.
-        joiner: What stands between a prompt and its answer. `auto`: a space where one is written, nothing behind white
-            space, an opening quotation mark or bracket or a `/`, or between letters of scripts without spaces. `space`:
-            always one, but behind white space. `none`: never one.
+        joiner: What stands between a prompt and its answer: `auto`, a space where one is written (docs/data.md);
+            `space`, always one, but behind white space; `none`, never one.
         queries: Other names, scrambled names and long contexts of every request, drawn before anything is
             edited: probes of their own, and what REP trains on. None when null.
 
@@ -192,14 +198,7 @@ class EditData(LightningDataModule):
         if self.filter_known:
             pool = self._pool()
             need = len(pool) if self.limit is None else self.skip + self.limit
-            portion = max(need, 64)
-            kept: list[EditRecord] = []
-            for start in range(0, len(pool), portion):
-                asked = pool[start : start + portion]
-                kept += prepare_records(self._queried(asked))
-                self.left_out["not_asked"] = len(pool) - start - len(asked)
-                if len(kept) >= need:
-                    break
+            kept, self.left_out["not_asked"] = enough_of(pool, need, lambda part: prepare_records(self._queried(part)))
             self.left_out["not_known"] = len(pool) - self.left_out["not_asked"] - len(kept)
             self._records = self._cut(kept)
         else:
@@ -256,13 +255,7 @@ class EditData(LightningDataModule):
     @property
     def fingerprint(self) -> str:
         """16 hex digits that stand for the records to edit, with their probes, in order."""
-        rows = [dataclasses.asdict(record) for record in self.records]
-        rows = [{key: value for key, value in row.items() if key != "variants" or value} for row in rows]
-        for part in (part for row in rows for part in (row["request"], *row["probes"])):
-            if part["joiner"] == "auto":
-                del part["joiner"]
-        text = json.dumps(rows, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return fingerprint_of(self.records)
 
     def describe(self) -> dict[str, Any]:
         """What results keep of the data: its name, options, fingerprint and counts (JSON-able)."""
@@ -291,14 +284,7 @@ class EditData(LightningDataModule):
             records = marked_known(records, self.name)
             self.left_out["not_marked"] = len(self.everything) - len(records)
         if self.probe_kinds is not None or self.max_probes is not None:
-            present = {probe.kind for record in records for probe in record.probes}
-            if self.queries is not None:
-                present = (present - {REPLACED}) | set(self.queries.kinds)
-            if missing := sorted(set(self.probe_kinds or []) - present):
-                raise KeditError(
-                    f"data.probe_kinds: {self.name} has no {', '.join(missing)} probes; "
-                    f"it has {', '.join(sorted(present))}"
-                )
+            check_kinds_asked(records, self.probe_kinds or (), self.queries, self.name)
             records = [dataclasses.replace(record, probes=self._keep(record.probes)) for record in records]
         return records if self.shuffle_seed is None else self.shuffled(records, self.shuffle_seed)
 
@@ -314,12 +300,11 @@ class EditData(LightningDataModule):
 
     def _cut(self, records: list[EditRecord]) -> list[EditRecord]:
         """Applies skip and limit."""
-        stop = None if self.limit is None else self.skip + self.limit
-        chosen = records[self.skip : stop]
+        chosen = records[self.skip : None if self.limit is None else self.skip + self.limit]
         self.left_out["skip"] = min(self.skip, len(records))
         self.left_out["limit"] = len(records) - self.left_out["skip"] - len(chosen)
+        if not chosen and records:
+            raise KeditError(f"data.skip: {self.skip} passes over all {len(records)} records of {self.name}")
         if not chosen:
-            if records:
-                raise KeditError(f"data.skip: {self.skip} passes over all {len(records)} records of {self.name}")
             raise KeditError(f"data.known: {self.known} keeps no record of {self.name}; false keeps all")
         return chosen

@@ -1,0 +1,63 @@
+"""What `kedit fit` is made of besides method and data: the run's options, kedit's callbacks, the trainer's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from kedit.callbacks import (
+    EditCheckpoint,
+    EditMetrics,
+    EditProgress,
+    LatentFigures,
+    PathImportance,
+    ResultsWriter,
+    ResultTable,
+    Robustness,
+    Texts,
+    WhitenedSimilarity,
+)
+
+
+@dataclass
+class RunConfig:
+    """Where a run is kept.
+
+    Args:
+        root: Folder of all runs.
+        name: Name of this one; null makes one of method, model, data, regime and seed.
+        resume: Go on in the newest unfinished run of that name instead of starting a new one.
+    """
+
+    root: str = "runs"
+    name: str | None = None
+    resume: bool = False
+
+
+CALLBACKS: Mapping[str, type] = MappingProxyType(
+    {
+        "metrics": EditMetrics,
+        "results": ResultsWriter,
+        "progress": EditProgress,
+        "checkpoint": EditCheckpoint,
+        "robustness": Robustness,  # reads what ResultsWriter wrote
+        "texts": Texts,  # these too
+        "similarity": WhitenedSimilarity,
+        "importance": PathImportance,
+        "latent": LatentFigures,
+        "table": ResultTable,
+    }
+)
+"""kedit's own callbacks, in the order in which they are called, by their options."""
+
+TRAINER_DEFAULTS = {
+    "devices": 1,
+    "reload_dataloaders_every_n_epochs": 1,  # every epoch has its own edit batch
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+    "max_epochs": -1,  # as many as there are edit batches
+    "enable_progress_bar": False,  # kedit's own shows edits
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
