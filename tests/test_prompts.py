@@ -329,6 +329,17 @@ class TestTooLong:
         alone = rows_of(run([records[0], records[3]], regime, "--data.joiner", "auto"))
         assert [row["probes"] for row in rows if row["status"] == "edited"] == [row["probes"] for row in alone]
 
+    def test_a_chat_is_edited_alone_and_that_is_said(
+        self, run: Callable[..., Path], rows_of: Callable[[Path], Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        chat = {"case_id": "chat", "prompt": "<s>a</s>\n{}:\n"}
+        rows = rows_of(run([FACT, FACT | chat, FACT | chat | {"case_id": "other"}]))
+        assert [row["status"] for row in rows] == ["edited"] * 3
+        joiners = {row["case_id"]: row["request"]["joiner"] for row in rows}
+        assert joiners == {"ok": "space", "chat": "none", "other": "none"}
+        assert caplog.text.count("no context of the edit is put before it") == 1
+        assert "record chat: its prompt brings special tokens" in caplog.text
+
     def test_resumed_run_has_them_once(self, run: Callable[..., Path], rows_of: Callable[[Path], Any]) -> None:
         records = [FACT, FACT | LONG, FACT | {"case_id": "last"}]
         folder = run(records, "sequential", "--run.resume", "true")

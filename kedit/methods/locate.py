@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,8 +18,10 @@ from kedit.methods.base import EditingModule, Regime
 from kedit.prompts import slots
 from kedit.requests import EditRecord
 from kedit.stats import StatsConfig
-from kedit.tokens import encode_subject, surely_fits
+from kedit.tokens import encode_subject, own_bos, surely_fits
 from kedit.values import NLL, KLDivergence, Term, ValueLanes, WeightDecay
+
+log = logging.getLogger(__name__)
 
 
 class LocateThenEdit(EditingModule):
@@ -78,6 +81,7 @@ class LocateThenEdit(EditingModule):
         self.kl_factor, self.stop_loss, self.bare_weight = kl_factor, stop_loss, bare_weight
         self.context_config, self.stats_config = contexts, stats
         self.contexts: list[str] = []
+        self._told = False  # that some prompts are edited without contexts
         self.more_terms: Callable[[Sequence[EditRecord]], Sequence[Term]] | None = None
         self.more_info: Callable[[EditRecord], dict[str, Any]] = lambda record: {}
 
@@ -110,6 +114,13 @@ class LocateThenEdit(EditingModule):
         """The prompt behind every context."""
         LocateThenEdit.start(self)
         r = record.request
+        if len(self.contexts) > 1 and not self._told and own_bos(self.lm, r.about(r.named())) is None:
+            self._told = True
+            log.warning(
+                "%s: its prompt brings special tokens of its own (a chat template's?): no context of the edit is put before it, "
+                "nor before any such prompt of this run",
+                r.name,
+            )
         for context in self.contexts:
             if not surely_fits(self.lm, context, r.prompt, r.named(), r.target_new):
                 name = f"{r.name}, behind a context of the edit"
