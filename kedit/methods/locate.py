@@ -117,8 +117,8 @@ class LocateThenEdit(EditingModule):
         if len(self.contexts) > 1 and not self._told and own_bos(self.lm, r.about(r.named())) is None:
             self._told = True
             log.warning(
-                "%s: its prompt brings special tokens of its own (a chat template's?): no context of the edit is put before it, "
-                "nor before any such prompt of this run",
+                "%s: its prompt brings special tokens of its own (a chat template's?): no context of the edit is put "
+                "before it, nor before any such prompt of this run",
                 r.name,
             )
         for context in self.contexts:
