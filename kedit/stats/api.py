@@ -175,7 +175,7 @@ def _locked(base: Path, lm: LM) -> FileLock:
 
 def _report(layer: int, cov: Covariance, config: StatsConfig) -> None:
     half, last = [{}, {}, *cov.card.get("convergence", [])][-2:]
-    if "unseen" in last:
+    if "unseen" in last and "tokens" in half:
         log.info(
             "layer %d: C changed by %.1f %% between %d and %d tokens; keys of unseen text look %.2f times as "
             "unusual as those of the text itself (1 is best); ridge %g",
