@@ -122,13 +122,17 @@ class Delta:
         )
 
     def numbers(self) -> Iterator[tuple[str, Tensor]]:
-        """What is added to weights and biases, and what pathways are made of: module path and a tensor, one by one."""
+        """What is added to weights and biases: module path and a tensor, factors one by one."""
         for path, factors in self.changes.items():
             yield path, factors.left
             yield path, factors.right
         for path, slices in self.slices.items():
             yield path, slices.values
         yield from self.biases.items()
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All that it is made of, pathways included: module path and a tensor, one by one."""
+        yield from self.numbers()
         for path, pathways in self.pathways.items():
             for tensor in chain.from_iterable(pathway.tensors().values() for pathway in pathways):
                 yield path, tensor
@@ -202,7 +206,7 @@ class Weights:
                 cases nothing is written.
         """
         modules = delta.modules(self.model)
-        for path, numbers in delta.numbers():
+        for path, numbers in delta.tensors():
             if not torch.isfinite(numbers).all():
                 raise KeditError(f"the delta of {path!r} holds values that are not finite; nothing was written")
         for path, factors in delta.changes.items():

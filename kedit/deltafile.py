@@ -189,7 +189,7 @@ def _checked(delta: Delta) -> Delta:
     Raises:
         ValueError: A tensor is not float32 or holds NaN or infinity, a bias is none, or a gate is not whole.
     """
-    for path, tensor in delta.numbers():
+    for path, tensor in delta.tensors():
         if tensor.dtype != torch.float32:
             raise ValueError(f"a tensor of {path} is {tensor.dtype}, not float32")
         if not bool(tensor.isfinite().all()):
