@@ -211,11 +211,12 @@ def check_probes(lm: LM, record: EditRecord, config: EvalConfig) -> None:
 
     Raises:
         TooLong: One does not fit into the model's context, with an answer or what would be generated.
+        KeditError: The model does not have a token of one.
     """
     for probe in record.probes:
         name = f"{record.request.name}, a {probe.kind} probe"
         answers = [text for text in (probe.answer, probe.rival) if text is not None]
-        if surely_fits(lm, probe.text, config.port_suffix, *answers, new=config.max_new_tokens):
+        if lm.knows_all_tokens and surely_fits(lm, probe.text, config.port_suffix, *answers, new=config.max_new_tokens):
             continue
         lengths = [len(encode(lm, probe.text, answer, name, probe.joiner).target) for answer in answers]
         if probe.kind in config.generate:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import ssl
 import time
 import urllib.error
@@ -162,6 +163,11 @@ class LM:
         found = [*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
         return tuple(dict.fromkeys(found))
 
+    @cached_property
+    def knows_all_tokens(self) -> bool:
+        """Whether the model has every token that its tokenizer may make of a text."""
+        return max(self.tokenizer.get_vocab().values(), default=0) < self.n_tokens
+
     def check_ids(self, ids: Sequence[int], name: str) -> None:
         """Refuse token ids that the embedding has no row for.
 
@@ -234,7 +240,7 @@ def _source(name: str, revision: str | None) -> str:
     """Folder or hub id that transformers should read for an alias, a folder or a hub id."""
     if name in zoo.ALIASES:
         return str(zoo.fetch(name))
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))  # Path.expanduser fails where there is no such user
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise KeditError(f"lm.name: the folder {name} has no config.json; give a Hugging Face model folder")

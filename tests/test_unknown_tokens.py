@@ -11,9 +11,9 @@ import pytest
 from tokenizers import processors
 
 from kedit.errors import KeditError
-from kedit.evaluate import score
+from kedit.evaluate import EvalConfig, check_probes, score
 from kedit.lm import wrap_lm
-from kedit.requests import EditRequest, Probe
+from kedit.requests import EditRecord, EditRequest, Probe
 from kedit.stats import StatsConfig
 from kedit.stats.corpus import load_ids
 from kedit.tokens import check
@@ -58,6 +58,15 @@ def test_a_token_that_the_model_does_not_have_is_named_with_its_text(tmp_path: P
     (tmp_path / "c.txt").write_text("Of Zlorp and others.")
     with pytest.raises(KeditError, match=r"stats\.corpus: .*c\.txt: .*'Zlorp'"):
         load_ids(lm, StatsConfig(corpus=str(tmp_path / "c.txt"), tokens=100), tmp_path)
+
+
+def test_a_record_is_named_for_its_probes_before_anything_is_edited() -> None:
+    lm = wrap_lm(tiny_model("llama"), _with_more_tokens("Zlorp"), "more")
+    request = EditRequest("17", "The capital of {} is", "France", "Rome")
+    assert tiny_lm("llama", "bpe").knows_all_tokens
+    for probe in (Probe("paraphrase", "Of Zlorp", "Rome"), Probe("neighborhood", "Italy", "Rome", "Zlorp")):
+        with pytest.raises(KeditError, match=rf"^record 17, a {probe.kind} probe: the model does not have the token"):
+            check_probes(lm, EditRecord(request, (probe,)), EvalConfig())
 
 
 def test_a_tokenizer_that_begins_every_text_with_an_unknown_token() -> None:
