@@ -76,8 +76,8 @@ def zip_damage(path: Path) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its kind where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of an error's text, of 300 characters at most, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def _feed(digest: Any, value: Any) -> None:

@@ -85,7 +85,8 @@ def load_delta(folder: Path | str, lm: LM | None = None) -> tuple[Delta, dict[st
     card = _read_card(folder)
     if lm is not None and card.get("model_fingerprint") != lm.fingerprint:
         raise KeditError(
-            f"{folder}: this delta is of another model, {card.get('model')} ({card.get('model_fingerprint')}); "
+            f"{folder}: this delta is of another model, {str(card.get('model'))[:80]} "
+            f"({str(card.get('model_fingerprint'))[:80]}); "
             f"here it is {lm.name} ({lm.fingerprint})"
         )
     try:
@@ -187,13 +188,18 @@ def _checked(delta: Delta) -> Delta:
     """A delta from a file, which it gives back.
 
     Raises:
-        ValueError: A tensor is not float32 or holds NaN or infinity, a bias is none, or a gate is not whole.
+        ValueError: A tensor is not float32 or holds NaN or infinity, a bias is none, a gate is not whole, or two changes
+            of one matrix have different shapes.
     """
     for path, tensor in delta.tensors():
         if tensor.dtype != torch.float32:
             raise ValueError(f"a tensor of {path} is {tensor.dtype}, not float32")
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"a tensor of {path} holds NaN or infinity")
+    for path in delta.changes.keys() & delta.slices.keys():
+        factors, shape = delta.changes[path], delta.slices[path].shape
+        if (factors.left.shape[0], factors.right.shape[1]) != tuple(shape):
+            raise ValueError(f"the factors and the slices of {path} are of different matrices")
     for path, pathways in delta.pathways.items():
         if not all(pathway.whole for pathway in pathways):
             raise ValueError(f"a gate of {path} lacks a part")

@@ -153,7 +153,8 @@ def _self_ids(lm: LM, config: StatsConfig, folder: Path, progress: Progress | No
         tensors, card = store.read(path)
         store.check(path, card["key"], key)
         text, rows = tensors.get("ids"), lm.vocab_size
-        if text is None or text.dtype != torch.int32 or not bool((text >= 0).all() & (text < rows).all()):
+        sound = text is not None and text.dtype == torch.int32 and text.ndim == 1 and len(text) > 0
+        if text is None or not sound or not bool((text >= 0).all() & (text < rows).all()):
             raise KeditError(f"{path} holds no text; delete it, it will be made again")
         return text.long()
     length = min(SELF_LENGTH, lm.context_length)
