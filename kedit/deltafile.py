@@ -188,8 +188,8 @@ def _checked(delta: Delta) -> Delta:
     """A delta from a file, which it gives back.
 
     Raises:
-        ValueError: A tensor is not float32 or holds NaN or infinity, a bias is none, a gate is not whole, or two changes
-            of one matrix have different shapes.
+        ValueError: A tensor is not float32 or holds NaN or infinity, a bias is none, a gate is not whole, or two
+            changes of one matrix have different shapes.
     """
     for path, tensor in delta.tensors():
         if tensor.dtype != torch.float32:

@@ -16,8 +16,8 @@ import torch
 from kedit.arch import weight
 from kedit.errors import KeditError
 from kedit.sampling import sample
-from kedit.stats import Covariance, StatsConfig, collect, covariances, load_covariance, woodbury
-from kedit.stats.corpus import load_ids
+from kedit.stats import Covariance, StatsConfig, collect, covariances, load_covariance, store, woodbury
+from kedit.stats.corpus import load_ids, sampled
 from tests.tiny import TEXT, save_tiny, tiny_lm
 
 D_FF = 80
@@ -294,6 +294,16 @@ def test_edited_model_is_refused(text, tmp_path):
         weight(lm.arch.module(lm.model, "mlp_out", 1)).add_(0.01)
     with pytest.raises(KeditError, match="edited since it was loaded"):
         covariances(lm, [0], config(text), tmp_path)
+
+
+def test_sampled_text_of_another_shape_is_refused(tmp_path):
+    lm, asked = tiny_lm("gpt2"), StatsConfig(tokens=60)
+    load_ids(lm, asked, tmp_path)
+    path = sampled(lm, asked, tmp_path)
+    tensors, card = store.read(path)
+    store.write(path, {"ids": tensors["ids"][0]}, card)
+    with pytest.raises(KeditError, match="holds no text; delete it"):
+        load_ids(lm, asked, tmp_path)
 
 
 def test_bad_corpora(tmp_path):
