@@ -18,7 +18,7 @@ from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, time
 from torch import Tensor
 
 from kedit.lm import LM
-from kedit.requests import EditRequest
+from kedit.request import EditRequest
 from kedit.tokens import encode_subject, pad_right
 from kedit.values import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 

@@ -19,7 +19,7 @@ from kedit.methods import EditingModule
 from kedit.methods.base import Regime
 from kedit.methods.locate import LocateThenEdit
 from kedit.queries import QueryConfig
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

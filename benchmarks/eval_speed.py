@@ -24,7 +24,7 @@ from kedit.forward import default_batch_tokens
 from kedit.generate import greedy_ids
 from kedit.lanes import LaneBank
 from kedit.lm import LM
-from kedit.requests import EditRecord, Probe
+from kedit.request import EditRecord, Probe
 from kedit.tokens import encode
 
 

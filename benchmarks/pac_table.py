@@ -31,7 +31,7 @@ from kedit.data import read_robust, read_zsre
 from kedit.evaluate import EvalConfig, ProbeScore, score_records
 from kedit.lm import LM
 from kedit.methods import EditingModule
-from kedit.requests import EditRecord, Probe
+from kedit.request import EditRecord, Probe
 from kedit.results import result_row
 from kedit.runfolder import append_rows
 from kedit.summary import TOKEN_COLUMNS, TOKENS, summarise

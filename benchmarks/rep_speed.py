@@ -34,7 +34,7 @@ from kedit.pathway import Bank, Pathway
 from kedit.queries import QueryConfig, with_variants
 from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task, closed_form
 from kedit.rep.keys import read_keys
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from kedit.values import ValueLanes, ValueObjective, optimise
 
 

@@ -13,7 +13,7 @@ from kedit.pathway import Pathway
 from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task
 from kedit.rep.keys import read_keys
 from kedit.rep.plan import NEGATIVE
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 
 
 def train(lanes: AdapterLanes) -> list[Pathway]:

@@ -33,7 +33,7 @@ from kedit.delta import Delta, Factors
 from kedit.evaluate import EvalConfig, score
 from kedit.lanes import LaneBank
 from kedit.lm import LM, LMConfig, load_lm
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from kedit.stats import Covariance, StatsConfig, covariances
 from kedit.values import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay
 from kedit.values.lanes import optimise

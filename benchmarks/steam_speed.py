@@ -18,7 +18,7 @@ from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, time
 from edit_speed import TERMS, contexts
 
 from kedit.lm import LM
-from kedit.requests import EditRequest
+from kedit.request import EditRequest
 from kedit.values import Alignment, Term, ValueLanes, ValueObjective, optimise
 
 CLAMP, LR = 4.0, 0.5

@@ -38,7 +38,7 @@ from kedit.latent import BASE, arm_states, prompts_of
 from kedit.lm import LM
 from kedit.methods import STEAM, EditingModule
 from kedit.methods.steam import pool_of
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from kedit.results import result_row
 from kedit.runfolder import append_rows, read_rows
 from kedit.summary import summarise

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kedit.batch import EditBatch
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 
 if TYPE_CHECKING:
     from kedit.methods.base import EditingModule

@@ -29,7 +29,7 @@ from kedit.latent_report import (
     lens_lines,
     space_lines,
 )
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from kedit.runfolder import write_figure, write_text
 
 if TYPE_CHECKING:

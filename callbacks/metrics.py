@@ -19,7 +19,7 @@ from kedit.errors import KeditError, shown
 from kedit.evaluate import EvalConfig, ProbeScore, check_probes, score_records
 from kedit.lanes import LaneBank
 from kedit.queries import KINDS, REPLACED
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from kedit.results import edits_of
 from kedit.summary import result_row
 

@@ -13,7 +13,7 @@ from kedit.callbacks.base import EditCallback
 from kedit.delta import Delta, edited
 from kedit.fluency import sampled_texts
 from kedit.lanes import LaneBank
-from kedit.requests import EditRequest
+from kedit.request import EditRequest
 
 if TYPE_CHECKING:
     from kedit.methods.base import EditingModule

@@ -16,7 +16,7 @@ from kedit.consistency import LOCAL, collection, figures, references_of
 from kedit.errors import within
 from kedit.fluency import TOKENS, TOP_K, ngram_entropy
 from kedit.intervals import RESAMPLES
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from kedit.runfolder import RESULTS, read_rows, write_json
 from kedit.tfidf import Tfidf
 

@@ -6,15 +6,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from kedit.platforms import unsupported
+from kedit.version import __version__
 
 if TYPE_CHECKING:
     from kedit.delta import Delta, Factors, edited
     from kedit.deltafile import load_delta, save_delta
     from kedit.errors import KeditError
     from kedit.lm import LM, LMConfig, load_lm, wrap_lm
-    from kedit.requests import EditRecord, EditRequest, Probe
+    from kedit.request import EditRecord, EditRequest, Probe
 
-__version__ = "0.1.0"
+_HOMES = {
+    "LM": "kedit.lm",
+    "Delta": "kedit.delta",
+    "EditRecord": "kedit.request",
+    "EditRequest": "kedit.request",
+    "Factors": "kedit.delta",
+    "KeditError": "kedit.errors",
+    "LMConfig": "kedit.lm",
+    "Probe": "kedit.request",
+    "edited": "kedit.delta",
+    "load_delta": "kedit.deltafile",
+    "load_lm": "kedit.lm",
+    "save_delta": "kedit.deltafile",
+    "wrap_lm": "kedit.lm",
+}
 
 __all__ = [
     "LM",
@@ -25,6 +40,7 @@ __all__ = [
     "KeditError",
     "LMConfig",
     "Probe",
+    "__version__",
     "edited",
     "load_delta",
     "load_lm",
@@ -32,16 +48,11 @@ __all__ = [
     "wrap_lm",
 ]
 
-_HOMES = ("delta", "deltafile", "errors", "lm", "requests")
-
 
 def __getattr__(name: str) -> Any:
     """Public names are imported on first use, so that `import kedit` and `kedit --help` are quick."""
-    if name in __all__:
+    if name in _HOMES:
         if (why := unsupported()) is not None:
             raise ImportError(why)
-        for home in _HOMES:
-            module = import_module(f"kedit.{home}")
-            if name in vars(module):
-                return vars(module)[name]
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'kedit' has no attribute {name!r}")

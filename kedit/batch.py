@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kedit.delta import Delta
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 
 
 @dataclass

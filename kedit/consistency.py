@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kedit.intervals import paired_cell
-from kedit.prompts import joined
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
+from kedit.text.prompts import joined
 
 LOCAL = "consistency_local"
 """The name of the consistency with TF-IDF and references of the data set itself."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from kedit.checking import check_values
 from kedit.errors import KeditError, at_least, shown
 from kedit.lm import LM
-from kedit.prompts import slots
 from kedit.sampling import sample
+from kedit.text.prompts import slots
 
 STARTERS = ("The", "Therefore", "Because", "I", "You")
 

@@ -15,9 +15,9 @@ from kedit.errors import KeditError, at_least, shown
 from kedit.forced import Progress, Span, read
 from kedit.forward import check_lanes
 from kedit.generate import greedy, prompt_ids
-from kedit.matching import begins_with, contains
-from kedit.prompts import joined
-from kedit.requests import EditRecord, Probe
+from kedit.request import EditRecord, Probe
+from kedit.text.matching import begins_with, contains
+from kedit.text.prompts import joined
 from kedit.tokens import encode, surely_fits
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from kedit.tokens import encode_subject
 if TYPE_CHECKING:
     from kedit.lanes import LaneBank
     from kedit.lm import LM
-    from kedit.requests import EditRequest
+    from kedit.request import EditRequest
 
 
 def context_weights(groups: Sequence[int]) -> list[float]:

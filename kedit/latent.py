@@ -18,7 +18,7 @@ from torch import Tensor
 from kedit.anchors import Anchor, probe
 from kedit.delta import Delta
 from kedit.lanes import LaneBank
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from kedit.states import states
 from kedit.tokens import Tokens, encode
 

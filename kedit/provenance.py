@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-import kedit
+from kedit.version import __version__
 
 PACKAGES = ("torch", "transformers", "lightning", "jsonargparse", "torchmetrics", "safetensors", "tokenizers")
 
@@ -21,7 +21,7 @@ def provenance() -> dict[str, Any]:
     """Versions of what matters, the commit of kedit's source tree where there is one, and the machine."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu()
     return {
-        "kedit": kedit.__version__,
+        "kedit": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES if _installed(name)},

@@ -17,9 +17,9 @@ from kedit.checking import check_values
 from kedit.errors import KeditError, at_least
 from kedit.lm import LM
 from kedit.passages import Passages
-from kedit.prompts import escaped, joined, split, trimmed
-from kedit.requests import EditRecord, EditRequest, Probe, Variants
+from kedit.request import EditRecord, EditRequest, Probe, Variants
 from kedit.shuffles import Unit, parts_of, shuffled
+from kedit.text.prompts import escaped, joined, split, trimmed
 from kedit.tokens import in_context, own_bos
 
 log = logging.getLogger(__name__)

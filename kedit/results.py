@@ -7,7 +7,7 @@ from math import exp
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 
 if TYPE_CHECKING:
     from kedit.evaluate import ProbeScore

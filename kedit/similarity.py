@@ -20,9 +20,9 @@ from kedit.evaluate import EvalConfig, score
 from kedit.lanes import LaneBank
 from kedit.lm import LM
 from kedit.pathway import Bank
-from kedit.prompts import escaped
 from kedit.rep.keys import read_keys
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.request import EditRecord, EditRequest, Probe
+from kedit.text.prompts import escaped
 from kedit.tokens import encode, encode_subject
 
 EQUIVALENT = ("paraphrase_id", "paraphrase_ood", "shuffle_id", "shuffle_ood", "long_context")

@@ -18,7 +18,7 @@ from kedit.errors import KeditError
 from kedit.keys import hidden_states, mean_keys
 from kedit.lanes import LaneBank
 from kedit.lm import LM
-from kedit.requests import EditRequest
+from kedit.request import EditRequest
 
 Solve = Callable[[Tensor, Tensor, int], Factors]
 """keys `[n, d_in]`, residuals `[n, d_model]` (both float64) and the layer -> the layer's change."""

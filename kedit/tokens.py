@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from kedit.errors import KeditError
-from kedit.prompts import Joiner, between, split
+from kedit.text.prompts import Joiner, between, split
 
 if TYPE_CHECKING:
     from kedit.lm import LM
-    from kedit.requests import EditRequest
+    from kedit.request import EditRequest
 
 
 _SPARE = 8  # tokens that a tokenizer may put around a text

@@ -28,7 +28,7 @@ from kedit.pac import (
     sites,
 )
 from kedit.pac.sides import Theta
-from kedit.requests import EditRequest
+from kedit.request import EditRequest
 from kedit.tokens import Tokens
 from tests.tiny import tiny_lm
 

@@ -23,7 +23,7 @@ from kedit.lm import LM
 from kedit.methods import PAC
 from kedit.methods import pac as pac_module
 from kedit.pac import KeepConfig, Selection, TraceConfig, TrainConfig
-from kedit.requests import EditRequest
+from kedit.request import EditRequest
 from tests.quick import option_words
 from tests.test_spread import Given, Keep
 from tests.tiny import tiny_lm

@@ -10,7 +10,7 @@ from kedit.delta import Delta, Factors, edited
 from kedit.generate import greedy_ids
 from kedit.lm import LM
 from kedit.packing import logits_of
-from kedit.requests import EditRequest
+from kedit.request import EditRequest
 from kedit.tokens import encode_subject
 from kedit.values import NLL, ValueLanes, ValueObjective, optimise
 

@@ -17,7 +17,7 @@ from kedit.data import EditData
 from kedit.lm import LM
 from kedit.methods.base import EditingModule
 from kedit.replay import Site
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.request import EditRecord, EditRequest, Probe
 from kedit.tokens import encode, encode_subject
 from tests.test_spread import Keep
 from tests.tiny import tiny_lm

@@ -13,7 +13,7 @@ from kedit.anchors import AnchorBank, AnchorConfig, Pool, Reference, bank, refer
 from kedit.delta import Delta, Factors, edited
 from kedit.errors import KeditError
 from kedit.lm import LM
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.request import EditRecord, EditRequest, Probe
 from kedit.tokens import encode
 from tests.steam_cases import FAMILIES, block_states, records, references, world
 from tests.tiny import tiny_lm

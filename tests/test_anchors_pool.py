@@ -24,7 +24,7 @@ from kedit.anchors import (
 from kedit.data import read_counterfact
 from kedit.errors import KeditError
 from kedit.methods.steam import pool_of
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.request import EditRecord, EditRequest, Probe
 from tests.steam_cases import references
 
 FIXTURES = Path(__file__).parent / "fixtures"

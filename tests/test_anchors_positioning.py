@@ -16,7 +16,7 @@ from kedit.delta import Delta, Factors, edited
 from kedit.errors import KeditError
 from kedit.lanes import LaneBank
 from kedit.lm import LM
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.request import EditRecord, EditRequest, Probe
 from kedit.states import states
 from kedit.tokens import encode
 from tests.steam_cases import FAMILIES, SUBJECTS, TEMPLATES, block_states, fond_of, references, said

@@ -12,7 +12,7 @@ import pytest
 from kedit.consistency import collection, figures, references_of
 from kedit.fluency import ngram_entropy
 from kedit.metrics import Consistency, Fluency
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.request import EditRecord, EditRequest, Probe
 from kedit.tfidf import Tfidf, terms
 
 TEXTS = ["the red fox", "The blue fox.", "the sea"]

@@ -17,7 +17,7 @@ from kedit import data
 from kedit.data import CounterFact, EditData, Facts, Records, RobustQueries, datasets_index
 from kedit.data.batching import form_batches, suffix_length
 from kedit.errors import KeditError
-from kedit.requests import EditRecord, EditRequest
+from kedit.request import EditRecord, EditRequest
 
 FIXTURES = Path(__file__).parent / "fixtures"
 OWN = str(FIXTURES / "records.jsonl")

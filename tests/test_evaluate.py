@@ -15,7 +15,7 @@ from kedit.forward import logits_at
 from kedit.generate import greedy, greedy_ids
 from kedit.lanes import LaneBank
 from kedit.lm import LM
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.request import EditRecord, EditRequest, Probe
 from tests.tiny import tiny_lm
 
 FAMILIES = ["gpt2", "llama", "opt", "qwen2", "gemma2", "phi"]

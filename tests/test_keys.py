@@ -13,7 +13,7 @@ from kedit.delta import edited
 from kedit.keys import context_weights, hidden_states, mean_keys
 from kedit.lanes import LaneBank
 from kedit.lm import LM
-from kedit.requests import EditRequest
+from kedit.request import EditRequest
 from kedit.tokens import encode_subject
 from kedit.values import NLL, ValueObjective
 from tests.test_solvers import random_delta

@@ -29,7 +29,7 @@ from kedit.latent_report import (
     space_lines,
 )
 from kedit.lm import LM
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.request import EditRecord, EditRequest, Probe
 from kedit.tokens import encode
 from tests.tiny import tiny_lm
 

@@ -13,7 +13,7 @@ from kedit.errors import KeditError
 from kedit.evaluate import ProbeScore
 from kedit.intervals import bootstrap, harmonic_interval, harmonic_mean, paired, resampled_means, wilson
 from kedit.metrics import EditScore, Locality, ProbeRates
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.request import EditRecord, EditRequest, Probe
 from kedit.summary import Scoreboard, flat, result_row, summarise
 
 

@@ -16,7 +16,7 @@ from kedit.cli import main
 from kedit.data import MQuAKE, read_counterfact, read_mquake, read_robust
 from kedit.data.mquake import unmet
 from kedit.errors import KeditError
-from kedit.requests import EditRecord, Probe
+from kedit.request import EditRecord, Probe
 from tests.quick import option_words
 
 SHARED = Path(os.environ.get("KEDIT_SHARED", Path(__file__).parents[2] / "shared")) / "data"

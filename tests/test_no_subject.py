@@ -22,7 +22,7 @@ from kedit.lm import LM, LMConfig, load_lm
 from kedit.methods import EMMET, MEMIT, REP, ROME, RROME
 from kedit.methods.locate import LocateThenEdit
 from kedit.queries import QueryConfig, with_variants
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.request import EditRecord, EditRequest, Probe
 from kedit.values import ValueObjective
 from tests.quick import option_words
 

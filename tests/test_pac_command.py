@@ -18,7 +18,7 @@ from kedit.deltafile import load_delta, unpack
 from kedit.journal import read_journal
 from kedit.lm import LMConfig, load_lm
 from kedit.pac import Profile, TrainConfig, encode_request
-from kedit.requests import EditRequest
+from kedit.request import EditRequest
 from kedit.runfolder import CHECKPOINT
 from tests.pac_runs import Rows, RowsOf, deltas_of, quick_run
 

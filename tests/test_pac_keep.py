@@ -15,7 +15,7 @@ from kedit.delta import Delta, edited
 from kedit.errors import KeditError
 from kedit.lm import LM
 from kedit.pac import KeepConfig, Keeper, Objective, Site
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.request import EditRecord, EditRequest, Probe
 from tests.pac_cases import asked, course_of, dense, draw, go, lines_of, sides_of, small
 
 

@@ -30,7 +30,7 @@ from kedit.pac import (
     trace_each,
 )
 from kedit.pac.capture import stream
-from kedit.requests import EditRequest
+from kedit.request import EditRequest
 from tests.test_pac_scores import SCORES, assert_near, reference
 from tests.tiny import KINDS, tiny_lm
 

@@ -13,7 +13,7 @@ from kedit.arch import weight
 from kedit.delta import edited
 from kedit.lm import LM
 from kedit.pac import Bias, Labelled, Part, Rectifier, Selection, Site, argmaxes, encode_request, labelled, sites
-from kedit.requests import EditRequest
+from kedit.request import EditRequest
 from tests.tiny import tiny_lm
 
 REQUESTS = [

@@ -16,7 +16,7 @@ from kedit.errors import KeditError
 from kedit.evaluate import EvalConfig, ProbeScore, contains, score
 from kedit.generate import greedy
 from kedit.report import summary_table
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.request import EditRecord, EditRequest, Probe
 from kedit.summary import flat, result_row, summarise
 from tests.quick import QUICK_ROME, option_words
 from tests.tiny import tiny_lm

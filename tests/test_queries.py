@@ -16,7 +16,7 @@ from kedit.errors import KeditError
 from kedit.lm import LM
 from kedit.passages import Passages
 from kedit.queries import KINDS, TEMPLATES_TEST, TEMPLATES_TRAIN, QueryConfig, with_variants
-from kedit.requests import EditRecord, EditRequest, Probe, Variants
+from kedit.request import EditRecord, EditRequest, Probe, Variants
 from kedit.shuffles import Unit, orders, parts_of, shuffled
 from tests.tiny import TEXT, TokenizerKind, tiny_lm
 

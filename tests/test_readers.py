@@ -14,7 +14,7 @@ import pytest
 
 from kedit.data import read_counterfact, read_facts, read_records, read_robust
 from kedit.errors import KeditError
-from kedit.requests import EditRecord, Probe
+from kedit.request import EditRecord, Probe
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHARED = Path(os.environ.get("KEDIT_SHARED", Path(__file__).parents[2] / "shared")) / "data"

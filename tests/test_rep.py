@@ -26,7 +26,7 @@ from kedit.rep.keys import read_keys
 from kedit.rep.phrases import PHRASES
 from kedit.rep.plan import siblings
 from kedit.rep.train import PACE
-from kedit.requests import EditRecord, EditRequest, Probe, Variants
+from kedit.request import EditRecord, EditRequest, Probe, Variants
 from kedit.stats import Covariance, collect
 from kedit.tokens import encode_subject
 from tests.tiny import TEXT, tiny_lm

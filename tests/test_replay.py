@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kedit.lm import LM
 from kedit.replay import Site
-from kedit.requests import EditRequest
+from kedit.request import EditRequest
 from kedit.tokens import encode_subject
 from kedit.values import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 from tests.tiny import KINDS, tiny_lm

@@ -13,7 +13,7 @@ from kedit.evaluate import EvalConfig, score
 from kedit.forced import Span, read
 from kedit.lm import LM
 from kedit.pathway import Pathway
-from kedit.requests import EditRecord, EditRequest, Probe, Variants
+from kedit.request import EditRecord, EditRequest, Probe, Variants
 from kedit.similarity import SCALES, edit_bounds, others_of, queries_of, similarities
 from kedit.similarity_report import figures, similarity_table
 from kedit.tokens import encode, encode_subject

@@ -21,7 +21,7 @@ from kedit.keys import hidden_states, mean_keys
 from kedit.lm import LM
 from kedit.methods import EMMET, MEMIT, spread
 from kedit.methods.spread import Spread
-from kedit.requests import EditRecord, EditRequest
+from kedit.request import EditRecord, EditRequest
 from kedit.runfolder import CHECKPOINT
 from kedit.stats import StatsConfig
 from kedit.values import ValueLanes

@@ -13,7 +13,7 @@ from tokenizers import processors
 from kedit.errors import KeditError
 from kedit.evaluate import EvalConfig, check_probes, score
 from kedit.lm import wrap_lm
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.request import EditRecord, EditRequest, Probe
 from kedit.stats import StatsConfig
 from kedit.stats.corpus import load_ids
 from kedit.tokens import check

@@ -13,7 +13,7 @@ import pytest
 
 from kedit.data import ZsRE, read_counterfact, read_robust, read_zsre
 from kedit.errors import KeditError
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.request import EditRecord, EditRequest, Probe
 
 SHARED = Path(os.environ.get("KEDIT_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 shared = pytest.mark.skipif(

@@ -17,7 +17,7 @@ from kedit.anchors.positioning import SOURCES, Anchor, Leaks, position, recipe
 from kedit.anchors.probe import LayerProbe, Within, probe, telling, within
 from kedit.cache import cache_dir
 from kedit.errors import KeditError
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from kedit.states import last_states
 from kedit.stats.store import read, write
 from kedit.tokens import encode

@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 
-from kedit.prompts import Joiner, trimmed
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
+from kedit.text.prompts import Joiner, trimmed
 
 _ARTICLES = ("the ", "a ", "an ")
 
@@ -27,7 +27,7 @@ class Reference:
         subject: The subject, where the source names it.
         answer_id: Id of the object (e.g. of Wikidata), where the source has one.
         case: The record whose attribute prompt this is; None otherwise.
-        joiner: What stands between the prompt and the object, see `kedit.prompts.between`.
+        joiner: What stands between the prompt and the object, see `kedit.text.prompts.between`.
     """
 
     text: str

@@ -16,7 +16,7 @@ from torch import Tensor
 from kedit.anchors.config import RECALLS, AnchorConfig, Recall
 from kedit.anchors.pool import Pool, Reference, normal
 from kedit.anchors.sampling import stratified
-from kedit.requests import EditRecord, EditRequest
+from kedit.request import EditRecord, EditRequest
 from kedit.states import last_states, states
 from kedit.tokens import encode, in_context
 

@@ -26,7 +26,7 @@ from kedit.errors import KeditError
 from kedit.evaluate import known
 from kedit.lm import LM, LMConfig, load_lm
 from kedit.methods.steam import pool_of
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from kedit.runfolder import make_folder, write_text
 
 ABOUT = "In which layers do anchors carry the object? Run it before choosing model.align.layers of STEAM."

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kedit.prompts import split
-from kedit.requests import EditRecord, EditRequest
+from kedit.request import EditRecord, EditRequest
+from kedit.text.prompts import split
 
 Batches = list[list[EditRecord]]
 WINDOW = 16  # edit batches; sorting stays within a window, so that records stay near their place

@@ -17,8 +17,8 @@ from typing import Any
 from kedit.data.parse import Item, kind_of, read_items
 from kedit.data.unread import say_unread
 from kedit.errors import KeditError, shown
-from kedit.prompts import NAMED_SLOT, escaped, fill, literal, slots, trimmed
-from kedit.requests import EditRecord, EditRequest, Probe, shown_id
+from kedit.request import EditRecord, EditRequest, Probe, shown_id
+from kedit.text.prompts import NAMED_SLOT, escaped, fill, literal, slots, trimmed
 
 FIELDS = (
     *("case_id", "prompt", "subject", "target_new", "target_true", "relation"),

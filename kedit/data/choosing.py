@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from kedit.errors import KeditError
 from kedit.queries import REPLACED, QueryConfig
-from kedit.requests import EditRecord, Probe
+from kedit.request import EditRecord, Probe
 
 log = logging.getLogger(__name__)
 

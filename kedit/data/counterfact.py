@@ -12,7 +12,7 @@ from typing import Any
 
 from kedit.data import build
 from kedit.data.parse import Item, kind_of
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 
 NOTES = (*build.PROMPTS, *build.IDS)
 

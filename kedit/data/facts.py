@@ -6,7 +6,7 @@ from importlib.resources import as_file, files
 
 from kedit.data.records import read_records
 from kedit.errors import KeditError
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 
 
 def read_facts(split: str = "test") -> list[EditRecord]:

@@ -30,9 +30,9 @@ from kedit.data.choosing import (
     those_that_fit,
 )
 from kedit.errors import KeditError, at_least
-from kedit.prompts import Joiner
 from kedit.queries import QueryConfig, with_variants
-from kedit.requests import EditRecord, Probe, fingerprint_of, with_joiner
+from kedit.request import EditRecord, Probe, fingerprint_of, with_joiner
+from kedit.text.prompts import Joiner
 
 if TYPE_CHECKING:
     from kedit.lm import LM

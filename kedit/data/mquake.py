@@ -16,7 +16,7 @@ from kedit.data import build
 from kedit.data.counterfact import flat
 from kedit.data.parse import Item, kind_of, read_items
 from kedit.data.unread import say_unread
-from kedit.requests import EditRecord, EditRequest, Probe
+from kedit.request import EditRecord, EditRequest, Probe
 
 MULTI_HOP = "portability"
 CASE = ("case_id", "questions", "new_answer", "answer", "new_answer_alias")

@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 from kedit.errors import KeditError, shown
-from kedit.prompts import trimmed
-from kedit.requests import shown_id
+from kedit.request import shown_id
+from kedit.text.prompts import trimmed
 from kedit.textfile import flaw_of, read_text, strict_json
 
 FILES = "a .json file with a list of records, or a .jsonl file with one record per line (docs/data.md)"

@@ -10,7 +10,7 @@ from typing import Any
 from kedit.data import build
 from kedit.data.parse import ALIASES, Item
 from kedit.errors import shown
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 
 FIELDS = (*build.FIELDS, "subject_aliases")
 NOTES = (*build.PROMPTS, *build.IDS, *build.NOT_READ)

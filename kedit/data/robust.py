@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kedit.data import build
 from kedit.data.parse import Item
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 
 FIELDS = (*(name for name in build.FIELDS if name != "portability"), "subject_aliases")
 ORIGINAL_PARAPHRASES = 2  # CounterFact's own come first in the list; machine-made ones follow

@@ -20,7 +20,7 @@ from kedit.data.records import read_records
 from kedit.data.robust import read_robust
 from kedit.data.zsre import Cleaning, clean_zsre
 from kedit.errors import KeditError
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from kedit.data.parse import Item, kind_of
 from kedit.data.robust import FIELDS as ROBUST
 from kedit.data.robust import robust_record
 from kedit.errors import KeditError
-from kedit.requests import EditRecord, EditRequest
+from kedit.request import EditRecord, EditRequest
 
 MEND: Mapping[str, str] = MappingProxyType(
     {

@@ -32,7 +32,7 @@ from kedit.methods.course import Course
 from kedit.methods.holder import ModelHolder
 from kedit.methods.phases import Edit, Phase
 from kedit.methods.restoring import check_loops, read_state, taking_back
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from kedit.tokens import TooLong
 
 Regime = Literal["single", "batch", "sequential"]

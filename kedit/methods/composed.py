@@ -8,7 +8,7 @@ from typing import Any
 from kedit.lm import LM
 from kedit.methods.base import EditingModule
 from kedit.methods.locate import LocateThenEdit
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 
 
 class Composed(EditingModule):

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from kedit.errors import KeditError
 from kedit.evaluate import known
 from kedit.lm import LM, LMConfig, load_lm
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from kedit.tokens import check
 
 

@@ -15,9 +15,9 @@ from kedit.contexts import ContextConfig, context_templates
 from kedit.errors import KeditError, at_least
 from kedit.lm import LMConfig
 from kedit.methods.base import EditingModule, Regime
-from kedit.prompts import slots
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from kedit.stats import StatsConfig
+from kedit.text.prompts import slots
 from kedit.tokens import encode_subject, own_bos, surely_fits
 from kedit.values import NLL, KLDivergence, Term, ValueLanes, WeightDecay
 

@@ -41,7 +41,7 @@ from kedit.pac import (
     nodes_to_choose_from,
     released,
 )
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 
 log = logging.getLogger(__name__)
 

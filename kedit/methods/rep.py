@@ -34,7 +34,7 @@ from kedit.rep import (
     parity_config,
     stronger,
 )
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from kedit.stats import corpus_lines
 
 

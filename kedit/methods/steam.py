@@ -28,7 +28,7 @@ from kedit.errors import KeditError
 from kedit.methods.composed import Composed
 from kedit.methods.locate import LocateThenEdit, finite, known
 from kedit.methods.phases import Edit, Phase
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from kedit.values import Alignment, Term
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from kedit.forward import frozen
 from kedit.lm import LM
 from kedit.pac.config import KeepConfig
 from kedit.packing import logits_of
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 
 _BATCH = 32
 

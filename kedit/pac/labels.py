@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kedit.forward import frozen, logits_at
 from kedit.lm import LM
-from kedit.requests import EditRequest
+from kedit.request import EditRequest
 from kedit.tokens import Tokens, encode, pad_right
 
 

@@ -15,7 +15,7 @@ from kedit.lm import LM
 from kedit.reading import read
 from kedit.rep.config import AdapterConfig
 from kedit.rep.plan import FOREIGN, NEGATIVE, Row, plan
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from kedit.tokens import encode
 
 Claims = dict[int, dict[str, tuple[str, Tensor]]]

@@ -8,11 +8,11 @@ from random import Random
 from typing import Literal
 
 from kedit.lm import LM
-from kedit.prompts import escaped
 from kedit.queries import phrase
 from kedit.rep.config import AdapterConfig
 from kedit.rep.phrases import drawn
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
+from kedit.text.prompts import escaped
 from kedit.tokens import Tokens, encode_subject
 
 Role = Literal["original", "variant", "held", "long", "answer", "other", "tempting"]

@@ -12,7 +12,7 @@ from kedit.evaluate import EvalConfig, score
 from kedit.lanes import LaneBank
 from kedit.lm import LM
 from kedit.pathway import Pathway
-from kedit.requests import EditRecord, Probe
+from kedit.request import EditRecord, Probe
 
 Anchors = Mapping[str, Sequence[Tensor]]  # module path -> k* of each pathway there
 

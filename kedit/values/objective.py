@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kedit.lm import LM
 from kedit.replay import Replay, Row, Site
-from kedit.requests import EditRequest
+from kedit.request import EditRequest
 from kedit.tokens import encode_subject
 from kedit.values.terms import State, Term
 

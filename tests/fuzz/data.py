@@ -11,7 +11,7 @@ from typing import Any
 
 from kedit.cli import main
 from kedit.data import read_counterfact, read_mquake, read_records, read_robust, read_zsre
-from kedit.requests import EditRecord
+from kedit.request import EditRecord
 from tests.fuzz.damage import damaged
 from tests.fuzz.harness import Case, Said, Wrong
 from tests.fuzz.mutate import as_json, changed

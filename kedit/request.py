@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from kedit.errors import KeditError, shown
-from kedit.prompts import Joiner, between, fill, joined, literal, slots
+from kedit.text.prompts import Joiner, between, fill, joined, literal, slots
 
 
 def shown_id(case_id: str) -> str:
@@ -33,7 +33,7 @@ class EditRequest:
         target_new: The new object, without a leading space.
         target_true: The object before the edit, where the data knows it.
         relation: Name of the relation (any string, e.g. `"P36"`), where the data knows it.
-        joiner: What stands between the prompt and its target, see `kedit.prompts.between`.
+        joiner: What stands between the prompt and its target, see `kedit.text.prompts.between`.
 
     Raises:
         KeditError: A template without exactly one `{}`, an empty subject or target, or a target equal
@@ -120,7 +120,7 @@ class Probe:
         answer: The continuation wanted, without a leading space.
         rival: The continuation it competes with, where there is one.
         aliases: Other right spellings of `answer`, accepted in free generation only.
-        joiner: What stands between the prompt and an answer, see `kedit.prompts.between`.
+        joiner: What stands between the prompt and an answer, see `kedit.text.prompts.between`.
     """
 
     kind: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from kedit.prompts import runs_on
+from kedit.text.prompts import runs_on
 
 _AROUND = "\"'“”‘’«»「」『』` "
 
