@@ -33,7 +33,7 @@ from kedit.lm import LM
 from kedit.methods import EditingModule
 from kedit.request import EditRecord, Probe
 from kedit.results import result_row
-from kedit.runfolder import append_rows
+from kedit.runtime.run_folder import append_rows
 from kedit.summary import TOKEN_COLUMNS, TOKENS, summarise
 
 Row = dict[str, Any]

@@ -22,7 +22,7 @@ from kedit.evaluate import EvalConfig, ProbeScore, score_records
 from kedit.methods import REP, EditingModule
 from kedit.results import result_row
 from kedit.robustness import figures
-from kedit.runfolder import append_rows, read_rows
+from kedit.runtime.run_folder import append_rows, read_rows
 
 KINDS = ["rewrite", "paraphrase_id", "paraphrase_ood", "shuffle_id", "shuffle_ood", "neighborhood"]
 

@@ -32,7 +32,7 @@ from kedit.methods.phases import Phase
 from kedit.rep import AdapterConfig
 from kedit.results import result_row
 from kedit.robustness import FIGURES, figures
-from kedit.runfolder import append_rows, read_rows
+from kedit.runtime.run_folder import append_rows, read_rows
 
 KINDS = ["rewrite", "paraphrase_id", "paraphrase_ood", "shuffle_id", "shuffle_ood", "long_context", "neighborhood"]
 C = AdapterConfig()

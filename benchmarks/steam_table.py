@@ -40,7 +40,7 @@ from kedit.methods import STEAM, EditingModule
 from kedit.methods.steam import pool_of
 from kedit.request import EditRecord
 from kedit.results import result_row
-from kedit.runfolder import append_rows, read_rows
+from kedit.runtime.run_folder import append_rows, read_rows
 from kedit.summary import summarise
 from kedit.tfidf import Tfidf
 

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback, editing
 from kedit.errors import at_least
-from kedit.journal import Entry, Journal
-from kedit.runfolder import CHECKPOINT, writing
+from kedit.runtime.journal import Entry, Journal
+from kedit.runtime.run_folder import CHECKPOINT, writing
 
 if TYPE_CHECKING:
     from kedit.methods.base import EditingModule

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from kedit import processes
 from kedit.callbacks.base import EditCallback, editing
 from kedit.errors import KeditError
 from kedit.pac.figure import as_csv, draw
-from kedit.runfolder import write_text
+from kedit.runtime import distributed
+from kedit.runtime.run_folder import write_text
 
 if TYPE_CHECKING:
     from kedit.methods.pac import PAC
@@ -47,7 +47,7 @@ class PathImportance(EditCallback):
             return
         module, folder = _pac(pl_module), Path(trainer.default_root_dir)
         profile = module.whole_profile()
-        if not processes.first():
+        if not distributed.first():
             return
         rows = profile.rows()
         if not rows:

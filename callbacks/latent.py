@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from kedit import processes
-from kedit.bars import stage
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback, editing
 from kedit.delta import Delta
@@ -30,7 +28,9 @@ from kedit.latent_report import (
     space_lines,
 )
 from kedit.request import EditRecord
-from kedit.runfolder import write_figure, write_text
+from kedit.runtime import distributed
+from kedit.runtime.progress import stage
+from kedit.runtime.run_folder import write_figure, write_text
 
 if TYPE_CHECKING:
     from kedit.anchors import AnchorBank
@@ -99,10 +99,10 @@ class LatentFigures(EditCallback):
         arms["steam"] = batch.deltas
         known = [i for i, record in enumerate(batch.records) if bank.anchor(record).used]
         made = [i for i in known if all(own[i] is not None for own in arms.values())]
-        start = self.measured + sum(processes.gather(len(made))[: processes.rank()])
+        start = self.measured + sum(distributed.gather(len(made))[: distributed.rank()])
         made = made[: max(0, self.max_edits - start)]
         deltas = {name: [own[i] or Delta() for i in made] for name, own in arms.items()}
-        for found, scenes in processes.gather(self._measure(module, [batch.records[i] for i in made], deltas, start)):
+        for found, scenes in distributed.gather(self._measure(module, [batch.records[i] for i in made], deltas, start)):
             for name, own in found.items():
                 self._seen.setdefault(name, []).append(own)
             self._scenes += scenes
@@ -141,7 +141,7 @@ class LatentFigures(EditCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The files."""
-        if not (self.enabled and processes.first()):
+        if not (self.enabled and distributed.first()):
             return
         if not self._seen:
             log.warning("latent: no edit was made whose anchor has references, there is nothing to draw")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 
-from kedit.bars import stage
 from kedit.batch import EditBatch, Outcome
 from kedit.callbacks.base import EditCallback, editing
 from kedit.delta import Delta, edited
@@ -21,6 +20,7 @@ from kedit.lanes import LaneBank
 from kedit.queries import KINDS, REPLACED
 from kedit.request import EditRecord
 from kedit.results import edits_of
+from kedit.runtime.progress import stage
 from kedit.summary import result_row
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from kedit import processes
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback, editing
 from kedit.errors import at_least
+from kedit.runtime import distributed
 
 if TYPE_CHECKING:
     from kedit.methods.base import EditingModule
@@ -53,7 +53,7 @@ class EditProgress(EditCallback):
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self._console,
-            disable=not (self._console.is_terminal and processes.first()),
+            disable=not (self._console.is_terminal and distributed.first()),
         )
         self._bar.start()
         self._task = self._bar.add_task("edit", total=self._total, completed=self._done, rate="", note="")
@@ -68,7 +68,7 @@ class EditProgress(EditCallback):
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Counts the batch's edits."""
         own = (len(batch.records), sum(outcome.error is not None for outcome in batch.outcomes))
-        for records, failed in processes.gather(own) if module.regime == "single" else [own]:
+        for records, failed in distributed.gather(own) if module.regime == "single" else [own]:
             self._done += records
             self._failed += failed
         now = time.monotonic()

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from kedit import processes
 from kedit.batch import EditBatch, Outcome
 from kedit.callbacks.base import EditCallback, editing, tell
 from kedit.callbacks.metrics import MEASURED, EditMetrics, edit_row
@@ -21,13 +20,14 @@ from kedit.curve import as_csv, draw
 from kedit.delta import Delta
 from kedit.deltafile import save_delta
 from kedit.errors import KeditError, within
-from kedit.foldername import folder_name
 from kedit.intervals import RESAMPLES
-from kedit.journal import tensor_bytes
-from kedit.ledger import LEDGER, Ledger, compare, put_right, told
-from kedit.provenance import provenance
 from kedit.results import edits_of
-from kedit.runfolder import (
+from kedit.runtime import distributed
+from kedit.runtime.folder_name import folder_name
+from kedit.runtime.journal import tensor_bytes
+from kedit.runtime.ledger import LEDGER, Ledger, compare, put_right, told
+from kedit.runtime.provenance import provenance
+from kedit.runtime.run_folder import (
     CHECKPOINT,
     RESULTS,
     SUMMARY,
@@ -83,7 +83,7 @@ class ResultsWriter(EditCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cuts an interrupted file back."""
         folder, done = _folder(trainer), editing(pl_module).resumed_at
-        if not processes.first():
+        if not distributed.first():
             return
         make_folder(folder, "run.root")
         self._ledger = Ledger(folder / CHECKPOINT.parent / LEDGER)
@@ -118,21 +118,21 @@ class ResultsWriter(EditCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what the run is, now that everything is loaded."""
-        if processes.first():
+        if distributed.first():
             write_json(_folder(trainer) / "run.json", self._run(trainer, editing(pl_module)))
 
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Appends the batch's rows."""
         alone = module.regime == "single"  # each process edits records of its own
         told = (len(batch.records), batch.seconds)
-        done = processes.gather(told) if alone else [told]
+        done = distributed.gather(told) if alone else [told]
         self._edits += sum(n for n, _ in done)
         self._seconds += max(seconds for _, seconds in done)
         self._append(trainer, module, [row for outcome in batch.outcomes for row in outcome.rows], batch)
         for metrics in _metrics(trainer):
             if module.regime == "sequential":
                 self._append(trainer, module, metrics.at_rows(trainer, module), None)
-        if self.save_deltas and (alone or (module.regime == "batch" and processes.first())):
+        if self.save_deltas and (alone or (module.regime == "batch" and distributed.first())):
             names = [r.request.case_id for r in batch.records] if alone else [f"batch-{batch.index}"]
             for name, delta in zip(names, batch.deltas, strict=True):
                 if delta is not None:
@@ -145,7 +145,7 @@ class ResultsWriter(EditCallback):
         for metrics in _metrics(trainer):
             self._append(trainer, module, metrics.end_rows(trainer, module), None)
         self._append_unfit(trainer, module)
-        if not processes.first():
+        if not distributed.first():
             return
         lost = self._compare(folder / RESULTS, folder / RESULTS)
         boards: dict[str, Scoreboard] = {}
@@ -168,7 +168,7 @@ class ResultsWriter(EditCallback):
             "timing": {
                 "edits": self._edits,
                 "seconds_editing": round(self._seconds, 3),
-                **({"processes": processes.count()} if processes.count() > 1 else {}),
+                **({"processes": distributed.count()} if distributed.count() > 1 else {}),
             },  # since the run was started or resumed
             "results": {when: own for when, own in found.items() if edits_of(when) is None},
         }
@@ -194,7 +194,7 @@ class ResultsWriter(EditCallback):
             edit_row(Outcome(record, error), len(data.batches), module.regime, "end" if ends else "edit", None, None)
             for record, error in data.unfit.values()
         ]
-        if rows and processes.first():
+        if rows and distributed.first():
             self._write(trainer, rows)
 
     def _append(
@@ -204,8 +204,8 @@ class ResultsWriter(EditCallback):
         if rows:
             tell(trainer, "on_rows", module, rows, batch)
         if module.regime == "single":
-            rows = [row for own in processes.gather(rows) for row in own]
-        if rows and processes.first():
+            rows = [row for own in distributed.gather(rows) for row in own]
+        if rows and distributed.first():
             self._write(trainer, rows)
 
     def _write(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
-from kedit import processes
 from kedit.batch import EditBatch
 from kedit.callbacks.base import editing
 from kedit.callbacks.sampled import Row, TextCallback
@@ -16,7 +15,8 @@ from kedit.errors import within
 from kedit.fluency import ngram_entropy
 from kedit.intervals import RESAMPLES
 from kedit.robustness import as_csv, figures, robustness_table
-from kedit.runfolder import RESULTS, read_rows, write_json, write_text
+from kedit.runtime import distributed
+from kedit.runtime.run_folder import RESULTS, read_rows, write_json, write_text
 
 if TYPE_CHECKING:
     from kedit.methods.base import EditingModule
@@ -53,7 +53,7 @@ class Robustness(TextCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The table and the files."""
-        if not (_has_queries(trainer) and processes.first()):
+        if not (_has_queries(trainer) and distributed.first()):
             return
         folder = Path(trainer.default_root_dir)
         lines = figures(read_rows(folder / RESULTS), self.resamples)

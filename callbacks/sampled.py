@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 
-from kedit.bars import stage
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
 from kedit.delta import Delta, edited
 from kedit.fluency import sampled_texts
 from kedit.lanes import LaneBank
 from kedit.request import EditRequest
+from kedit.runtime.progress import stage
 
 if TYPE_CHECKING:
     from kedit.methods.base import EditingModule

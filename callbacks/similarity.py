@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
-from kedit import processes
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback, editing
 from kedit.delta import Delta
 from kedit.errors import KeditError
-from kedit.runfolder import RESULTS, read_rows, write_text
+from kedit.runtime import distributed
+from kedit.runtime.run_folder import RESULTS, read_rows, write_text
 from kedit.similarity import measure, others_of
 from kedit.similarity_figure import draw
 from kedit.similarity_report import as_csv, figures, measured, similarity_table
@@ -91,7 +91,7 @@ class WhitenedSimilarity(EditCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The table and the files."""
-        if not (self.enabled and processes.first()):
+        if not (self.enabled and distributed.first()):
             return
         folder = Path(trainer.default_root_dir)
         rows = measured(read_rows(folder / RESULTS))

@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kedit import processes
-from kedit.stopping import Stopped, Stopper
+from kedit.runtime import distributed
+from kedit.runtime.signals import Stopped, Stopper
 
 
 class StopAtSignal(Callback):
@@ -54,6 +54,6 @@ class StopAtSignal(Callback):
         Raises:
             Stopped: One did.
         """
-        if not processes.agreed(self.stopper.received is None):
-            heard = [number for number in processes.gather(self.stopper.received) if number is not None]
+        if not distributed.agreed(self.stopper.received is None):
+            heard = [number for number in distributed.gather(self.stopper.received) if number is not None]
             raise Stopped(heard[0])

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from kedit import processes
 from kedit.batch import EditBatch
 from kedit.callbacks.base import editing
 from kedit.callbacks.sampled import Row, TextCallback
@@ -17,7 +16,8 @@ from kedit.errors import within
 from kedit.fluency import TOKENS, TOP_K, ngram_entropy
 from kedit.intervals import RESAMPLES
 from kedit.request import EditRecord
-from kedit.runfolder import RESULTS, read_rows, write_json
+from kedit.runtime import distributed
+from kedit.runtime.run_folder import RESULTS, read_rows, write_json
 from kedit.tfidf import Tfidf
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Texts(TextCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The file, computed from the rows."""
-        if self._pool is None or not processes.first():
+        if self._pool is None or not distributed.first():
             return
         folder = Path(trainer.default_root_dir)
         about = {

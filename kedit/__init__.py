@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from kedit.platforms import unsupported
+from kedit.runtime.platforms import unsupported
 from kedit.version import __version__
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kedit.report import shown_metrics
-from kedit.runfolder import SUMMARY
+from kedit.runtime.run_folder import SUMMARY
 from kedit.sweepfolder import Numbered, SweepFolder
 
 COLUMNS = (

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from kedit.collect import Collected, Group, Line, csv_rows
 from kedit.report import MOMENTS, interval, number
-from kedit.runfolder import csv_text
+from kedit.runtime.run_folder import csv_text
 from kedit.summary import TITLES
 
 COLUMNS = ("setting", "before", "after", "95 % interval")

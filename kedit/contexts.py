@@ -11,9 +11,9 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kedit.checking import check_values
 from kedit.errors import KeditError, at_least, shown
 from kedit.lm import LM
+from kedit.runtime.option_values import check_values
 from kedit.sampling import sample
 from kedit.text.prompts import slots
 

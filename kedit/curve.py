@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from kedit.report import interval, number
-from kedit.runfolder import csv_text, write_figure
+from kedit.runtime.run_folder import csv_text, write_figure
 from kedit.summary import TITLES
 
 COLUMNS = (

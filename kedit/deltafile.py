@@ -18,13 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kedit import checksum
 from kedit.delta import Delta, Factors
 from kedit.errors import KeditError
 from kedit.lm import LM
-from kedit.modes import as_umask
 from kedit.pathway import Pathway
-from kedit.runfolder import write_json, writing
+from kedit.runtime import checksum
+from kedit.runtime.file_modes import as_umask
+from kedit.runtime.run_folder import write_json, writing
 from kedit.slices import Slices
 
 TENSORS, CARD = "delta.safetensors", "card.json"

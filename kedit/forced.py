@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kedit import processes
 from kedit.forward import default_batch_tokens, frozen, lane_rows, logits_at
+from kedit.runtime import distributed
 from kedit.tokens import pad_right
 
 if TYPE_CHECKING:
@@ -74,14 +74,14 @@ def read(
     parts: list[tuple[Tensor, Tensor]] = []  # left on the device until all batches are under way
     done = 0
     with frozen(lm.model):
-        for batch in processes.share(batches) if shared else batches:
+        for batch in distributed.share(batches) if shared else batches:
             parts.append(_forward(lm, spans, batch, bank))
-            done += len(batch) * (processes.count() if shared else 1)
+            done += len(batch) * (distributed.count() if shared else 1)
             if progress is not None:
                 progress(min(done, len(rows)), len(rows))
     found = [(nll.tolist(), top.tolist()) for nll, top in parts]
     if shared:
-        found = processes.gather_shares(found)
+        found = distributed.gather_shares(found)
     results: list[tuple[list[float], tuple[int, ...]]] = [([], ())] * len(spans)
     for batch, (nlls, tops) in zip(batches, found, strict=True):
         start = 0

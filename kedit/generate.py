@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from kedit import processes
 from kedit.errors import shown
 from kedit.forward import check_lanes, default_batch_tokens, frozen, lane_rows, logits_at
 from kedit.openings import choose_rows
+from kedit.runtime import distributed
 from kedit.tokens import TooLong, encode
 
 if TYPE_CHECKING:
@@ -98,10 +98,10 @@ def greedy_ids(
     ends = _Ends(lm, stop)
     batches = list(_cut_batches(todo, max_new_tokens, batch_tokens or default_batch_tokens(lm.device)))
     with frozen(lm.model):
-        own = processes.share(batches) if shared else batches
+        own = distributed.share(batches) if shared else batches
         new = [_continue(lm, batch, max_new_tokens, bank, ends) for batch in own]
     if shared:
-        new = processes.gather_shares(new)
+        new = distributed.gather_shares(new)
     pairs = zip(batches, new, strict=True)
     done = {key: ids for batch, found in pairs for key, ids in zip(batch, found, strict=True)}
     return [done[key] for key in keys]

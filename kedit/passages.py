@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 from random import Random
 
-from kedit.bars import stages
 from kedit.errors import KeditError
 from kedit.lm import LM
+from kedit.runtime.progress import stages
 from kedit.stats import StatsConfig, corpus_lines
 
 CHARACTERS = 1 << 23  # read of a corpus: 1.4 million words, 4000 records' texts of 300 words

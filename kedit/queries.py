@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from kedit.checking import check_values
 from kedit.errors import KeditError, at_least
 from kedit.lm import LM
 from kedit.passages import Passages
 from kedit.request import EditRecord, EditRequest, Probe, Variants
+from kedit.runtime.option_values import check_values
 from kedit.shuffles import Unit, parts_of, shuffled
 from kedit.text.prompts import escaped, joined, split, trimmed
 from kedit.tokens import in_context, own_bos

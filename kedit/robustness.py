@@ -13,7 +13,7 @@ from rich.table import Table
 from kedit.intervals import paired_cell
 from kedit.report import MOMENTS
 from kedit.results import edits_of
-from kedit.runfolder import csv_text
+from kedit.runtime.run_folder import csv_text
 from kedit.summary import summarise
 
 FIGURES = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kedit.runfolder import write_figure
+from kedit.runtime.run_folder import write_figure
 from kedit.similarity import KINDS
 from kedit.similarity_report import Row, layers_of, measured, values_of
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from kedit.runfolder import csv_text
+from kedit.runtime.run_folder import csv_text
 from kedit.similarity import EQUIVALENT, KINDS
 
 DELIVERED = 0.8

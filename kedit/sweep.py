@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from kedit.checking import check_values
 from kedit.errors import KeditError, shown
-from kedit.usertext import load_yaml, read_text
+from kedit.runtime.option_values import check_values
+from kedit.runtime.yaml_text import load_yaml, read_text
 
 KEYS = ("name", "configs", "grid", "options", "exclude")
 OWN = ("run", "config", "ckpt_path")

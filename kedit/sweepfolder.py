@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kedit.errors import KeditError, shown
-from kedit.lock import flock, held
-from kedit.runfolder import RESULTS, finished, write_json
+from kedit.runtime.lock import flock, held
+from kedit.runtime.run_folder import RESULTS, finished, write_json
 from kedit.sweep import Sweep, Task
 
 PLAN = "sweep.json"

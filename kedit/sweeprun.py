@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kedit.errors import KeditError
-from kedit.runfolder import finished
+from kedit.runtime.run_folder import finished
 from kedit.sweepfolder import LOG, Numbered
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

@@ -27,9 +27,9 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
-from kedit.cache import cache_dir
 from kedit.errors import KeditError
-from kedit.modes import as_umask
+from kedit.runtime.cache import cache_dir
+from kedit.runtime.file_modes import as_umask
 
 log = logging.getLogger(__name__)
 

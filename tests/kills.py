@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from kedit.cli import main
 from kedit.delta import Delta
 from kedit.deltafile import pack, unpack
-from kedit.journal import read_journal
-from kedit.runfolder import CHECKPOINT
+from kedit.runtime.journal import read_journal
+from kedit.runtime.run_folder import CHECKPOINT
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

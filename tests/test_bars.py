@@ -6,13 +6,13 @@ import logging
 
 import pytest
 
-from kedit import bars
+from kedit.runtime import progress
 
 
 def test_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     now = 100.0
-    monkeypatch.setattr(bars.time, "monotonic", lambda: now)
-    with caplog.at_level(logging.INFO, "kedit"), bars.stages() as report:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with caplog.at_level(logging.INFO, "kedit"), progress.stages() as report:
         for done in range(1, 9):
             now += 10
             report("reading text", done, 9)
@@ -24,7 +24,7 @@ def test_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, caplog: pytes
 
 
 def test_short_work_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "kedit"), bars.stage("anchors") as progress:
+    with caplog.at_level(logging.INFO, "kedit"), progress.stage("anchors") as report:
         for done in range(5):
-            progress(done, 5)
+            report(done, 5)
     assert not caplog.messages

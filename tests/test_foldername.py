@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from kedit.foldername import RESERVED, folder_name
+from kedit.runtime.folder_name import RESERVED, folder_name
 
 ODD = ["", ".", "..", "...", "a/b", "../x", "a\0b", "a\nb", " a", "-rf", ".hidden", "a.", "x" * 300, "é" * 300, "CON"]
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kedit.checkpointfile import seal
 from kedit.cli import main
 from kedit.errors import KeditError
-from kedit.journal import Journal, read_journal
-from kedit.runfolder import CHECKPOINT, finished
+from kedit.runtime.checkpoint_file import seal
+from kedit.runtime.journal import Journal, read_journal
+from kedit.runtime.run_folder import CHECKPOINT, finished
 from tests.kills import at_write, difference, same, start, wait
 from tests.quick import QUICK_ROME, city_facts, sequential_run
 
@@ -46,7 +46,7 @@ def command(tiny_folder: Callable[..., str], tmp_path: Path) -> Callable[..., li
 def test_killed_at_random_writes(
     method: str, command: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kedit.journal._SLACK", 0)  # PAC's journal begins anew again and again
+    monkeypatch.setattr("kedit.runtime.journal._SLACK", 0)  # PAC's journal begins anew again and again
     log, chance = tmp_path / "log", random.Random(7)
     assert wait(start(command(method, "whole"), log)) == 0, log.read_text()
     resume, kills = [*command(method, "killed"), "--run.resume", "true"], 0

@@ -11,8 +11,8 @@ import pytest
 
 from kedit.cli import main
 from kedit.errors import KeditError
-from kedit.ledger import LEDGER, Ledger, compare, put_right, told
-from kedit.runfolder import CHECKPOINT, append_rows
+from kedit.runtime.ledger import LEDGER, Ledger, compare, put_right, told
+from kedit.runtime.run_folder import CHECKPOINT, append_rows
 from tests.kills import at_write, difference, start, wait
 from tests.quick import QUICK_ROME, city_facts, sequential_run
 

@@ -13,7 +13,7 @@ from kedit import zoo
 from kedit.anchors import bank
 from kedit.delta import Delta, Factors
 from kedit.deltafile import save_delta
-from kedit.modes import as_umask
+from kedit.runtime.file_modes import as_umask
 from kedit.stats import StatsConfig, api, corpus_lines, covariances
 from tests.tiny import save_tiny, tiny_lm
 

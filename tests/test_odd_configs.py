@@ -14,7 +14,7 @@ import kedit.cli.fit
 from kedit.cli import main
 from kedit.cli.fit import parsed
 from kedit.cli.nulls import accept_null
-from kedit.usertext import LEVELS, load_yaml
+from kedit.runtime.yaml_text import LEVELS, load_yaml
 from tests.config_mutants import mutants
 
 COUNT = int(os.environ.get("KEDIT_CONFIG_MUTANTS", "25"))

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from kedit.callbacks import EditProgress, ResultsWriter, Robustness, Texts
-from kedit.checking import check_values
 from kedit.cli import main
 from kedit.cli.fit import parsed
 from kedit.cli.messages import LINE, explain, printable
@@ -25,6 +24,7 @@ from kedit.pac.config import ContrastConfig, KeepConfig, TrainConfig
 from kedit.pac.select import TraceConfig
 from kedit.queries import QueryConfig
 from kedit.rep.config import AdapterConfig
+from kedit.runtime.option_values import check_values
 from kedit.stats import StatsConfig
 from tests.quick import QUICK_ROME, option_words
 

@@ -15,11 +15,11 @@ from kedit.arch import weight
 from kedit.cli import main
 from kedit.delta import Delta, edited
 from kedit.deltafile import load_delta, unpack
-from kedit.journal import read_journal
 from kedit.lm import LMConfig, load_lm
 from kedit.pac import Profile, TrainConfig, encode_request
 from kedit.request import EditRequest
-from kedit.runfolder import CHECKPOINT
+from kedit.runtime.journal import read_journal
+from kedit.runtime.run_folder import CHECKPOINT
 from tests.pac_runs import Rows, RowsOf, deltas_of, quick_run
 
 words = pytest.fixture(quick_run)

@@ -192,7 +192,7 @@ from torch import distributed
 atexit.register(lambda: print("still connected" if distributed.is_initialized() else "left"))  # the last to be called
 
 from lightning import Trainer
-from kedit.cli.strategy import ShardedEdits
+from kedit.runtime.strategy import ShardedEdits
 
 for _ in range(2):
     strategy = ShardedEdits()

@@ -23,7 +23,7 @@ from kedit.lm import LM
 from kedit.methods import MEMIT, REP, ROME, RROME
 from kedit.methods import rep as rep_module
 from kedit.rep import AdapterConfig, AdapterLanes, Task, closed_form, parity_config
-from kedit.runfolder import CHECKPOINT
+from kedit.runtime.run_folder import CHECKPOINT
 from kedit.stats import StatsConfig
 from tests.quick import option_words
 from tests.test_spread import REQUESTS, TEXTS, Given, Keep, bits

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from kedit.claim import LOCK, Claim
 from kedit.cli import main
 from kedit.errors import KeditError
-from kedit.lock import held
-from kedit.runfolder import RESULTS
+from kedit.runtime.claim import LOCK, Claim
+from kedit.runtime.lock import held
+from kedit.runtime.run_folder import RESULTS
 from tests.kills import start, wait
 from tests.quick import QUICK_ROME, city_facts, sequential_run
 
 HOLD = """\
 import pathlib, sys, time
-from kedit.lock import hold
+from kedit.runtime.lock import hold
 print(hold(pathlib.Path(sys.argv[1])), flush=True)
 time.sleep(60)
 """

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from kedit.cli import main
-from kedit.journal import read_journal
+from kedit.runtime.journal import read_journal
 from kedit.sweepfolder import SweepFolder
 from tests.process_cases import case_words
 from tests.sweep_cases import config, sweep_file, write

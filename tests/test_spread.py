@@ -22,7 +22,7 @@ from kedit.lm import LM
 from kedit.methods import EMMET, MEMIT, spread
 from kedit.methods.spread import Spread
 from kedit.request import EditRecord, EditRequest
-from kedit.runfolder import CHECKPOINT
+from kedit.runtime.run_folder import CHECKPOINT
 from kedit.stats import StatsConfig
 from kedit.values import ValueLanes
 from tests.tiny import tiny_lm

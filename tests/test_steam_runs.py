@@ -19,7 +19,7 @@ from kedit.errors import KeditError
 from kedit.lm import LM
 from kedit.methods import EMMET, MEMIT, ROME, RROME, STEAM
 from kedit.methods.locate import LocateThenEdit
-from kedit.runfolder import CHECKPOINT
+from kedit.runtime.run_folder import CHECKPOINT
 from kedit.stats import StatsConfig
 from tests.steam_cases import FAMILIES, Given, answer_states, naive_alignment, records, run, world
 from tests.test_spread import TEXTS, bits, dense

@@ -15,7 +15,7 @@ from kedit.callbacks import EditCheckpoint, EditMetrics, EditProgress, ResultsWr
 from kedit.cli import main
 from kedit.methods import ROME
 from kedit.methods.base import EditingModule
-from kedit.stopping import STOPPING, Stopped, Stopper
+from kedit.runtime.signals import STOPPING, Stopped, Stopper
 from kedit.sweeprun import _outcome
 from tests.quick import QUICK_ROME, sequential_run
 from tests.sweep_cases import RECORDS

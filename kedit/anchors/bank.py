@@ -15,9 +15,9 @@ from kedit.anchors.config import AnchorConfig, Centre
 from kedit.anchors.pool import Pool, normal
 from kedit.anchors.positioning import SOURCES, Anchor, Leaks, position, recipe
 from kedit.anchors.probe import LayerProbe, Within, probe, telling, within
-from kedit.cache import cache_dir
 from kedit.errors import KeditError
 from kedit.request import EditRecord
+from kedit.runtime.cache import cache_dir
 from kedit.states import last_states
 from kedit.stats.store import read, write
 from kedit.tokens import encode

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kedit.checking import check_values
 from kedit.errors import KeditError, at_least
+from kedit.runtime.option_values import check_values
 
 Recall = Literal["greedy", "first_top1", "first_topk"]
 Centre = Literal["none", "objects", "generic"]

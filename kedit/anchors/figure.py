@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedit.anchors.report import Windows, span
-from kedit.runfolder import write_figure
+from kedit.runtime.run_folder import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,8 @@ from typing import Any
 
 from kedit.anchors.pool import Reference
 from kedit.errors import KeditError, shown
+from kedit.runtime.textfile import flaw_of, read_text, strict_json
 from kedit.text.prompts import fill, slots
-from kedit.textfile import flaw_of, read_text, strict_json
 
 COLUMNS = ("subject", "relation", "object_id", "object")
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from kedit.anchors.layers import align_layers
 from kedit.anchors.positioning import SOURCES, Anchor
 from kedit.anchors.probe import LayerProbe, Within
-from kedit.runfolder import csv_text
+from kedit.runtime.run_folder import csv_text
 
 LEAST = 0.1
 """Where no layer's margin exceeds that of layer 0 by this, none carries the object."""

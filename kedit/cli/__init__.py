@@ -2,7 +2,7 @@
 
 import sys
 
-from kedit.platforms import unsupported
+from kedit.runtime.platforms import unsupported
 
 if (why := unsupported()) is not None:  # before the imports that would fail
     sys.stderr.write(f"kedit: error: {why}\n")

@@ -12,12 +12,12 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from kedit.checking import check_path, check_text, check_values
-from kedit.checkpointfile import read_checkpoint
-from kedit.checksum import first_line as first_line
 from kedit.cli.messages import of_kedit
 from kedit.errors import CannotWrite, KeditError, at_least, shown
-from kedit.runfolder import CHECKPOINT
+from kedit.runtime.checkpoint_file import read_checkpoint
+from kedit.runtime.checksum import first_line as first_line
+from kedit.runtime.option_values import check_path, check_text, check_values
+from kedit.runtime.run_folder import CHECKPOINT
 
 NAME = 200
 """The most bytes of a run's name: folders take 255, and a second run of the name gets a number behind it."""

@@ -10,12 +10,12 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from kedit.checking import check_path
 from kedit.cli.sweep import WHICH, open_sweep
 from kedit.collect import Collected, collected
 from kedit.collect_report import LEGEND, as_csv, as_markdown, heading, tables
 from kedit.errors import KeditError
-from kedit.runfolder import make_folder, write_text
+from kedit.runtime.option_values import check_path
+from kedit.runtime.run_folder import make_folder, write_text
 from kedit.sweepfolder import PLAN
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from kedit import launched
 from kedit.callbacks import StopAtSignal
-from kedit.claim import Claim, begun, numbered
 from kedit.cli.checks import (
     check_checkpoint,
     check_options,
@@ -36,12 +34,14 @@ from kedit.cli.layers import begin_anew, class_first
 from kedit.cli.messages import Interrupted
 from kedit.cli.parts import CALLBACKS, TRAINER_DEFAULTS, RunConfig
 from kedit.cli.quiet import quiet_lightning
-from kedit.cli.strategy import ShardedEdits
 from kedit.data import EditData
 from kedit.errors import CannotWrite, KeditError, cannot_write
 from kedit.methods import EditingModule
-from kedit.runfolder import CHECKPOINT, finished, make_folder, writing
-from kedit.stopping import Stopped, Stopper
+from kedit.runtime import launcher
+from kedit.runtime.claim import Claim, begun, numbered
+from kedit.runtime.run_folder import CHECKPOINT, finished, make_folder, writing
+from kedit.runtime.signals import Stopped, Stopper
+from kedit.runtime.strategy import ShardedEdits
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class KeditCLI(LightningCLI):
             folder = numbered(root, name, number)
             return {"number": number, "begun": begun(folder), "finished": config.run.resume and finished(folder)}
 
-        decided = launched.agree(decide, root)
+        decided = launcher.agree(decide, root)
         self.folder = numbered(root, name, int(decided["number"]))
         if decided["finished"]:
             log.info("this run has finished, nothing is left to do: %s", self.folder)
@@ -168,12 +168,12 @@ class KeditCLI(LightningCLI):
             for process in self._others():
                 if sys.exception() is not None:
                     process.kill()  # it would wait for this one
-            launched.forget(Path(self.config[subcommand].run.root))
+            launcher.forget(Path(self.config[subcommand].run.root))
 
     def _others(self) -> list[subprocess.Popen[bytes]]:
         """The processes of the run that this one has started."""
-        launcher = self.trainer.strategy.launcher
-        return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+        starter = self.trainer.strategy.launcher
+        return starter.procs if isinstance(starter, _SubprocessScriptLauncher) else []
 
 
 def _alone_in_slurm() -> bool:

@@ -11,12 +11,12 @@ from jsonargparse import ArgumentError
 from rich.console import Console
 
 import kedit
-from kedit import launched
 from kedit.cli.messages import Interrupted, check_words, explain, of_kedit, printable
 from kedit.cli.nulls import accept_null
 from kedit.cli.quiet import set_up_logging
 from kedit.errors import KeditError, shown
-from kedit.stopping import Stopped, Stopper
+from kedit.runtime import launcher
+from kedit.runtime.signals import Stopped, Stopper
 
 USAGE = """\
 usage: kedit COMMAND [OPTIONS]
@@ -64,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> None:
         _say("interrupted")
         raise SystemExit(130) from None
     except Interrupted as stop:
-        if launched.number() > 0:
+        if launcher.number() > 0:
             raise SystemExit(0) from None  # the first process says it
         _say(f"interrupted by {signal.Signals(stop.status - 128).name}; {stop}")
         raise SystemExit(stop.status) from None
@@ -135,14 +135,14 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
 def _fail(message: str) -> None:
     _let_first_speak()
-    number = launched.number()
+    number = launcher.number()
     _say(f"error: {message}" if number == 0 else f"process {number}: error: {message}")
     raise SystemExit(2)
 
 
 def _let_first_speak() -> None:
     """What fails in all processes alike is said once: the first one ends the others."""
-    if launched.number() > 0:
+    if launcher.number() > 0:
         time.sleep(5)
 
 

@@ -12,9 +12,9 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from kedit.checking import check_text
 from kedit.errors import KeditError, shown
-from kedit.usertext import check_regular, refuse_pipe
+from kedit.runtime.option_values import check_text
+from kedit.runtime.yaml_text import check_regular, refuse_pipe
 
 KEY = re.compile(r'Parser key "([\w.]+)":')
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)'")

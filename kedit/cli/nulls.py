@@ -9,7 +9,7 @@ from __future__ import annotations
 import yaml
 from jsonargparse import get_loader, set_loader
 
-from kedit.usertext import load_yaml
+from kedit.runtime.yaml_text import load_yaml
 
 _plain = get_loader("yaml")
 

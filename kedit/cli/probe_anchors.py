@@ -15,8 +15,6 @@ from kedit.anchors.bank import PROBED, within_relations
 from kedit.anchors.figure import draw
 from kedit.anchors.report import Windows, as_csv, lines_of, probe_table, used, verdict
 from kedit.arch import check_layers
-from kedit.bars import stage
-from kedit.checking import check_values
 from kedit.cli.layers import begin_anew, class_first
 from kedit.cli.messages import of_kedit
 from kedit.cli.stats import device_of
@@ -27,7 +25,9 @@ from kedit.evaluate import known
 from kedit.lm import LM, LMConfig, load_lm
 from kedit.methods.steam import pool_of
 from kedit.request import EditRecord
-from kedit.runfolder import make_folder, write_text
+from kedit.runtime.option_values import check_values
+from kedit.runtime.progress import stage
+from kedit.runtime.run_folder import make_folder, write_text
 
 ABOUT = "In which layers do anchors carry the object? Run it before choosing model.align.layers of STEAM."
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kedit import launched
+from kedit.runtime import launcher
 
 # (message, module) of warnings about what kedit does on purpose
 NOISE = (
@@ -30,7 +30,7 @@ def set_up_logging() -> None:
 
     Of a run's processes the first speaks for all.
     """
-    level = os.environ.get("KEDIT_LOG", "INFO") if launched.number() == 0 else "ERROR"
+    level = os.environ.get("KEDIT_LOG", "INFO") if launcher.number() == 0 else "ERROR"
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for name in ("httpx", "filelock", "fsspec", "urllib3", "datasets", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.WARNING)

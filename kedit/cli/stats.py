@@ -12,12 +12,12 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from kedit.bars import stages
-from kedit.cache import cache_dir
-from kedit.checking import check_values
 from kedit.defaults import value_defaults
 from kedit.errors import KeditError, shown
 from kedit.lm import LM, LMConfig, load_lm
+from kedit.runtime.cache import cache_dir
+from kedit.runtime.option_values import check_values
+from kedit.runtime.progress import stages
 from kedit.stats import Covariance, StatsConfig, covariances, save_covariance, store
 
 log = logging.getLogger(__name__)

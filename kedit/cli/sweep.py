@@ -11,9 +11,9 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
-from kedit.checking import check_path
 from kedit.cli.messages import Interrupted, explain, of_kedit
 from kedit.errors import KeditError
+from kedit.runtime.option_values import check_path
 from kedit.sweep import read_sweep
 from kedit.sweepfolder import PLAN, Busy, Numbered, SweepFolder
 from kedit.sweeprun import run_task

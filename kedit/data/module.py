@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 
-from kedit import processes
-from kedit.checking import check_values
 from kedit.data.batching import Batches, EpochSteps, form_batches
 from kedit.data.choosing import (
     READING,
@@ -32,6 +30,8 @@ from kedit.data.choosing import (
 from kedit.errors import KeditError, at_least
 from kedit.queries import QueryConfig, with_variants
 from kedit.request import EditRecord, Probe, fingerprint_of, with_joiner
+from kedit.runtime import distributed
+from kedit.runtime.option_values import check_values
 from kedit.text.prompts import Joiner
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class EditData(LightningDataModule):
 
     def index_of(self, epoch: int) -> int:
         """The edit batch of this process in an epoch; not below the number of batches where nothing is left for it."""
-        return epoch * self.width + (processes.rank() if self.width > 1 else 0)
+        return epoch * self.width + (distributed.rank() if self.width > 1 else 0)
 
     def done_after(self, epoch: int) -> int:
         """Edit batches that are done, by whichever process, when an epoch has ended."""

@@ -15,8 +15,8 @@ from typing import Any
 
 from kedit.errors import KeditError, shown
 from kedit.request import shown_id
+from kedit.runtime.textfile import flaw_of, read_text, strict_json
 from kedit.text.prompts import trimmed
-from kedit.textfile import flaw_of, read_text, strict_json
 
 FILES = "a .json file with a list of records, or a .jsonl file with one record per line (docs/data.md)"
 

@@ -17,15 +17,11 @@ import torch
 from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 
-from kedit import processes
 from kedit.batch import EditBatch, Outcome, batch_seed
 from kedit.callbacks.base import tell
-from kedit.checking import check_values
-from kedit.checkpointfile import seal
 from kedit.delta import Delta
 from kedit.deltafile import pack, unpack
 from kedit.errors import KeditError
-from kedit.journal import Entry
 from kedit.lm import LMConfig
 from kedit.methods.committed import Committed, Outcomes, as_entry, outcomes_of
 from kedit.methods.course import Course
@@ -33,6 +29,10 @@ from kedit.methods.holder import ModelHolder
 from kedit.methods.phases import Edit, Phase
 from kedit.methods.restoring import check_loops, read_state, taking_back
 from kedit.request import EditRecord
+from kedit.runtime import distributed
+from kedit.runtime.checkpoint_file import seal
+from kedit.runtime.journal import Entry
+from kedit.runtime.option_values import check_values
 from kedit.tokens import TooLong
 
 Regime = Literal["single", "batch", "sequential"]
@@ -159,7 +159,7 @@ class EditingModule(ModelHolder, ABC):
         data = self._data
         if self.regime == "single":
             data.make_batches(size=self.lane_count(), sort_by_length=self.lane_count() > 1)
-        data.width = processes.count() if self.regime == "single" else 1
+        data.width = distributed.count() if self.regime == "single" else 1
         rounds = -(-len(data.batches) // data.width)
         loop = self.trainer.fit_loop
         limit = loop.max_epochs
@@ -224,7 +224,7 @@ class EditingModule(ModelHolder, ABC):
     def training_step(self, batch: list[EditRecord], batch_idx: int) -> Tensor | None:
         """The method's loss; nothing to learn from in a step that is taken because other processes need it."""
         loss = None if self._phase is None else self._phase.loss()
-        return (self._idle * 0).sum() if loss is None and processes.count() > 1 else loss
+        return (self._idle * 0).sum() if loss is None and distributed.count() > 1 else loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The phase's masks, on gradients that mixed precision has unscaled."""
@@ -242,9 +242,9 @@ class EditingModule(ModelHolder, ABC):
         assert self._course is not None
         self._course.finish()  # the steps may be spent; with fast_dev_run there was only one
         self.batch.deltas = self._course.deltas
-        if self.regime != "single" and processes.count() > 1:  # one model: all go on with the same bits
-            packed = processes.from_first(lambda: [None if d is None else pack(d) for d in self.batch.deltas])
-            if not processes.first():
+        if self.regime != "single" and distributed.count() > 1:  # one model: all go on with the same bits
+            packed = distributed.from_first(lambda: [None if d is None else pack(d) for d in self.batch.deltas])
+            if not distributed.first():
                 self.batch.deltas = [None if d is None else unpack(d).to(self.device) for d in packed]
         self.batch.seconds = time.perf_counter() - self._started
         if self.regime == "sequential":
@@ -274,7 +274,7 @@ class EditingModule(ModelHolder, ABC):
         """What a run must share with the checkpoint that it goes on from."""
         data = self._data
         same = {key: value for key, value in self.describe().items() if key not in self.found_out}
-        counts = {"edit_batches": len(data.batches), "processes": processes.count()}
+        counts = {"edit_batches": len(data.batches), "processes": distributed.count()}
         return same | {"data": data.fingerprint} | counts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ import torch
 from kedit.batch import EditBatch
 from kedit.delta import Delta, Weights
 from kedit.deltafile import pack, unpack
-from kedit.journal import Entry
 from kedit.lm import LM
+from kedit.runtime.journal import Entry
 
 Outcomes = list[tuple[dict[str, Any], str | None]]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kedit import processes
 from kedit.delta import Delta
 from kedit.methods.phases import Edit, Meeting, Phase
+from kedit.runtime import distributed
 
 
 class Course:
@@ -39,9 +39,9 @@ class Course:
         phase = self.phase
         if phase is not None and (phase.done or step - self._start >= phase.steps):
             self._next(step)
-        if processes.count() == 1:
+        if distributed.count() == 1:
             return self.phase is not None
-        while processes.agreed(self.phase is None or isinstance(self.phase, Meeting)):
+        while distributed.agreed(self.phase is None or isinstance(self.phase, Meeting)):
             if self.phase is None:
                 return False
             self._next(step)

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from kedit import processes
 from kedit.contexts import ContextConfig, context_templates
 from kedit.errors import KeditError, at_least
 from kedit.lm import LMConfig
 from kedit.methods.base import EditingModule, Regime
 from kedit.request import EditRecord
+from kedit.runtime import distributed
 from kedit.stats import StatsConfig
 from kedit.text.prompts import slots
 from kedit.tokens import encode_subject, own_bos, surely_fits
@@ -108,7 +108,7 @@ class LocateThenEdit(EditingModule):
     def start(self) -> None:
         """Contexts of the unedited model."""
         if not self.contexts:  # a resumed run has them
-            self.contexts = processes.from_first(lambda: context_templates(self.lm, self.context_config, self.seed))
+            self.contexts = distributed.from_first(lambda: context_templates(self.lm, self.context_config, self.seed))
 
     def check_fit(self, record: EditRecord) -> None:
         """The prompt behind every context."""

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 
-from kedit import processes
 from kedit.batch import EditBatch
 from kedit.data import read_facts
 from kedit.errors import KeditError
@@ -42,6 +41,7 @@ from kedit.pac import (
     released,
 )
 from kedit.request import EditRecord
+from kedit.runtime import distributed
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +116,8 @@ class PAC(EditingModule):
         per_pass = n if self.scope == "edit" else -(-n // t.mini_batch)
         turns = 2 if self.contrasts and t.objective == "alternate" else 1
         self.steps_per_batch = per_pass * t.passes * turns
-        if self.regime != "single" and processes.count() > 1:
-            log.info("PAC trains one set of nodes: all %d processes take the same steps", processes.count())
+        if self.regime != "single" and distributed.count() > 1:
+            log.info("PAC trains one set of nodes: all %d processes take the same steps", distributed.count())
 
     def start(self) -> None:
         """What the unedited model says: to every request, and to the prompts that are to stay as they are."""
@@ -263,7 +263,7 @@ class PAC(EditingModule):
 
     def whole_profile(self) -> Profile:
         """That of all processes, which trace paths of their own in the single regime; to be called by all of them."""
-        return Profile.of(processes.gather(self.profile)) if self.regime == "single" else self.profile
+        return Profile.of(distributed.gather(self.profile)) if self.regime == "single" else self.profile
 
     def method_state(self) -> dict[str, Any]:
         """The profile of the paths traced so far."""
@@ -271,7 +271,7 @@ class PAC(EditingModule):
 
     def load_method_state(self, state: dict[str, Any]) -> None:
         """Takes it back."""
-        if self.regime != "single" or processes.first():
+        if self.regime != "single" or distributed.first():
             self.profile.load(state["profile"])
 
     def describe(self) -> dict[str, Any]:

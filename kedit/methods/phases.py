@@ -8,11 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kedit import processes
 from kedit.delta import Delta
 from kedit.errors import KeditError
 from kedit.pac import Steps
 from kedit.rep import AdapterLanes
+from kedit.runtime import distributed
 from kedit.values import ValueLanes
 
 
@@ -59,7 +59,7 @@ class Meeting:
     @property
     def done(self) -> bool:
         """Nobody has to be waited for."""
-        return processes.count() == 1
+        return distributed.count() == 1
 
     def optimizer(self) -> torch.optim.Optimizer:
         """One that changes nothing."""

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kedit import processes
 from kedit.batch import EditBatch
 from kedit.contexts import ContextConfig, context_templates
 from kedit.data import read_facts
@@ -35,6 +34,7 @@ from kedit.rep import (
     stronger,
 )
 from kedit.request import EditRecord
+from kedit.runtime import distributed
 from kedit.stats import corpus_lines
 
 
@@ -138,14 +138,14 @@ class REP(Composed):
         chunks = [edits[start : start + size] for start in range(0, len(edits), size)]
         together = self.regime != "single"
         found: list[list[_Adapter]] = []
-        for some in processes.share(chunks) if together else chunks:
+        for some in distributed.share(chunks) if together else chunks:
             tasks = self._tasks(batch, deltas, some, layer, path)
             pathways = yield from self._pathways(tasks)
             made = zip(pathways, tasks, strict=True)
             found.append([_Adapter(pathway, task.anchor, figures(pathway, task)) for pathway, task in made])
         if together:
             yield Meeting()
-            found = processes.gather_shares([[adapter.on_cpu() for adapter in some] for some in found])
+            found = distributed.gather_shares([[adapter.on_cpu() for adapter in some] for some in found])
         pairs = zip(chunks, found, strict=True)
         return [pair for some, adapters in pairs for pair in zip(some, adapters, strict=True)]
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kedit import checksum
-from kedit.checkpointfile import check_entry, read_checkpoint
 from kedit.errors import KeditError, shown
-from kedit.journal import Journal, read_journal
+from kedit.runtime import checksum
+from kedit.runtime.checkpoint_file import check_entry, read_checkpoint
+from kedit.runtime.journal import Journal, read_journal
 
 
 def read_state(identity: Mapping[str, Any], path: Path, most: int) -> dict[str, Any]:

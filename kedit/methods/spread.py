@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kedit import processes
 from kedit.arch import check_layers, weight
-from kedit.bars import stages
 from kedit.batch import EditBatch, Outcome
 from kedit.contexts import ContextConfig, context_groups
 from kedit.data.batching import suffix_length
@@ -23,6 +21,8 @@ from kedit.keys import context_weights
 from kedit.lm import LM
 from kedit.methods.locate import LocateThenEdit, finite, known, lane_error, lane_info
 from kedit.methods.phases import Edit, Meeting, Phase, ValuePhase
+from kedit.runtime import distributed
+from kedit.runtime.progress import stages
 from kedit.spreading import System, spread
 from kedit.stats import Covariance, covariances
 from kedit.values import ValueLanes, ValueObjective
@@ -153,13 +153,13 @@ class Spread(LocateThenEdit):
             for chunk in chunks:
                 z[chunk] = yield from self._lanes(batch, chunk)
             return z
-        own = processes.share(chunks)
+        own = distributed.share(chunks)
         found = []
         for chunk in own:
             found.append((yield from self._lanes(batch, chunk)).cpu())
         yield Meeting()
         told = [[(batch.outcomes[i].info, batch.outcomes[i].error) for i in chunk] for chunk in own]
-        parts = processes.gather_shares(list(zip(found, told, strict=True)))
+        parts = distributed.gather_shares(list(zip(found, told, strict=True)))
         for chunk, (targets, outcomes) in zip(chunks, parts, strict=True):
             z[chunk] = targets.to(z)
             for i, (info, error) in zip(chunk, outcomes, strict=True):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from kedit.checking import check_values
 from kedit.errors import KeditError, at_least
 from kedit.pac.rectify import Bias
+from kedit.runtime.option_values import check_values
 
 Objective = Literal["alternate", "joint"]
 

@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kedit.checking import check_values
 from kedit.errors import KeditError, at_least
 from kedit.pac.scores import Score
 from kedit.pac.sites import Site
+from kedit.runtime.option_values import check_values
 
 Scores = dict[Site, Tensor]
 """Scores of a site's nodes, `[M]` float32 on the CPU, from the lowest layer up."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from kedit.checking import check_values, control_in
 from kedit.errors import KeditError, at_least, shown
+from kedit.runtime.option_values import check_values, control_in
 
 
 @dataclass

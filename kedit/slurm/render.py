@@ -13,8 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from kedit.checking import control_in
 from kedit.errors import KeditError, shown
+from kedit.runtime.option_values import control_in
 from kedit.slurm.options import SlurmOptions
 from kedit.sweepfolder import ranges
 

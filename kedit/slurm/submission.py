@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kedit.errors import KeditError
-from kedit.runfolder import write_json, write_text
+from kedit.runtime.run_folder import write_json, write_text
 from kedit.slurm import queue
 from kedit.slurm.options import SlurmOptions
 from kedit.slurm.render import LOGS, SCRIPTS, array_script, collect_script, stats_script

@@ -15,11 +15,11 @@ import transformers
 from filelock import FileLock, Timeout
 
 from kedit import fingerprint as weights
-from kedit import processes
 from kedit.arch import check_layers
-from kedit.cache import cache_dir
 from kedit.errors import KeditError
 from kedit.lm import LM
+from kedit.runtime import distributed
+from kedit.runtime.cache import cache_dir
 from kedit.stats import corpus, store
 from kedit.stats.collect import collect
 from kedit.stats.config import StatsConfig
@@ -48,7 +48,7 @@ def covariances(
         lm: The unedited model.
         layers: Layers, in any order.
         config: Text, number of tokens, precision, ridge.
-        cache: kedit's cache folder; None: the user's (`kedit.cache.cache_dir`).
+        cache: kedit's cache folder; None: the user's (`kedit.runtime.cache.cache_dir`).
         progress: Called with (what, done, of how many) during long work.
         save_seconds: Least time between two saves of an unfinished pass.
 
@@ -64,10 +64,10 @@ def covariances(
     run = _run_key(lm, config)
     keys = {layer: {**run, "module": lm.arch.path("mlp_out", layer)} for layer in layers}
     found = _cached(lm, keys, base, config)
-    if not processes.agreed(len(found) == len(keys)):
-        with _locked(base, lm) if processes.first() else nullcontext():
+    if not distributed.agreed(len(found) == len(keys)):
+        with _locked(base, lm) if distributed.first() else nullcontext():
             found |= _cached(lm, _rest(keys, found), base, config)
-            missing = processes.from_first(lambda: sorted(_rest(keys, found)))
+            missing = distributed.from_first(lambda: sorted(_rest(keys, found)))
             if missing:
                 found |= _compute(lm, missing, keys, base, config, progress, save_seconds)
             found |= _cached(lm, _rest(keys, found), base, config)  # which the first process has found meanwhile
@@ -132,11 +132,11 @@ def _compute(
             f"{lm.name} was edited since it was loaded, so its statistics cannot be taken now; "
             "take them before the first edit (kedit stats)"
         )
-    ids = processes.from_first(lambda: corpus.load_ids(lm, config, base, progress))
+    ids = distributed.from_first(lambda: corpus.load_ids(lm, config, base, progress))
     run = {**keys[layers[0]], "module": [keys[i]["module"] for i in layers], "batch": config.batch_tokens}
     nameless = {name: value for name, value in run.items() if name != "model"}
     digest = hashlib.sha256(json.dumps(nameless).encode()).hexdigest()[:12]
-    of = f"-{processes.rank()}-of-{processes.count()}" if processes.count() > 1 else ""
+    of = f"-{distributed.rank()}-of-{distributed.count()}" if distributed.count() > 1 else ""
     partial = store.layer_path(base, keys[layers[0]]).with_name(f"partial-{digest}{of}.safetensors")
     dtype = getattr(torch, config.dtype)
     length = run["sequence_length"]
@@ -152,7 +152,7 @@ def _compute(
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
         result[layer] = Covariance(moment.mean().cpu(), moment.count, config.ridge, card)
-        if processes.first():
+        if distributed.first():
             store.save_covariance(store.layer_path(base, keys[layer]), result[layer])
     partial.unlink(missing_ok=True)
     return result

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kedit import processes
 from kedit.errors import KeditError
 from kedit.forward import frozen
 from kedit.lm import LM
 from kedit.reading import reading
+from kedit.runtime import distributed
 from kedit.stats import store
 from kedit.stats.corpus import Progress
 from kedit.stats.covariance import RIDGE, Covariance
@@ -167,19 +167,19 @@ def collect(
     state = Pass(lm, layers, dtype)
     if partial is not None and partial.exists():
         state.resume(partial, key or {})
-    if len(set(processes.gather(state.chunks))) > 1:  # killed while they were saving
+    if len(set(distributed.gather(state.chunks))) > 1:  # killed while they were saving
         state = Pass(lm, layers, dtype)
     if state.chunks:
         log.info("resuming the statistics at %d of %d chunks (%s)", state.chunks, len(chunks), partial)
     due = time.monotonic() + save_seconds
     while state.chunks < len(chunks):
-        own = state.chunks + processes.rank()
+        own = state.chunks + distributed.rank()
         if own < len(chunks):
             state.advance(chunks[own])
-        before, state.chunks = state.chunks, min(state.chunks + processes.count(), len(chunks))
+        before, state.chunks = state.chunks, min(state.chunks + distributed.count(), len(chunks))
         if any(before < mark <= state.chunks for mark in marks):
             state.mark(last=state.chunks == len(chunks))
-        if partial is not None and state.chunks < len(chunks) and processes.agreed(time.monotonic() >= due):
+        if partial is not None and state.chunks < len(chunks) and distributed.agreed(time.monotonic() >= due):
             start = time.monotonic()
             state.save(partial, key or {})
             due = time.monotonic() + max(save_seconds, 9 * (time.monotonic() - start))
@@ -190,11 +190,11 @@ def collect(
 
 def _of_all(own: SecondMoment) -> SecondMoment:
     """The sums of all processes; of one alone, its own."""
-    if processes.count() == 1:
+    if distributed.count() == 1:
         return own
     whole = SecondMoment(own.d_in, own.dtype, own.strips[0].device)
-    sums = {name: processes.total(strip.clone()) for name, strip in own.state().items()}
-    return whole.load(sums, sum(processes.gather(own.count)))
+    sums = {name: distributed.total(strip.clone()) for name, strip in own.state().items()}
+    return whole.load(sums, sum(distributed.gather(own.count)))
 
 
 def _chunks(ids: Tensor, length: int, batch_tokens: int) -> Iterator[Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from kedit.checking import check_values
 from kedit.errors import KeditError
+from kedit.runtime.option_values import check_values
 from kedit.stats.covariance import RIDGE
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from kedit import sampling
 from kedit.errors import KeditError, shown
 from kedit.lm import LM
+from kedit.runtime.textfile import flaw_of, regular_file, strict_json
 from kedit.stats import store
 from kedit.stats.config import StatsConfig
-from kedit.textfile import flaw_of, regular_file, strict_json
 
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 Piece = tuple[str, bool]  # text, and whether a document begins with it

@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kedit import checksum
 from kedit.arch import check_layers, weight
 from kedit.errors import KeditError, shown
 from kedit.lm import LM
-from kedit.modes import as_umask
+from kedit.runtime import checksum
+from kedit.runtime.file_modes import as_umask
 from kedit.stats.covariance import RIDGE, Covariance
 
 FORMAT = "kedit statistics 2"

@@ -152,8 +152,8 @@ def _state(run: Path, chance: Random) -> tuple[str, bool]:
     else:
         state = value
     altered = False
-    if chance.random() < 0.5 and isinstance(state, dict) and find_spec("kedit.checkpointfile") is not None:
-        file: Any = import_module("kedit.checkpointfile")
+    if chance.random() < 0.5 and isinstance(state, dict) and find_spec("kedit.runtime.checkpoint_file") is not None:
+        file: Any = import_module("kedit.runtime.checkpoint_file")
         file.seal(state)
         altered = True
     torch.save(state, run / LAST)

@@ -130,9 +130,9 @@ def made(lm: LM) -> dict[str, Delta]:
 
 def sealed(folder: Path) -> bool:
     """Gives altered files the checksums that are right for them, where deltas have any."""
-    if find_spec("kedit.checksum") is None:
+    if find_spec("kedit.runtime.checksum") is None:
         return True
-    checksum: Any = import_module("kedit.checksum")
+    checksum: Any = import_module("kedit.runtime.checksum")
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         sums = {"tensors": checksum.of_file(folder / TENSORS)}

@@ -40,9 +40,9 @@ def agree(decide: Callable[[], dict[str, Any]], folder: Path) -> dict[str, Any]:
         KeditError: The first process has left no note, or could not decide.
     """
     if (connected := sys.modules.get("torch.distributed")) is not None and connected.is_initialized():
-        from kedit import processes
+        from kedit.runtime import distributed
 
-        return processes.from_first(decide)
+        return distributed.from_first(decide)
     outside = _outside()
     if outside is None:
         if number() > 0:

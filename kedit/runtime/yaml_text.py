@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from kedit.checking import check_path
 from kedit.errors import KeditError, shown
+from kedit.runtime.option_values import check_path
 
 LEVELS = 100
 VALUES = 200_000

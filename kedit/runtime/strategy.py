@@ -7,13 +7,13 @@ from datetime import timedelta
 
 from lightning.pytorch.strategies import DDPStrategy
 
-from kedit import processes
+from kedit.runtime import distributed
 
 
 class ShardedEdits(DDPStrategy):
     """Processes, devices and launching are DDP's. No gradient is exchanged: what is optimised belongs to one process.
 
-    What the processes tell each other (`kedit.processes`) is small and goes over gloo, also where the devices are GPUs.
+    What the processes tell each other (`kedit.runtime.distributed`) is small and goes over gloo, also where the devices are GPUs.
     """
 
     def __init__(self) -> None:
@@ -27,5 +27,5 @@ class ShardedEdits(DDPStrategy):
         that (a finished process then aborts now and then, and Slurm ends the others of the job with it).
         """
         super().setup_environment()
-        atexit.unregister(processes.leave)  # a second run of this process finds the group as it is
-        atexit.register(processes.leave)
+        atexit.unregister(distributed.leave)  # a second run of this process finds the group as it is
+        atexit.register(distributed.leave)

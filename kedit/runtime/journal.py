@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from kedit import checksum
 from kedit.errors import KeditError
-from kedit.runfolder import writing
+from kedit.runtime import checksum
+from kedit.runtime.run_folder import writing
 
 _HEAD = struct.Struct("<QI")  # bytes of an entry and their CRC-32
 _SLACK = 2**20

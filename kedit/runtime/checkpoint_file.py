@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from kedit import checksum
 from kedit.errors import KeditError
+from kedit.runtime import checksum
 
 CHECKSUM = "kedit_checksum"
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 
 from kedit.errors import CannotWrite, KeditError
-from kedit.lock import held, hold
-from kedit.runfolder import CHECKPOINT, CONFIG, LOGS, RESULTS, RUN, finished, make_folder
+from kedit.runtime.lock import held, hold
+from kedit.runtime.run_folder import CHECKPOINT, CONFIG, LOGS, RESULTS, RUN, finished, make_folder
 
 LOCK = ".run.lock"
 

@@ -11,7 +11,7 @@ from functools import partial
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from kedit import processes
+from kedit.runtime import distributed
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def stages() -> Iterator[Report]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not (console.is_terminal and processes.first()),
+        disable=not (console.is_terminal and distributed.first()),
     ) as bar:
         tasks: dict[str, TaskID] = {}
 

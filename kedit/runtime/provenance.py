@@ -48,7 +48,7 @@ def _cpu() -> str:
 
 def _commit() -> str | None:
     """Commit of the checkout that kedit runs from, with "+changes" if it differs; None when installed."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
 
     def git(*args: str) -> str:
         return subprocess.run(

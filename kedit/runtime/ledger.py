@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kedit.errors import KeditError
-from kedit.runfolder import read_rows, writing
+from kedit.runtime.run_folder import read_rows, writing
 
 LEDGER = "lines.txt"  # in the checkpoints' folder
 
