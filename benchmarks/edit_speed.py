@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
 from torch import Tensor
 
-from kedit.lm import LM
+from kedit.model.lm import LM
+from kedit.model.tokenization import encode_subject, pad_right
 from kedit.request import EditRequest
-from kedit.tokens import encode_subject, pad_right
 from kedit.values import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 
 TERMS = (NLL(), KLDivergence(0.0625), WeightDecay(1e-3))

@@ -23,9 +23,9 @@ from kedit.evaluate import EvalConfig, score
 from kedit.forward import default_batch_tokens
 from kedit.generate import greedy_ids
 from kedit.lanes import LaneBank
-from kedit.lm import LM
+from kedit.model.lm import LM
+from kedit.model.tokenization import encode
 from kedit.request import EditRecord, Probe
-from kedit.tokens import encode
 
 
 @torch.no_grad()

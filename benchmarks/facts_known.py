@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from kedit.lm import LMConfig, load_lm
+from kedit.model.lm import LMConfig, load_lm
 
 log = logging.getLogger("facts_known")
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from kedit.lm import LM
+from kedit.model.lm import LM
 
 T = TypeVar("T")
 Figures = dict[str, dict[str, Any]]

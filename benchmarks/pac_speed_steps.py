@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from measured import peak_bytes, show, take_turns
 from torch import Tensor
 
-from kedit.arch import weight
-from kedit.lm import LM
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
+from kedit.model.tokenization import Tokens
 from kedit.pac import (
     ContrastConfig,
     KeepConfig,
@@ -45,7 +46,6 @@ from kedit.pac import (
     trace,
 )
 from kedit.slices import lines
-from kedit.tokens import Tokens
 
 LR = 1e-5  # the released run's, as everything here
 SIZE = 2

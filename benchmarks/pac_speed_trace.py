@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from measured import peak_bytes, show, take_turns
 
-from kedit.arch import weight
-from kedit.lm import LM
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
+from kedit.model.tokenization import Tokens
 from kedit.pac import (
     Labelled,
     Scores,
@@ -31,7 +32,6 @@ from kedit.pac import (
     trace,
     trace_each,
 )
-from kedit.tokens import Tokens
 
 Traced = list[tuple[Scores, Selection]]
 

@@ -29,8 +29,8 @@ from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
 from kedit.data import read_robust, read_zsre
 from kedit.evaluate import EvalConfig, ProbeScore, score_records
-from kedit.lm import LM
 from kedit.methods import EditingModule
+from kedit.model.lm import LM
 from kedit.request import EditRecord, Probe
 from kedit.results import result_row
 from kedit.runtime.run_folder import append_rows

@@ -29,7 +29,7 @@ from torch import Tensor
 from kedit.data import read_facts, read_robust
 from kedit.delta import Delta, Factors
 from kedit.lanes import LaneBank
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.pathway import Bank, Pathway
 from kedit.queries import QueryConfig, with_variants
 from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task, closed_form

@@ -26,13 +26,13 @@ from common import save
 from torch import Tensor
 
 from kedit import solvers
-from kedit.arch import weight
 from kedit.contexts import ContextConfig, context_templates
 from kedit.data import read_counterfact, read_records, read_robust
 from kedit.delta import Delta, Factors
 from kedit.evaluate import EvalConfig, score
 from kedit.lanes import LaneBank
-from kedit.lm import LM, LMConfig, load_lm
+from kedit.model.architecture import weight
+from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.request import EditRecord
 from kedit.stats import Covariance, StatsConfig, covariances
 from kedit.values import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from common import get_lm, peak_rss_gib, save, timed
 
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.stats import StatsConfig, collect
 from kedit.stats.corpus import load_ids
 

@@ -17,7 +17,7 @@ import torch
 from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
 from edit_speed import TERMS, contexts
 
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.request import EditRequest
 from kedit.values import Alignment, Term, ValueLanes, ValueObjective, optimise
 

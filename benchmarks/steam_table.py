@@ -35,9 +35,9 @@ from kedit.fluency import ngram_entropy, sampled_texts
 from kedit.intervals import paired, paired_cell
 from kedit.lanes import LaneBank
 from kedit.latent import BASE, arm_states, prompts_of
-from kedit.lm import LM
 from kedit.methods import STEAM, EditingModule
 from kedit.methods.steam import pool_of
+from kedit.model.lm import LM
 from kedit.request import EditRecord
 from kedit.results import result_row
 from kedit.runtime.run_folder import append_rows, read_rows

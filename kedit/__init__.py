@@ -12,23 +12,23 @@ if TYPE_CHECKING:
     from kedit.delta import Delta, Factors, edited
     from kedit.deltafile import load_delta, save_delta
     from kedit.errors import KeditError
-    from kedit.lm import LM, LMConfig, load_lm, wrap_lm
+    from kedit.model.lm import LM, LMConfig, load_lm, wrap_lm
     from kedit.request import EditRecord, EditRequest, Probe
 
 _HOMES = {
-    "LM": "kedit.lm",
+    "LM": "kedit.model.lm",
     "Delta": "kedit.delta",
     "EditRecord": "kedit.request",
     "EditRequest": "kedit.request",
     "Factors": "kedit.delta",
     "KeditError": "kedit.errors",
-    "LMConfig": "kedit.lm",
+    "LMConfig": "kedit.model.lm",
     "Probe": "kedit.request",
     "edited": "kedit.delta",
     "load_delta": "kedit.deltafile",
-    "load_lm": "kedit.lm",
+    "load_lm": "kedit.model.lm",
     "save_delta": "kedit.deltafile",
-    "wrap_lm": "kedit.lm",
+    "wrap_lm": "kedit.model.lm",
 }
 
 __all__ = [

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from kedit.arch import weight
-from kedit.lm import LM
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
 
 
 @dataclass(frozen=True)

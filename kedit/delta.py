@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kedit.arch import weight
 from kedit.blocks import enter, leave
 from kedit.errors import KeditError
+from kedit.model.architecture import weight
 from kedit.openings import Openings
 from kedit.pathway import Bank, Pathway
 from kedit.slices import Slices

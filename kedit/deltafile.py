@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kedit.delta import Delta, Factors
 from kedit.errors import KeditError
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.pathway import Pathway
 from kedit.runtime import checksum
 from kedit.runtime.file_modes import as_umask

@@ -15,14 +15,14 @@ from kedit.errors import KeditError, at_least, shown
 from kedit.forced import Progress, Span, read
 from kedit.forward import check_lanes
 from kedit.generate import greedy, prompt_ids
+from kedit.model.tokenization import encode, surely_fits
 from kedit.request import EditRecord, Probe
 from kedit.text.matching import begins_with, contains
 from kedit.text.prompts import joined
-from kedit.tokens import encode, surely_fits
 
 if TYPE_CHECKING:
     from kedit.lanes import LaneBank
-    from kedit.lm import LM
+    from kedit.model.lm import LM
 
 PORTABILITY = "portability"
 """The kind of probe whose free answer is searched for the new one (`port_em`)."""

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.sampling import sample
 
 if TYPE_CHECKING:

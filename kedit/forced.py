@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from kedit.forward import default_batch_tokens, frozen, lane_rows, logits_at
+from kedit.model.tokenization import pad_right
 from kedit.runtime import distributed
-from kedit.tokens import pad_right
 
 if TYPE_CHECKING:
     from kedit.lanes import LaneBank
-    from kedit.lm import LM
+    from kedit.model.lm import LM
 
 Progress = Callable[[int, int], None]  # called with (rows done, rows in all)
 

@@ -17,7 +17,7 @@ from kedit.thin import thin_head
 
 if TYPE_CHECKING:
     from kedit.lanes import LaneBank
-    from kedit.lm import LM
+    from kedit.model.lm import LM
 
 
 def logits_at(lm: LM, ids: Tensor, rows: Tensor, cols: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:

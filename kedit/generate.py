@@ -16,13 +16,13 @@ from transformers import DynamicCache
 
 from kedit.errors import shown
 from kedit.forward import check_lanes, default_batch_tokens, frozen, lane_rows, logits_at
+from kedit.model.tokenization import TooLong, encode
 from kedit.openings import choose_rows
 from kedit.runtime import distributed
-from kedit.tokens import TooLong, encode
 
 if TYPE_CHECKING:
     from kedit.lanes import LaneBank
-    from kedit.lm import LM
+    from kedit.model.lm import LM
 
 
 def greedy(

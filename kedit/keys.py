@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from kedit.forward import check_lanes
+from kedit.model.tokenization import encode_subject
 from kedit.reading import Row, Side, read
-from kedit.tokens import encode_subject
 
 if TYPE_CHECKING:
     from kedit.lanes import LaneBank
-    from kedit.lm import LM
+    from kedit.model.lm import LM
     from kedit.request import EditRequest
 
 

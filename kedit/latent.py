@@ -18,12 +18,12 @@ from torch import Tensor
 from kedit.anchors import Anchor, probe
 from kedit.delta import Delta
 from kedit.lanes import LaneBank
+from kedit.model.tokenization import Tokens, encode
 from kedit.request import EditRecord
 from kedit.states import states
-from kedit.tokens import Tokens, encode
 
 if TYPE_CHECKING:
-    from kedit.lm import LM
+    from kedit.model.lm import LM
 
 BASE = "base"
 """The arm of the unedited model; other arms are lists of deltas."""

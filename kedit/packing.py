@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kedit.errors import BROKEN
 from kedit.forward import frozen, logits_at
-from kedit.lm import LM
-from kedit.tokens import pad_right
+from kedit.model.lm import LM
+from kedit.model.tokenization import pad_right
 
 Texts = Sequence[tuple[int, ...]]
 

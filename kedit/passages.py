@@ -10,7 +10,7 @@ from itertools import accumulate
 from random import Random
 
 from kedit.errors import KeditError
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.runtime.progress import stages
 from kedit.stats import StatsConfig, corpus_lines
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from kedit.tokens import pad_right
+from kedit.model.tokenization import pad_right
 
 if TYPE_CHECKING:
-    from kedit.lm import LM
+    from kedit.model.lm import LM
 
 
 class Prefix:

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from kedit.errors import KeditError, at_least
-from kedit.lm import LM
+from kedit.model.lm import LM
+from kedit.model.tokenization import in_context, own_bos
 from kedit.passages import Passages
 from kedit.request import EditRecord, EditRequest, Probe, Variants
 from kedit.runtime.option_values import check_values
 from kedit.shuffles import Unit, parts_of, shuffled
 from kedit.text.prompts import escaped, joined, split, trimmed
-from kedit.tokens import in_context, own_bos
 
 log = logging.getLogger(__name__)
 

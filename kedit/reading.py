@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from kedit.forward import default_batch_tokens, frozen, lane_rows
-from kedit.tokens import pad_right
+from kedit.model.tokenization import pad_right
 
 if TYPE_CHECKING:
     from kedit.lanes import LaneBank
-    from kedit.lm import LM
+    from kedit.model.lm import LM
 
 Side = Literal["input", "output"]
 Row = tuple[int, tuple[int, ...]]

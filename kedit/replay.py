@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from kedit.calls import exchanged, recorded, row_axes
+from kedit.model.tokenization import pad_right
 from kedit.prefix import Prefix
-from kedit.tokens import pad_right
 
 if TYPE_CHECKING:
-    from kedit.lm import LM
+    from kedit.model.lm import LM
 
 Site = Literal["input", "attn", "mlp"]
 

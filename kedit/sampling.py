@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from kedit.errors import KeditError
 from kedit.forward import check_lanes, frozen, lane_rows, logits_at
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.openings import choose_rows
 
 if TYPE_CHECKING:

@@ -1,4 +1,5 @@
-"""The structure of a model, tried when it is bound: what `kedit.arch` says of it and what `kedit.replay` counts on.
+"""The structure of a model, tried when it is bound: what `kedit.model.architecture` says of it and what `kedit.replay`
+counts on.
 
 A few short passes over three rows of different lengths. Each check compares what kedit computes with what the model's
 own forward pass gives, and a difference beyond rounding refuses the model: it is never edited wrongly. Nothing of a
@@ -15,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kedit.arch import weight
 from kedit.errors import BROKEN, KeditError
 from kedit.forward import frozen
+from kedit.model.architecture import weight
+from kedit.model.pretrained import quiet_transformers
+from kedit.model.tokenization import pad_right
 from kedit.replay import Replay, Row
-from kedit.tokens import pad_right
-from kedit.zoo import quiet_transformers
 
 if TYPE_CHECKING:
-    from kedit.lm import LM
+    from kedit.model.lm import LM
 
 _TEXT = "The capital of France is Paris, and the capital of Italy is Rome."
 _ROWS = ((0, 5, 2), (4, 7, 1), (2, 6, 3))  # where a row begins and ends in the text, and its first suffix token

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Literal
 
-from kedit.lm import LM
+from kedit.model.lm import LM
 
 Unit = Literal["token", "word", "character"]
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from kedit.delta import Delta, Factors
 from kedit.evaluate import EvalConfig, score
 from kedit.lanes import LaneBank
-from kedit.lm import LM
+from kedit.model.lm import LM
+from kedit.model.tokenization import encode, encode_subject
 from kedit.pathway import Bank
 from kedit.rep.keys import read_keys
 from kedit.request import EditRecord, EditRequest, Probe
 from kedit.text.prompts import escaped
-from kedit.tokens import encode, encode_subject
 
 EQUIVALENT = ("paraphrase_id", "paraphrase_ood", "shuffle_id", "shuffle_ood", "long_context")
 """Kinds of query that ask for the edited fact."""

@@ -17,7 +17,7 @@ from kedit.delta import Delta, Factors, edited
 from kedit.errors import KeditError
 from kedit.keys import hidden_states, mean_keys
 from kedit.lanes import LaneBank
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.request import EditRequest
 
 Solve = Callable[[Tensor, Tensor, int], Factors]

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from kedit.forward import default_batch_tokens, frozen, lane_rows
+from kedit.model.tokenization import pad_right
 from kedit.reading import Row, reading
-from kedit.tokens import pad_right
 
 if TYPE_CHECKING:
     from kedit.lanes import LaneBank
-    from kedit.lm import LM
+    from kedit.model.lm import LM
 
 
 def states(

@@ -1,7 +1,7 @@
 """Every decoder type that transformers has: a tiny random one, what kedit says of it, and whether that is true.
 
-`python -m tests.families` tries them all (minutes) and compares with `kedit/known_models.json`; `--write` writes that
-table; names of types try those alone. A type is
+`python -m tests.families` tries them all (minutes) and compares with `kedit/model/known_models.json`; `--write` writes
+that table; names of types try those alone. A type is
 
 - `right`: it is accepted, and an edit on it does what full forward passes say that it should (`prove`);
 - `refused`: a `KeditError` says why;
@@ -24,11 +24,11 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from kedit import known_models
 from kedit.errors import BROKEN, KeditError
-from kedit.known_models import Known
-from kedit.lm import _check_decoder, wrap_lm
-from kedit.zoo import quiet_transformers
+from kedit.model import known_models
+from kedit.model.known_models import Known
+from kedit.model.lm import _check_decoder, wrap_lm
+from kedit.model.pretrained import quiet_transformers
 from tests.proof import Wrong, prove
 from tests.tiny import spread, tiny_tokenizer
 
@@ -151,7 +151,7 @@ def main(words: Iterable[str] | None = None) -> int:
     """Try the types that are named, or all; the exit status is 1 where something is wrong or not as in the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.families", description="Try decoder types of transformers.")
     parser.add_argument("types", nargs="*", help="model types; without any, all")
-    parser.add_argument("--write", action="store_true", help="write kedit/known_models.json")
+    parser.add_argument("--write", action="store_true", help="write kedit/model/known_models.json")
     options = parser.parse_args(words if words is None else list(words))
     found: dict[str, Known] = {}
     for kind in options.types or TYPES:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from kedit.arch import weight
 from kedit.delta import Delta
-from kedit.lm import LM
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
 from kedit.pathway import Pathway
 
 

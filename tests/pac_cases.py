@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from kedit.delta import Delta
-from kedit.lm import LM
+from kedit.model.lm import LM
+from kedit.model.tokenization import Tokens
 from kedit.pac import (
     ContrastConfig,
     KeepConfig,
@@ -29,7 +30,6 @@ from kedit.pac import (
 )
 from kedit.pac.sides import Theta
 from kedit.request import EditRequest
-from kedit.tokens import Tokens
 from tests.tiny import tiny_lm
 
 REQUESTS = [

@@ -19,9 +19,9 @@ from kedit.batch import EditBatch
 from kedit.cli.parts import TRAINER_DEFAULTS
 from kedit.delta import Delta
 from kedit.deltafile import load_delta
-from kedit.lm import LM
 from kedit.methods import PAC
 from kedit.methods import pac as pac_module
+from kedit.model.lm import LM
 from kedit.pac import KeepConfig, Selection, TraceConfig, TrainConfig
 from kedit.request import EditRequest
 from tests.quick import option_words

@@ -8,10 +8,10 @@ from torch import Tensor
 from kedit import solvers
 from kedit.delta import Delta, Factors, edited
 from kedit.generate import greedy_ids
-from kedit.lm import LM
+from kedit.model.lm import LM
+from kedit.model.tokenization import encode_subject
 from kedit.packing import logits_of
 from kedit.request import EditRequest
-from kedit.tokens import encode_subject
 from kedit.values import NLL, ValueLanes, ValueObjective, optimise
 
 REQUESTS = [

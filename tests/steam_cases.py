@@ -14,11 +14,11 @@ from kedit.anchors import Reference
 from kedit.batch import EditBatch
 from kedit.cli.parts import TRAINER_DEFAULTS
 from kedit.data import EditData
-from kedit.lm import LM
 from kedit.methods.base import EditingModule
+from kedit.model.lm import LM
+from kedit.model.tokenization import encode, encode_subject
 from kedit.replay import Site
 from kedit.request import EditRecord, EditRequest, Probe
-from kedit.tokens import encode, encode_subject
 from tests.test_spread import Keep
 from tests.tiny import tiny_lm
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.lm import LM
-from kedit.tokens import encode_subject
+from kedit.model.lm import LM
+from kedit.model.tokenization import encode_subject
 from kedit.values import NLL, Alignment, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 from tests.steam_cases import CONTEXTS, REQUESTS, answer_states, naive_alignment
 from tests.tiny import tiny_lm

@@ -12,9 +12,9 @@ import torch
 from kedit.anchors import AnchorBank, AnchorConfig, Pool, Reference, bank, references_of
 from kedit.delta import Delta, Factors, edited
 from kedit.errors import KeditError
-from kedit.lm import LM
+from kedit.model.lm import LM
+from kedit.model.tokenization import encode
 from kedit.request import EditRecord, EditRequest, Probe
-from kedit.tokens import encode
 from tests.steam_cases import FAMILIES, block_states, records, references, world
 from tests.tiny import tiny_lm
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from kedit import arch as arch_module
-from kedit.arch import FAMILIES, Arch, ModuleName, check_layers, find_arch, infer, weight
 from kedit.errors import KeditError
-from kedit.fingerprint import CHUNK, fingerprint
+from kedit.model import architecture as arch_module
+from kedit.model.architecture import FAMILIES, Arch, ModuleName, check_layers, find_arch, infer, weight
+from kedit.model.fingerprint import CHUNK, fingerprint
 from tests.tiny import KINDS, tiny_model
 
 D_MODEL, D_FF = 32, 80

@@ -19,7 +19,7 @@ from kedit.cli import main
 from kedit.cli.checks import check_precision
 from kedit.deltafile import load_delta
 from kedit.errors import KeditError
-from kedit.lm import LMConfig, load_lm
+from kedit.model.lm import LMConfig, load_lm
 from tests.quick import option_words
 
 FIXTURES = Path(__file__).parent / "fixtures"

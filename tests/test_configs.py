@@ -17,7 +17,7 @@ from kedit.anchors import AlignConfig, AnchorConfig
 from kedit.cli import main
 from kedit.defaults import EMMET_TABLE, MEMIT_TABLE, TABLE
 from kedit.deltafile import load_delta
-from kedit.lm import LMConfig, load_lm
+from kedit.model.lm import LMConfig, load_lm
 from kedit.queries import QueryConfig
 from kedit.rep import AdapterConfig, parity_config
 from tests.config_files import CONFIGS, CONTROLS, DATA_OF_PAC, PAC_CONFIGS, ROOT, Tree, leaves

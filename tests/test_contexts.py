@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from kedit.contexts import ContextConfig, context_templates
-from kedit.lm import LMConfig, load_lm
 from kedit.methods import ROME
+from kedit.model.lm import LMConfig, load_lm
 
 LENGTHS = [[4, 3]]
 

@@ -14,7 +14,7 @@ from kedit.forced import Span, read
 from kedit.forward import logits_at
 from kedit.generate import greedy, greedy_ids
 from kedit.lanes import LaneBank
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.request import EditRecord, EditRequest, Probe
 from tests.tiny import tiny_lm
 

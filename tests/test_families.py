@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers
 
-from kedit import known_models
 from kedit.cli import main
-from kedit.known_models import Known
-from kedit.zoo import quiet_transformers
+from kedit.model import known_models
+from kedit.model.known_models import Known
+from kedit.model.pretrained import quiet_transformers
 from tests import families
 from tests.families import TYPES, compared, try_type
 from tests.proof import Wrong, prove

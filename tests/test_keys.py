@@ -12,9 +12,9 @@ from kedit.contexts import ContextConfig, context_groups
 from kedit.delta import edited
 from kedit.keys import context_weights, hidden_states, mean_keys
 from kedit.lanes import LaneBank
-from kedit.lm import LM
+from kedit.model.lm import LM
+from kedit.model.tokenization import encode_subject
 from kedit.request import EditRequest
-from kedit.tokens import encode_subject
 from kedit.values import NLL, ValueObjective
 from tests.test_solvers import random_delta
 from tests.tiny import tiny_lm

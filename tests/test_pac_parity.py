@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.lm import LM
 from kedit.methods import PAC
+from kedit.model.lm import LM
 from kedit.pac import ContrastConfig, KeepConfig, Selection, TraceConfig, encode_request, parity_train
 from tests.pac_runs import REQUESTS, TRACE, dense, kept_choices, run, same, small
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kedit.arch import weight
 from kedit.errors import KeditError
-from kedit.lm import LM
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
 from kedit.pac import (
     Labelled,
     Score,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kedit.arch import weight
 from kedit.delta import edited
-from kedit.lm import LM
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
 from kedit.pac import Bias, Labelled, Part, Rectifier, Selection, Site, argmaxes, encode_request, labelled, sites
 from kedit.request import EditRequest
 from tests.tiny import tiny_lm

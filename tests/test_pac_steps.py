@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from kedit.arch import weight
 from kedit.delta import Delta, edited
-from kedit.lm import LM
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
 from kedit.pac import ContrastConfig, Objective, Site, encode_request, greedy_answers
 from kedit.pac.sides import Theta
 from tests.pac_cases import (

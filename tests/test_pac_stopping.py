@@ -7,7 +7,7 @@ import torch
 
 from kedit.delta import edited
 from kedit.errors import KeditError
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.pac import Labelled, Objective, Request, Sides
 from tests.pac_cases import (
     asked,

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from kedit import defaults, packing
-from kedit.lm import wrap_lm
+from kedit.model.lm import wrap_lm
 from kedit.packing import logits_of, packs
 from tests.tiny import KINDS, tiny_lm, tiny_tokenizer
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from kedit import pathway as pathway_module
-from kedit.arch import weight
 from kedit.delta import Delta, Factors, Weights, edited
 from kedit.deltafile import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.lanes import LaneBank
-from kedit.lm import LM
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
 from kedit.pathway import Bank, Pathway
 from tests.tiny import tiny_lm
 

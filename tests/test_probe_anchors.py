@@ -18,8 +18,8 @@ from kedit.anchors.bank import within_relations
 from kedit.anchors.report import COLUMNS, Windows, lines_of, verdict
 from kedit.cli import main
 from kedit.data import read_records
-from kedit.lm import LMConfig, load_lm
 from kedit.methods.steam import pool_of
+from kedit.model.lm import LMConfig, load_lm
 
 PLACES = {
     "France": ("Rome", "Paris"),

@@ -17,10 +17,10 @@ from kedit.data.sets import Records
 from kedit.errors import KeditError
 from kedit.evaluate import EvalConfig, begins_with, contains, known, score
 from kedit.generate import greedy
+from kedit.model.tokenization import encode, encode_subject, own_bos
 from kedit.queries import QueryConfig, with_variants
 from kedit.request import EditRecord, EditRequest, Probe, with_joiner
 from kedit.text.prompts import Joiner, between, escaped, fill, is_unspaced, joined, opens, slots, split
-from kedit.tokens import encode, encode_subject, own_bos
 from kedit.values import NLL, ValueObjective
 from tests.tiny import tiny_lm
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from kedit.arch import weight
 from kedit.delta import Delta, Factors, edited
 from kedit.errors import KeditError
-from kedit.lm import LM, LMConfig, load_lm, wrap_lm
+from kedit.model.architecture import weight
+from kedit.model.lm import LM, LMConfig, load_lm, wrap_lm
 from tests.tiny import save_tiny, tiny_lm, tiny_model, tiny_tokenizer
 
 DOWN, OUT, GATE = "mlp.down_proj", "self_attn.o_proj", "mlp.gate_proj"

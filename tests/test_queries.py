@@ -13,7 +13,7 @@ import pytest
 
 from kedit.data import Records, read_records, read_robust
 from kedit.errors import KeditError
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.passages import Passages
 from kedit.queries import KINDS, TEMPLATES_TEST, TEMPLATES_TRAIN, QueryConfig, with_variants
 from kedit.request import EditRecord, EditRequest, Probe, Variants

@@ -17,8 +17,9 @@ from kedit import solvers
 from kedit.delta import Delta, Factors, edited
 from kedit.errors import KeditError
 from kedit.lanes import LaneBank
-from kedit.lm import LM
 from kedit.methods import ROME, RROME
+from kedit.model.lm import LM
+from kedit.model.tokenization import encode_subject
 from kedit.pathway import Pathway
 from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task, closed_form, figures, parity_config, stronger
 from kedit.rep.calibrate import threshold_of
@@ -28,7 +29,6 @@ from kedit.rep.plan import siblings
 from kedit.rep.train import PACE
 from kedit.request import EditRecord, EditRequest, Probe, Variants
 from kedit.stats import Covariance, collect
-from kedit.tokens import encode_subject
 from tests.tiny import TEXT, tiny_lm
 
 D = 20

@@ -19,9 +19,9 @@ from kedit.cli.parts import TRAINER_DEFAULTS
 from kedit.delta import Delta
 from kedit.deltafile import load_delta
 from kedit.keys import mean_keys
-from kedit.lm import LM
 from kedit.methods import MEMIT, REP, ROME, RROME
 from kedit.methods import rep as rep_module
+from kedit.model.lm import LM
 from kedit.rep import AdapterConfig, AdapterLanes, Task, closed_form, parity_config
 from kedit.runtime.run_folder import CHECKPOINT
 from kedit.stats import StatsConfig

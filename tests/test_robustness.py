@@ -16,7 +16,7 @@ from kedit.cli import main
 from kedit.delta import Delta, Factors, edited
 from kedit.fluency import entropy, ngram_entropy, sampled_texts, words_of
 from kedit.lanes import LaneBank
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.robustness import COLUMNS, as_csv, figures, fluency_cell
 from kedit.sampling import sample
 from tests.quick import QUICK_ROME, option_words

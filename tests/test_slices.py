@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kedit.arch import weight
 from kedit.delta import Delta, Factors, Weights, edited
 from kedit.deltafile import load_delta, pack, save_delta, unpack
 from kedit.errors import KeditError
 from kedit.lanes import LaneBank
-from kedit.lm import LM
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
 from kedit.pathway import Pathway
 from kedit.slices import Slices
 from tests.tiny import tiny_lm

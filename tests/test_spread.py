@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from kedit.arch import weight
 from kedit.batch import EditBatch
 from kedit.callbacks import EditCallback, EditCheckpoint
 from kedit.cli.parts import TRAINER_DEFAULTS
@@ -18,9 +17,10 @@ from kedit.contexts import ContextConfig
 from kedit.data import EditData
 from kedit.delta import Delta, edited
 from kedit.keys import hidden_states, mean_keys
-from kedit.lm import LM
 from kedit.methods import EMMET, MEMIT, spread
 from kedit.methods.spread import Spread
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
 from kedit.request import EditRecord, EditRequest
 from kedit.runtime.run_folder import CHECKPOINT
 from kedit.stats import StatsConfig

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kedit.arch import weight
 from kedit.errors import KeditError
+from kedit.model.architecture import weight
 from kedit.sampling import sample
 from kedit.stats import Covariance, StatsConfig, collect, covariances, load_covariance, store, woodbury
 from kedit.stats.corpus import load_ids, sampled
@@ -178,7 +178,7 @@ def test_killed_process_resumes_with_the_same_bits(text, tmp_path):
         f"""
         import time
         from pathlib import Path
-        from kedit.lm import LMConfig, load_lm
+        from kedit.model.lm import LMConfig, load_lm
         from kedit.stats import StatsConfig, covariances
         lm = load_lm(LMConfig({str(folder)!r}))
         config = StatsConfig({str(text)!r}, 900, 64, 128)
@@ -194,7 +194,7 @@ def test_killed_process_resumes_with_the_same_bits(text, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    from kedit.lm import LMConfig, load_lm
+    from kedit.model.lm import LMConfig, load_lm
 
     lm = load_lm(LMConfig(str(folder)))
     resumed = covariances(lm, [1], config(text), cache)[1]

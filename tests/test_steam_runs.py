@@ -16,9 +16,9 @@ from kedit.batch import EditBatch
 from kedit.callbacks import EditCheckpoint
 from kedit.delta import Delta
 from kedit.errors import KeditError
-from kedit.lm import LM
 from kedit.methods import EMMET, MEMIT, ROME, RROME, STEAM
 from kedit.methods.locate import LocateThenEdit
+from kedit.model.lm import LM
 from kedit.runtime.run_folder import CHECKPOINT
 from kedit.stats import StatsConfig
 from tests.steam_cases import FAMILIES, Given, answer_states, naive_alignment, records, run, world

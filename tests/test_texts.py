@@ -15,7 +15,7 @@ from kedit.data import read_records
 from kedit.delta import edited
 from kedit.deltafile import load_delta
 from kedit.fluency import ngram_entropy, sampled_texts
-from kedit.lm import LMConfig, load_lm
+from kedit.model.lm import LMConfig, load_lm
 from kedit.tfidf import Tfidf
 from tests.quick import option_words
 from tests.tiny import TEXT

@@ -12,11 +12,11 @@ from tokenizers import processors
 
 from kedit.errors import KeditError
 from kedit.evaluate import EvalConfig, check_probes, score
-from kedit.lm import wrap_lm
+from kedit.model.lm import wrap_lm
+from kedit.model.tokenization import check
 from kedit.request import EditRecord, EditRequest, Probe
 from kedit.stats import StatsConfig
 from kedit.stats.corpus import load_ids
-from kedit.tokens import check
 from tests.tiny import tiny_lm, tiny_model, tiny_tokenizer
 
 

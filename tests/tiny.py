@@ -15,12 +15,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from kedit.lm import LM, wrap_lm
-from kedit.zoo import quiet_transformers
+from kedit.model.lm import LM, wrap_lm
+from kedit.model.pretrained import quiet_transformers
 
 TokenizerKind = Literal["bpe", "sentencepiece", "bpe_bos"]
 
-# Every family of kedit.arch.FAMILIES, with the kind of tokenizer that its models really have.
+# Every family of kedit.model.architecture.FAMILIES, with the kind of tokenizer that its models really have.
 KINDS: dict[str, TokenizerKind] = {
     "gpt2": "bpe",
     "gptj": "bpe",

@@ -16,12 +16,12 @@ from torch import Tensor
 from kedit.anchors.config import RECALLS, AnchorConfig, Recall
 from kedit.anchors.pool import Pool, Reference, normal
 from kedit.anchors.sampling import stratified
+from kedit.model.tokenization import encode, in_context
 from kedit.request import EditRecord, EditRequest
 from kedit.states import last_states, states
-from kedit.tokens import encode, in_context
 
 if TYPE_CHECKING:
-    from kedit.lm import LM
+    from kedit.model.lm import LM
 
 TOP = 5  # of `first_topk`
 VERSION = 2  # of what is kept on disk: raised when the same options would give other anchors, or another card

@@ -10,11 +10,11 @@ from types import MappingProxyType
 from rich.console import Console
 from rich.table import Table
 
-from kedit import known_models
 from kedit.data import datasets_index
 from kedit.defaults import MEMIT_TABLE, TABLE
 from kedit.errors import KeditError
-from kedit.zoo import ALIASES
+from kedit.model import known_models
+from kedit.model.pretrained import ALIASES
 
 USAGE = """\
 usage: kedit ls [models]

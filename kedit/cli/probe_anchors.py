@@ -14,7 +14,6 @@ from kedit.anchors import AnchorBank, AnchorConfig, probe_of, telling
 from kedit.anchors.bank import PROBED, within_relations
 from kedit.anchors.figure import draw
 from kedit.anchors.report import Windows, as_csv, lines_of, probe_table, used, verdict
-from kedit.arch import check_layers
 from kedit.cli.layers import begin_anew, class_first
 from kedit.cli.messages import of_kedit
 from kedit.cli.stats import device_of
@@ -22,8 +21,9 @@ from kedit.data import EditData, datasets_index
 from kedit.defaults import value_defaults
 from kedit.errors import KeditError
 from kedit.evaluate import known
-from kedit.lm import LM, LMConfig, load_lm
 from kedit.methods.steam import pool_of
+from kedit.model.architecture import check_layers
+from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.request import EditRecord
 from kedit.runtime.option_values import check_values
 from kedit.runtime.progress import stage

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from kedit.defaults import value_defaults
 from kedit.errors import KeditError, shown
-from kedit.lm import LM, LMConfig, load_lm
+from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.runtime.cache import cache_dir
 from kedit.runtime.option_values import check_values
 from kedit.runtime.progress import stages

@@ -35,7 +35,7 @@ from kedit.runtime.option_values import check_values
 from kedit.text.prompts import Joiner
 
 if TYPE_CHECKING:
-    from kedit.lm import LM
+    from kedit.model.lm import LM
 
 log = logging.getLogger(__name__)
 

@@ -22,18 +22,18 @@ from kedit.callbacks.base import tell
 from kedit.delta import Delta
 from kedit.deltafile import pack, unpack
 from kedit.errors import KeditError
-from kedit.lm import LMConfig
 from kedit.methods.committed import Committed, Outcomes, as_entry, outcomes_of
 from kedit.methods.course import Course
 from kedit.methods.holder import ModelHolder
 from kedit.methods.phases import Edit, Phase
 from kedit.methods.restoring import check_loops, read_state, taking_back
+from kedit.model.lm import LMConfig
+from kedit.model.tokenization import TooLong
 from kedit.request import EditRecord
 from kedit.runtime import distributed
 from kedit.runtime.checkpoint_file import seal
 from kedit.runtime.journal import Entry
 from kedit.runtime.option_values import check_values
-from kedit.tokens import TooLong
 
 Regime = Literal["single", "batch", "sequential"]
 

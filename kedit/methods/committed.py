@@ -10,7 +10,7 @@ import torch
 from kedit.batch import EditBatch
 from kedit.delta import Delta, Weights
 from kedit.deltafile import pack, unpack
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.runtime.journal import Entry
 
 Outcomes = list[tuple[dict[str, Any], str | None]]

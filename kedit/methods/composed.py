@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kedit.lm import LM
 from kedit.methods.base import EditingModule
 from kedit.methods.locate import LocateThenEdit
+from kedit.model.lm import LM
 from kedit.request import EditRecord
 
 

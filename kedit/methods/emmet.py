@@ -10,9 +10,9 @@ from kedit import solvers
 from kedit.defaults import SpreadDefaults, emmet_defaults
 from kedit.delta import Factors
 from kedit.errors import at_least
-from kedit.lm import LM
 from kedit.methods.locate import known
 from kedit.methods.spread import Spread
+from kedit.model.lm import LM
 from kedit.stats import Covariance
 
 

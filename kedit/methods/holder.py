@@ -8,9 +8,9 @@ from lightning.pytorch import LightningModule
 
 from kedit.errors import KeditError
 from kedit.evaluate import known
-from kedit.lm import LM, LMConfig, load_lm
+from kedit.model.lm import LM, LMConfig, load_lm
+from kedit.model.tokenization import check
 from kedit.request import EditRecord
-from kedit.tokens import check
 
 
 class ModelHolder(LightningModule):

@@ -7,9 +7,9 @@ from torch import Tensor
 from kedit import solvers
 from kedit.defaults import SpreadDefaults, memit_defaults
 from kedit.delta import Factors
-from kedit.lm import LM
 from kedit.methods.locate import known
 from kedit.methods.spread import Spread
+from kedit.model.lm import LM
 from kedit.stats import Covariance
 
 

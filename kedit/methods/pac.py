@@ -12,10 +12,10 @@ import torch
 from kedit.batch import EditBatch
 from kedit.data import read_facts
 from kedit.errors import KeditError
-from kedit.lm import LMConfig
 from kedit.methods.base import EditingModule, Regime
 from kedit.methods.locate import finite
 from kedit.methods.phases import Edit, Phase, RectifyPhase
+from kedit.model.lm import LMConfig
 from kedit.pac import (
     BATCH,
     ContrastConfig,

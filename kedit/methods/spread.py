@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kedit.arch import check_layers, weight
 from kedit.batch import EditBatch, Outcome
 from kedit.contexts import ContextConfig, context_groups
 from kedit.data.batching import suffix_length
@@ -18,9 +17,10 @@ from kedit.defaults import SpreadDefaults
 from kedit.delta import Delta, Factors
 from kedit.errors import KeditError, at_least
 from kedit.keys import context_weights
-from kedit.lm import LM
 from kedit.methods.locate import LocateThenEdit, finite, known, lane_error, lane_info
 from kedit.methods.phases import Edit, Meeting, Phase, ValuePhase
+from kedit.model.architecture import check_layers, weight
+from kedit.model.lm import LM
 from kedit.runtime import distributed
 from kedit.runtime.progress import stages
 from kedit.spreading import System, spread

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kedit.errors import KeditError
 from kedit.forward import evaluating
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.pac.labels import Labelled
 from kedit.pac.sites import Site
 from kedit.pac.spans import Rerun, SpanCost, spans

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.pac.labels import Labelled
 from kedit.pac.select import Scores, Selection, TraceConfig, check_room, layer_profile, select
 from kedit.pac.sites import Site, sites

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kedit.errors import KeditError
 from kedit.forward import frozen
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.pac.config import KeepConfig
 from kedit.packing import logits_of
 from kedit.request import EditRecord

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from kedit.forward import frozen, logits_at
-from kedit.lm import LM
+from kedit.model.lm import LM
+from kedit.model.tokenization import Tokens, encode, pad_right
 from kedit.request import EditRequest
-from kedit.tokens import Tokens, encode, pad_right
 
 
 @dataclass(frozen=True)

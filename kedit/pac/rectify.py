@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kedit.arch import weight
 from kedit.delta import Delta
-from kedit.lm import LM
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
 from kedit.pac.select import Selection
 from kedit.pac.sites import Site
 from kedit.slices import Slices

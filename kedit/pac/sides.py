@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit.delta import Delta
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.pac.rectify import Bias, Change, Part, Rectifier
 from kedit.pac.select import Selection
 from kedit.pac.sites import Site

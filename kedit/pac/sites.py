@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from kedit.arch import weight
 from kedit.errors import KeditError
-from kedit.lm import LM
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
 
 Kind = Literal["key", "value", "gate"]
 
@@ -17,7 +17,8 @@ class Site:
     """One feed-forward matrix and its nodes (specs/pac.md 1).
 
     Node i of a key or gate matrix is row `offset + i` of the stored `[d_out, d_in]`, node j of a value matrix its
-    column j (`kedit.arch.weight` gives that view, also of a Conv1D). Key, value and gate i are the same neuron.
+    column j (`kedit.model.architecture.weight` gives that view, also of a Conv1D). Key, value and gate i are the same
+    neuron.
 
     Attributes:
         path: The module's path, e.g. `model.layers.5.mlp.up_proj`. The halves of a fused matrix share it.

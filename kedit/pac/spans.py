@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.pac.sites import Site
 
 
@@ -39,8 +39,8 @@ class SpanCost:
     def bytes(self, size: int) -> int:
         """With spans of `size` layers: a span's graph, and the inputs of the spans below.
 
-        Measured on the families of kedit.arch, autograd keeps of a layer, with what is captured, 4 M + 6 D to 4 M + 8 D
-        numbers per token where there is a gate, and up to 5 M + 7 D where there is none.
+        Measured on the families of kedit.model.architecture, autograd keeps of a layer, with what is captured, 4 M + 6
+        D to 4 M + 8 D numbers per token where there is a gate, and up to 5 M + 7 D where there is none.
         """
         wide = 4 if len(self.lm.arch.family.mlp_in) > 1 else 5
         graph = size * (wide * self.site.width + 8 * self.site.depth)

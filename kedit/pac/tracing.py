@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.pac.capture import finite, stream, token_counts
 from kedit.pac.labels import Labelled
 from kedit.pac.scores import dense_scores, node_scores

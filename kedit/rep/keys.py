@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from kedit.arch import weight
 from kedit.lanes import LaneBank
-from kedit.lm import LM
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
+from kedit.model.tokenization import encode
 from kedit.reading import read
 from kedit.rep.config import AdapterConfig
 from kedit.rep.plan import FOREIGN, NEGATIVE, Row, plan
 from kedit.request import EditRecord
-from kedit.tokens import encode
 
 Claims = dict[int, dict[str, tuple[str, Tensor]]]
 """Layer -> case id -> the edit's subject and the keys of its prompt, `[T, D]` float32."""

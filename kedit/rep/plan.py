@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
-from kedit.lm import LM
+from kedit.model.lm import LM
+from kedit.model.tokenization import Tokens, encode_subject
 from kedit.queries import phrase
 from kedit.rep.config import AdapterConfig
 from kedit.rep.phrases import drawn
 from kedit.request import EditRecord
 from kedit.text.prompts import escaped
-from kedit.tokens import Tokens, encode_subject
 
 Role = Literal["original", "variant", "held", "long", "answer", "other", "tempting"]
 NEGATIVE: tuple[Role, ...] = ("answer", "other", "tempting")

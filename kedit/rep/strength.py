@@ -10,7 +10,7 @@ from torch import Tensor
 from kedit.delta import Delta
 from kedit.evaluate import EvalConfig, score
 from kedit.lanes import LaneBank
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.pathway import Pathway
 from kedit.request import EditRecord, Probe
 

@@ -13,7 +13,8 @@ from kedit.runtime import distributed
 class ShardedEdits(DDPStrategy):
     """Processes, devices and launching are DDP's. No gradient is exchanged: what is optimised belongs to one process.
 
-    What the processes tell each other (`kedit.runtime.distributed`) is small and goes over gloo, also where the devices are GPUs.
+    What the processes tell each other (`kedit.runtime.distributed`) is small and goes over gloo, also where the
+    devices are GPUs.
     """
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from kedit.lm import LMConfig
+from kedit.model.lm import LMConfig
 from kedit.stats import StatsConfig
 
 NOT_KEYED = ("ridge",)

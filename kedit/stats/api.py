@@ -14,10 +14,10 @@ import torch
 import transformers
 from filelock import FileLock, Timeout
 
-from kedit import fingerprint as weights
-from kedit.arch import check_layers
 from kedit.errors import KeditError
-from kedit.lm import LM
+from kedit.model import fingerprint as weights
+from kedit.model.architecture import check_layers
+from kedit.model.lm import LM
 from kedit.runtime import distributed
 from kedit.runtime.cache import cache_dir
 from kedit.stats import corpus, store

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kedit.errors import KeditError
 from kedit.forward import frozen
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.reading import reading
 from kedit.runtime import distributed
 from kedit.stats import store

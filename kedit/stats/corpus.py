@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kedit import sampling
 from kedit.errors import KeditError, shown
-from kedit.lm import LM
+from kedit.model.lm import LM
 from kedit.runtime.textfile import flaw_of, regular_file, strict_json
 from kedit.stats import store
 from kedit.stats.config import StatsConfig

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kedit.arch import check_layers, weight
 from kedit.errors import KeditError, shown
-from kedit.lm import LM
+from kedit.model.architecture import check_layers, weight
+from kedit.model.lm import LM
 from kedit.runtime import checksum
 from kedit.runtime.file_modes import as_umask
 from kedit.stats.covariance import RIDGE, Covariance

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kedit.lm import LM
+from kedit.model.lm import LM
+from kedit.model.tokenization import encode_subject
 from kedit.replay import Replay, Row, Site
 from kedit.request import EditRequest
-from kedit.tokens import encode_subject
 from kedit.values.terms import State, Term
 
 KL_PROMPT = "{} is a"

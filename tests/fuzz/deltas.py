@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kedit.arch import weight
 from kedit.delta import Delta, Factors, edited
 from kedit.deltafile import load_delta, pack, save_delta
-from kedit.lm import LM
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
 from kedit.pathway import Pathway
 from kedit.slices import Slices
 from tests.fuzz.damage import damaged

@@ -16,7 +16,7 @@ from kedit.errors import KeditError
 from kedit.text.prompts import Joiner, between, split
 
 if TYPE_CHECKING:
-    from kedit.lm import LM
+    from kedit.model.lm import LM
     from kedit.request import EditRequest
 
 

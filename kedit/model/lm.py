@@ -25,18 +25,18 @@ from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from kedit import zoo
-from kedit.arch import FAMILIES, check_maps, find_arch
 from kedit.errors import KeditError
-from kedit.fingerprint import fingerprint
-from kedit.plain import check_config, check_left_over, check_plain
+from kedit.model import pretrained
+from kedit.model.architecture import FAMILIES, check_maps, find_arch
+from kedit.model.fingerprint import fingerprint
+from kedit.model.full_precision import check_config, check_left_over, check_plain
+from kedit.model.pretrained import quiet_transformers
 from kedit.self_check import check_structure
-from kedit.zoo import quiet_transformers
 
 log = logging.getLogger(__name__)
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-_INSTEAD = f"Give a local Hugging Face folder or one of the aliases: {', '.join(zoo.ALIASES)}"
+_INSTEAD = f"Give a local Hugging Face folder or one of the aliases: {', '.join(pretrained.ALIASES)}"
 
 
 @dataclass
@@ -238,8 +238,8 @@ def load_lm(config: LMConfig, device: str | torch.device = "cpu") -> LM:
 
 def _source(name: str, revision: str | None) -> str:
     """Folder or hub id that transformers should read for an alias, a folder or a hub id."""
-    if name in zoo.ALIASES:
-        return str(zoo.fetch(name))
+    if name in pretrained.ALIASES:
+        return str(pretrained.fetch(name))
     folder = Path(os.path.expanduser(name))  # Path.expanduser fails where there is no such user
     if folder.is_dir():
         if not (folder / "config.json").is_file():

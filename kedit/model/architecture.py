@@ -1,4 +1,4 @@
-"""Where things are in a decoder: a row of `kedit.families` bound to one model, or one that is inferred.
+"""Where things are in a decoder: a row of `kedit.model.families` bound to one model, or one that is inferred.
 
 A decoder without a row is read off its module tree by `infer`.
 `Arch` binds a row to one model and only looks up. Nothing here loads, runs or changes a model.
@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from kedit.errors import KeditError
-from kedit.families import FAMILIES, Family
-from kedit.plain import INSTEAD, unfit
+from kedit.model.families import FAMILIES, Family
+from kedit.model.full_precision import INSTEAD, unfit
 
 ModuleName = Literal["attn", "mlp", "mlp_out"]
 
