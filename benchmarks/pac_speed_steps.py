@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from measured import peak_bytes, show, take_turns
 from torch import Tensor
 
+from kedit.delta.slices import lines
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.model.tokenization import Tokens
@@ -45,7 +46,6 @@ from kedit.pac import (
     select,
     trace,
 )
-from kedit.slices import lines
 
 LR = 1e-5  # the released run's, as everything here
 SIZE = 2

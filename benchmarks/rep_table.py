@@ -23,10 +23,10 @@ from editing import editor_of, fit, names, parser, robust_data, rows_file, show
 
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
-from kedit.delta import Delta
+from kedit.delta.delta import Delta
+from kedit.delta.lanes import LaneBank
 from kedit.evaluate import EvalConfig, ProbeScore, score_records
 from kedit.intervals import paired
-from kedit.lanes import LaneBank
 from kedit.methods import REP, EditingModule
 from kedit.methods.phases import Phase
 from kedit.rep import AdapterConfig

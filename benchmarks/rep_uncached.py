@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kedit.lanes import LaneBank
-from kedit.pathway import Pathway
+from kedit.delta.lanes import LaneBank
+from kedit.delta.pathway import Pathway
 from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task
 from kedit.rep.keys import read_keys
 from kedit.rep.plan import NEGATIVE

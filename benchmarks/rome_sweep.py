@@ -28,9 +28,9 @@ from torch import Tensor
 from kedit import solvers
 from kedit.contexts import ContextConfig, context_templates
 from kedit.data import read_counterfact, read_records, read_robust
-from kedit.delta import Delta, Factors
+from kedit.delta.delta import Delta, Factors
+from kedit.delta.lanes import LaneBank
 from kedit.evaluate import EvalConfig, score
-from kedit.lanes import LaneBank
 from kedit.model.architecture import weight
 from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.request import EditRecord

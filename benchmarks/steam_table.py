@@ -29,11 +29,11 @@ from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
 from kedit.consistency import collection, references_of
 from kedit.data import read_facts, read_robust
-from kedit.delta import Delta
+from kedit.delta.delta import Delta
+from kedit.delta.lanes import LaneBank
 from kedit.evaluate import EvalConfig, score_records
 from kedit.fluency import ngram_entropy, sampled_texts
 from kedit.intervals import paired, paired_cell
-from kedit.lanes import LaneBank
 from kedit.latent import BASE, arm_states, prompts_of
 from kedit.methods import STEAM, EditingModule
 from kedit.methods.steam import pool_of

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback, editing
-from kedit.delta import Delta
+from kedit.delta.delta import Delta
 from kedit.errors import KeditError, at_least
 from kedit.latent import Curves, Lens, Native, Scene, curves, depths_of, native, scene
 from kedit.latent_figure import cosine_figure, lens_figure, space_figure

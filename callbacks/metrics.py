@@ -13,10 +13,10 @@ from lightning.pytorch import LightningModule, Trainer
 
 from kedit.batch import EditBatch, Outcome
 from kedit.callbacks.base import EditCallback, editing
-from kedit.delta import Delta, edited
+from kedit.delta.delta import Delta, edited
+from kedit.delta.lanes import LaneBank
 from kedit.errors import KeditError, shown
 from kedit.evaluate import EvalConfig, ProbeScore, check_probes, score_records
-from kedit.lanes import LaneBank
 from kedit.queries import KINDS, REPLACED
 from kedit.request import EditRecord
 from kedit.results import edits_of

@@ -17,8 +17,8 @@ from kedit.batch import EditBatch, Outcome
 from kedit.callbacks.base import EditCallback, editing, tell
 from kedit.callbacks.metrics import MEASURED, EditMetrics, edit_row
 from kedit.curve import as_csv, draw
-from kedit.delta import Delta
-from kedit.deltafile import save_delta
+from kedit.delta.delta import Delta
+from kedit.delta.serialization import save_delta
 from kedit.errors import KeditError, within
 from kedit.intervals import RESAMPLES
 from kedit.results import edits_of

@@ -9,9 +9,9 @@ from lightning.pytorch import Trainer
 
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
-from kedit.delta import Delta, edited
+from kedit.delta.delta import Delta, edited
+from kedit.delta.lanes import LaneBank
 from kedit.fluency import sampled_texts
-from kedit.lanes import LaneBank
 from kedit.request import EditRequest
 from kedit.runtime.progress import stage
 

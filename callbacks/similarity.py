@@ -10,7 +10,7 @@ from rich.console import Console
 
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback, editing
-from kedit.delta import Delta
+from kedit.delta.delta import Delta
 from kedit.errors import KeditError
 from kedit.runtime import distributed
 from kedit.runtime.run_folder import RESULTS, read_rows, write_text

@@ -9,25 +9,25 @@ from kedit.runtime.platforms import unsupported
 from kedit.version import __version__
 
 if TYPE_CHECKING:
-    from kedit.delta import Delta, Factors, edited
-    from kedit.deltafile import load_delta, save_delta
+    from kedit.delta.delta import Delta, Factors, edited
+    from kedit.delta.serialization import load_delta, save_delta
     from kedit.errors import KeditError
     from kedit.model.lm import LM, LMConfig, load_lm, wrap_lm
     from kedit.request import EditRecord, EditRequest, Probe
 
 _HOMES = {
     "LM": "kedit.model.lm",
-    "Delta": "kedit.delta",
+    "Delta": "kedit.delta.delta",
     "EditRecord": "kedit.request",
     "EditRequest": "kedit.request",
-    "Factors": "kedit.delta",
+    "Factors": "kedit.delta.delta",
     "KeditError": "kedit.errors",
     "LMConfig": "kedit.model.lm",
     "Probe": "kedit.request",
-    "edited": "kedit.delta",
-    "load_delta": "kedit.deltafile",
+    "edited": "kedit.delta.delta",
+    "load_delta": "kedit.delta.serialization",
     "load_lm": "kedit.model.lm",
-    "save_delta": "kedit.deltafile",
+    "save_delta": "kedit.delta.serialization",
     "wrap_lm": "kedit.model.lm",
 }
 

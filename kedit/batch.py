@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kedit.delta import Delta
+from kedit.delta.delta import Delta
 from kedit.request import EditRecord
 
 

@@ -21,7 +21,7 @@ from kedit.text.matching import begins_with, contains
 from kedit.text.prompts import joined
 
 if TYPE_CHECKING:
-    from kedit.lanes import LaneBank
+    from kedit.delta.lanes import LaneBank
     from kedit.model.lm import LM
 
 PORTABILITY = "portability"

@@ -17,7 +17,7 @@ from kedit.model.lm import LM
 from kedit.sampling import sample
 
 if TYPE_CHECKING:
-    from kedit.lanes import LaneBank
+    from kedit.delta.lanes import LaneBank
 
 TOKENS = 100  # of a text, the prompt's included
 TOP_K = 5

@@ -19,7 +19,7 @@ from kedit.model.tokenization import pad_right
 from kedit.runtime import distributed
 
 if TYPE_CHECKING:
-    from kedit.lanes import LaneBank
+    from kedit.delta.lanes import LaneBank
     from kedit.model.lm import LM
 
 Progress = Callable[[int, int], None]  # called with (rows done, rows in all)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kedit.thin import thin_head
 
 if TYPE_CHECKING:
-    from kedit.lanes import LaneBank
+    from kedit.delta.lanes import LaneBank
     from kedit.model.lm import LM
 
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from kedit.delta.gate_state import choose_rows
 from kedit.errors import shown
 from kedit.forward import check_lanes, default_batch_tokens, frozen, lane_rows, logits_at
 from kedit.model.tokenization import TooLong, encode
-from kedit.openings import choose_rows
 from kedit.runtime import distributed
 
 if TYPE_CHECKING:
-    from kedit.lanes import LaneBank
+    from kedit.delta.lanes import LaneBank
     from kedit.model.lm import LM
 
 

@@ -17,7 +17,7 @@ from kedit.model.tokenization import encode_subject
 from kedit.reading import Row, Side, read
 
 if TYPE_CHECKING:
-    from kedit.lanes import LaneBank
+    from kedit.delta.lanes import LaneBank
     from kedit.model.lm import LM
     from kedit.request import EditRequest
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kedit.anchors import Anchor, probe
-from kedit.delta import Delta
-from kedit.lanes import LaneBank
+from kedit.delta.delta import Delta
+from kedit.delta.lanes import LaneBank
 from kedit.model.tokenization import Tokens, encode
 from kedit.request import EditRecord
 from kedit.states import states

@@ -16,7 +16,7 @@ from kedit.forward import default_batch_tokens, frozen, lane_rows
 from kedit.model.tokenization import pad_right
 
 if TYPE_CHECKING:
-    from kedit.lanes import LaneBank
+    from kedit.delta.lanes import LaneBank
     from kedit.model.lm import LM
 
 Side = Literal["input", "output"]

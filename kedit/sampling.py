@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from kedit.delta.gate_state import choose_rows
 from kedit.errors import KeditError
 from kedit.forward import check_lanes, frozen, lane_rows, logits_at
 from kedit.model.lm import LM
-from kedit.openings import choose_rows
 
 if TYPE_CHECKING:
-    from kedit.lanes import LaneBank
+    from kedit.delta.lanes import LaneBank
 
 VERSION = 1  # part of the key of cached samples: raise it when the same seed would give other text
 BATCH_SIZE = 128  # SmolLM2, tokens per CPU second: 246 with 64 rows, 283 with 128, 279 with 256

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kedit.delta import Delta, Factors
+from kedit.delta.delta import Delta, Factors
+from kedit.delta.lanes import LaneBank
+from kedit.delta.pathway import Bank
 from kedit.evaluate import EvalConfig, score
-from kedit.lanes import LaneBank
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode, encode_subject
-from kedit.pathway import Bank
 from kedit.rep.keys import read_keys
 from kedit.request import EditRecord, EditRequest, Probe
 from kedit.text.prompts import escaped

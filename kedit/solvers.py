@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kedit.delta import Factors
+from kedit.delta.delta import Factors
 from kedit.errors import KeditError
 from kedit.stats import Covariance, woodbury
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kedit.delta import Delta, Factors, edited
+from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.lanes import LaneBank
 from kedit.errors import KeditError
 from kedit.keys import hidden_states, mean_keys
-from kedit.lanes import LaneBank
 from kedit.model.lm import LM
 from kedit.request import EditRequest
 

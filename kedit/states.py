@@ -16,7 +16,7 @@ from kedit.model.tokenization import pad_right
 from kedit.reading import Row, reading
 
 if TYPE_CHECKING:
-    from kedit.lanes import LaneBank
+    from kedit.delta.lanes import LaneBank
     from kedit.model.lm import LM
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from kedit.delta import Delta
+from kedit.delta.delta import Delta
+from kedit.delta.pathway import Pathway
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
-from kedit.pathway import Pathway
 
 
 def gated(lm: LM, seed: int, gates: int = 1, threshold: float = 2.0, hysteresis: float = 3.0) -> Delta:

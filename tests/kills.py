@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from kedit.cli import main
-from kedit.delta import Delta
-from kedit.deltafile import pack, unpack
+from kedit.delta.delta import Delta
+from kedit.delta.serialization import pack, unpack
 from kedit.runtime.journal import read_journal
 from kedit.runtime.run_folder import CHECKPOINT
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kedit.delta import Delta
+from kedit.delta.delta import Delta
 from kedit.model.lm import LM
 from kedit.model.tokenization import Tokens
 from kedit.pac import (

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from kedit.batch import EditBatch
 from kedit.cli.parts import TRAINER_DEFAULTS
-from kedit.delta import Delta
-from kedit.deltafile import load_delta
+from kedit.delta.delta import Delta
+from kedit.delta.serialization import load_delta
 from kedit.methods import PAC
 from kedit.methods import pac as pac_module
 from kedit.model.lm import LM

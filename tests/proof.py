@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kedit import solvers
-from kedit.delta import Delta, Factors, edited
+from kedit.delta.delta import Delta, Factors, edited
 from kedit.generate import greedy_ids
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kedit.anchors import AnchorBank, AnchorConfig, Pool, Reference, bank, references_of
-from kedit.delta import Delta, Factors, edited
+from kedit.delta.delta import Delta, Factors, edited
 from kedit.errors import KeditError
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode

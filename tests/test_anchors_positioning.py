@@ -12,9 +12,9 @@ from torch import Tensor
 
 from kedit.anchors import Anchor, AnchorConfig, Leaks, Pool, Reference, position
 from kedit.anchors.config import RECALLS
-from kedit.delta import Delta, Factors, edited
+from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.lanes import LaneBank
 from kedit.errors import KeditError
-from kedit.lanes import LaneBank
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode
 from kedit.request import EditRecord, EditRequest, Probe

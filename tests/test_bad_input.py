@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from kedit.cli import main
 from kedit.cli.checks import check_precision
-from kedit.deltafile import load_delta
+from kedit.delta.serialization import load_delta
 from kedit.errors import KeditError
 from kedit.model.lm import LMConfig, load_lm
 from tests.quick import option_words

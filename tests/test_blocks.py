@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kedit.blocks import leave
-from kedit.delta import Delta, Factors, edited
+from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.master_weights import Written
+from kedit.delta.open_blocks import leave
+from kedit.delta.slices import Slices
 from kedit.errors import KeditError
-from kedit.slices import Slices
-from kedit.written import Written
 from tests.tiny import tiny_model
 
 PATH = "model.layers.1.mlp.down_proj"
@@ -144,7 +144,7 @@ def test_a_signal_while_it_restores(
             if when == "within":
                 monkeypatch.setattr(Written, "restore", interrupted)
             else:
-                monkeypatch.setattr("kedit.delta.leave", late)
+                monkeypatch.setattr("kedit.delta.delta.leave", late)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

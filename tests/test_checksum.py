@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kedit.delta import Delta, Factors, edited
-from kedit.deltafile import load_delta, save_delta
+from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.pathway import Pathway
+from kedit.delta.serialization import load_delta, save_delta
+from kedit.delta.slices import Slices
 from kedit.errors import KeditError
-from kedit.pathway import Pathway
 from kedit.runtime import checksum
 from kedit.runtime.checkpoint_file import CHECKSUM, read_checkpoint, seal
 from kedit.runtime.journal import Journal, read_journal
-from kedit.slices import Slices
 from kedit.stats import store
 from tests.tiny import tiny_model
 

@@ -16,7 +16,7 @@ import yaml
 from kedit.anchors import AlignConfig, AnchorConfig
 from kedit.cli import main
 from kedit.defaults import EMMET_TABLE, MEMIT_TABLE, TABLE
-from kedit.deltafile import load_delta
+from kedit.delta.serialization import load_delta
 from kedit.model.lm import LMConfig, load_lm
 from kedit.queries import QueryConfig
 from kedit.rep import AdapterConfig, parity_config

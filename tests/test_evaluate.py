@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from kedit.delta import Delta, Factors, edited
+from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.lanes import LaneBank
 from kedit.errors import KeditError
 from kedit.evaluate import EvalConfig, ProbeScore, begins_with, known, score
 from kedit.forced import Span, read
 from kedit.forward import logits_at
 from kedit.generate import greedy, greedy_ids
-from kedit.lanes import LaneBank
 from kedit.model.lm import LM
 from kedit.request import EditRecord, EditRequest, Probe
 from tests.tiny import tiny_lm

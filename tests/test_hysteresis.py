@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.delta import Delta, edited
-from kedit.deltafile import load_delta, save_delta
+from kedit.delta.delta import Delta, edited
+from kedit.delta.lanes import LaneBank
+from kedit.delta.pathway import Bank, Pathway
+from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
-from kedit.lanes import LaneBank
-from kedit.pathway import Bank, Pathway
 from kedit.rep import AdapterConfig, AdapterLanes, Task, closed_form, parity_config
 from tests.gates import gated
 from tests.tiny import tiny_lm

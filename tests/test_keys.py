@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from kedit.contexts import ContextConfig, context_groups
-from kedit.delta import edited
+from kedit.delta.delta import edited
+from kedit.delta.lanes import LaneBank
 from kedit.keys import context_weights, hidden_states, mean_keys
-from kedit.lanes import LaneBank
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
 from kedit.request import EditRequest

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kedit.anchors import Anchor, Reference, probe
-from kedit.delta import Delta, Factors, edited
+from kedit.delta.delta import Delta, Factors, edited
 from kedit.latent import BASE, Native, Plane, Scene, arm_states, curves, depths_of, lens, native, prompts_of, scene
 from kedit.latent_figure import cosine_figure, lens_figure, space_figure
 from kedit.latent_report import (

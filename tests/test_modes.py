@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from kedit.anchors import bank
-from kedit.delta import Delta, Factors
-from kedit.deltafile import save_delta
+from kedit.delta.delta import Delta, Factors
+from kedit.delta.serialization import save_delta
 from kedit.model import pretrained
 from kedit.runtime.file_modes import as_umask
 from kedit.stats import StatsConfig, api, corpus_lines, covariances

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from kedit.cli import main
-from kedit.delta import Delta, edited
-from kedit.deltafile import load_delta, unpack
+from kedit.delta.delta import Delta, edited
+from kedit.delta.serialization import load_delta, unpack
 from kedit.model.architecture import weight
 from kedit.model.lm import LMConfig, load_lm
 from kedit.pac import Profile, TrainConfig, encode_request

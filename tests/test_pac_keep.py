@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.delta import Delta, edited
+from kedit.delta.delta import Delta, edited
 from kedit.errors import KeditError
 from kedit.model.architecture import weight
 from kedit.model.lm import LM

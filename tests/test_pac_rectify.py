@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kedit.delta import edited
+from kedit.delta.delta import edited
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.pac import Bias, Labelled, Part, Rectifier, Selection, Site, argmaxes, encode_request, labelled, sites

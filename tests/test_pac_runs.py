@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kedit.batch import EditBatch
-from kedit.delta import edited
+from kedit.delta.delta import edited
 from kedit.pac import ContrastConfig, Labelled, Selection, TraceConfig, TrainConfig, encode_request
 from tests.pac_runs import REQUESTS, TRAIN, dense, kept_choices, pac, run, same, small
 from tests.test_spread import bits

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kedit.delta import Delta, edited
+from kedit.delta.delta import Delta, edited
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.pac import ContrastConfig, Objective, Site, encode_request, greedy_answers

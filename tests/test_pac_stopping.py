@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kedit.delta import edited
+from kedit.delta.delta import edited
 from kedit.errors import KeditError
 from kedit.model.lm import LM
 from kedit.pac import Labelled, Objective, Request, Sides

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kedit import pathway as pathway_module
-from kedit.delta import Delta, Factors, Weights, edited
-from kedit.deltafile import load_delta, save_delta
+from kedit.delta.delta import Delta, Factors, Weights, edited
+from kedit.delta.delta import pathway as pathway_module
+from kedit.delta.lanes import LaneBank
+from kedit.delta.pathway import Bank, Pathway
+from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
-from kedit.lanes import LaneBank
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
-from kedit.pathway import Bank, Pathway
 from tests.tiny import tiny_lm
 
 D = 24

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from kedit.cli import main
-from kedit.deltafile import load_delta
+from kedit.delta.serialization import load_delta
 from kedit.stats import store
 from tests.process_cases import CASES, STATS, case_words
 

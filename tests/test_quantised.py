@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from kedit.delta import Delta, Factors, edited
+from kedit.delta.delta import Delta, Factors, edited
 from kedit.errors import KeditError
 from kedit.model.architecture import weight
 from kedit.model.lm import LM, LMConfig, load_lm, wrap_lm

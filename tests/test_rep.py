@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kedit import solvers
-from kedit.delta import Delta, Factors, edited
+from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.lanes import LaneBank
+from kedit.delta.pathway import Pathway
 from kedit.errors import KeditError
-from kedit.lanes import LaneBank
 from kedit.methods import ROME, RROME
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
-from kedit.pathway import Pathway
 from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task, closed_form, figures, parity_config, stronger
 from kedit.rep.calibrate import threshold_of
 from kedit.rep.keys import read_keys

@@ -16,8 +16,8 @@ from kedit.batch import EditBatch
 from kedit.callbacks import EditCheckpoint
 from kedit.cli import main
 from kedit.cli.parts import TRAINER_DEFAULTS
-from kedit.delta import Delta
-from kedit.deltafile import load_delta
+from kedit.delta.delta import Delta
+from kedit.delta.serialization import load_delta
 from kedit.keys import mean_keys
 from kedit.methods import MEMIT, REP, ROME, RROME
 from kedit.methods import rep as rep_module

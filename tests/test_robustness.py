@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from kedit.cli import main
-from kedit.delta import Delta, Factors, edited
+from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.lanes import LaneBank
 from kedit.fluency import entropy, ngram_entropy, sampled_texts, words_of
-from kedit.lanes import LaneBank
 from kedit.model.lm import LM
 from kedit.robustness import COLUMNS, as_csv, figures, fluency_cell
 from kedit.sampling import sample

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.delta import Delta, Factors, edited
+from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.pathway import Pathway
 from kedit.evaluate import EvalConfig, score
 from kedit.forced import Span, read
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode, encode_subject
-from kedit.pathway import Pathway
 from kedit.request import EditRecord, EditRequest, Probe, Variants
 from kedit.similarity import SCALES, edit_bounds, others_of, queries_of, similarities
 from kedit.similarity_report import figures, similarity_table

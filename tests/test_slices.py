@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kedit.delta import Delta, Factors, Weights, edited
-from kedit.deltafile import load_delta, pack, save_delta, unpack
+from kedit.delta.delta import Delta, Factors, Weights, edited
+from kedit.delta.lanes import LaneBank
+from kedit.delta.pathway import Pathway
+from kedit.delta.serialization import load_delta, pack, save_delta, unpack
+from kedit.delta.slices import Slices
 from kedit.errors import KeditError
-from kedit.lanes import LaneBank
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
-from kedit.pathway import Pathway
-from kedit.slices import Slices
 from tests.tiny import tiny_lm
 
 ROWS, COLUMNS = 0, 1

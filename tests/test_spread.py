@@ -15,7 +15,7 @@ from kedit.callbacks import EditCallback, EditCheckpoint
 from kedit.cli.parts import TRAINER_DEFAULTS
 from kedit.contexts import ContextConfig
 from kedit.data import EditData
-from kedit.delta import Delta, edited
+from kedit.delta.delta import Delta, edited
 from kedit.keys import hidden_states, mean_keys
 from kedit.methods import EMMET, MEMIT, spread
 from kedit.methods.spread import Spread

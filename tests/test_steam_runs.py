@@ -14,7 +14,7 @@ from kedit.anchors import AlignConfig, AnchorConfig
 from kedit.anchors.bank import AnchorBank
 from kedit.batch import EditBatch
 from kedit.callbacks import EditCheckpoint
-from kedit.delta import Delta
+from kedit.delta.delta import Delta
 from kedit.errors import KeditError
 from kedit.methods import EMMET, MEMIT, ROME, RROME, STEAM
 from kedit.methods.locate import LocateThenEdit

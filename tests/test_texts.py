@@ -12,8 +12,8 @@ import pytest
 from kedit.cli import main
 from kedit.consistency import collection, figures, references_of
 from kedit.data import read_records
-from kedit.delta import edited
-from kedit.deltafile import load_delta
+from kedit.delta.delta import edited
+from kedit.delta.serialization import load_delta
 from kedit.fluency import ngram_entropy, sampled_texts
 from kedit.model.lm import LMConfig, load_lm
 from kedit.tfidf import Tfidf

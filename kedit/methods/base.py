@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from kedit.batch import EditBatch, Outcome, batch_seed
 from kedit.callbacks.base import tell
-from kedit.delta import Delta
-from kedit.deltafile import pack, unpack
+from kedit.delta.delta import Delta
+from kedit.delta.serialization import pack, unpack
 from kedit.errors import KeditError
 from kedit.methods.committed import Committed, Outcomes, as_entry, outcomes_of
 from kedit.methods.course import Course

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from kedit.batch import EditBatch
-from kedit.delta import Delta, Weights
-from kedit.deltafile import pack, unpack
+from kedit.delta.delta import Delta, Weights
+from kedit.delta.serialization import pack, unpack
 from kedit.model.lm import LM
 from kedit.runtime.journal import Entry
 

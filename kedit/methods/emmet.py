@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kedit import solvers
 from kedit.defaults import SpreadDefaults, emmet_defaults
-from kedit.delta import Factors
+from kedit.delta.delta import Factors
 from kedit.errors import at_least
 from kedit.methods.locate import known
 from kedit.methods.spread import Spread

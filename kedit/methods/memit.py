@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kedit import solvers
 from kedit.defaults import SpreadDefaults, memit_defaults
-from kedit.delta import Factors
+from kedit.delta.delta import Factors
 from kedit.methods.locate import known
 from kedit.methods.spread import Spread
 from kedit.model.lm import LM

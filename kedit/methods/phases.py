@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kedit.delta import Delta
+from kedit.delta.delta import Delta
 from kedit.errors import KeditError
 from kedit.pac import Steps
 from kedit.rep import AdapterLanes

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kedit.batch import EditBatch, Outcome
 from kedit.defaults import value_defaults
-from kedit.delta import Delta, Factors
+from kedit.delta.delta import Delta, Factors
 from kedit.errors import KeditError
 from kedit.methods.locate import LocateThenEdit, known, lane_error, lane_info
 from kedit.methods.phases import Edit, ValuePhase

@@ -12,14 +12,14 @@ from torch import Tensor
 from kedit.batch import EditBatch
 from kedit.contexts import ContextConfig, context_templates
 from kedit.data import read_facts
-from kedit.delta import Delta
+from kedit.delta.delta import Delta
+from kedit.delta.lanes import LaneBank
+from kedit.delta.pathway import Pathway
 from kedit.errors import KeditError
-from kedit.lanes import LaneBank
 from kedit.methods.composed import Composed
 from kedit.methods.locate import LocateThenEdit
 from kedit.methods.phases import AdapterPhase, Edit, Meeting, Phase
 from kedit.methods.rome import ROME
-from kedit.pathway import Pathway
 from kedit.queries import QueryConfig, with_variants
 from kedit.rep import (
     AdapterConfig,

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from kedit import solvers
-from kedit.delta import Factors
+from kedit.delta.delta import Factors
 from kedit.methods.rank_one import RankOne
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kedit import solvers
-from kedit.delta import Factors
+from kedit.delta.delta import Factors
 from kedit.methods.rank_one import RankOne
 
 

@@ -14,7 +14,7 @@ from kedit.batch import EditBatch, Outcome
 from kedit.contexts import ContextConfig, context_groups
 from kedit.data.batching import suffix_length
 from kedit.defaults import SpreadDefaults
-from kedit.delta import Delta, Factors
+from kedit.delta.delta import Delta, Factors
 from kedit.errors import KeditError, at_least
 from kedit.keys import context_weights
 from kedit.methods.locate import LocateThenEdit, finite, known, lane_error, lane_info

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kedit.delta import Delta
+from kedit.delta.delta import Delta
+from kedit.delta.slices import Slices
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.pac.select import Selection
 from kedit.pac.sites import Site
-from kedit.slices import Slices
 
 Bias = Literal["code", "masked", "none"]
 Part = Literal["top", "bottom"]

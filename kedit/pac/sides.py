@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kedit.delta import Delta
+from kedit.delta.delta import Delta
 from kedit.model.lm import LM
 from kedit.pac.rectify import Bias, Change, Part, Rectifier
 from kedit.pac.select import Selection

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kedit.delta import Delta, edited
+from kedit.delta.delta import Delta, edited
 from kedit.errors import KeditError
 from kedit.model.lm import LM
 from kedit.model.tokenization import Tokens

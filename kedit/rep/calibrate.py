@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kedit.pathway import Bank, Pathway
+from kedit.delta.pathway import Bank, Pathway
 from kedit.rep.config import AdapterConfig
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kedit.pathway import Pathway
+from kedit.delta.pathway import Pathway
 from kedit.rep.calibrate import hysteresis_of, threshold_of
 from kedit.rep.config import AdapterConfig
 from kedit.rep.keys import Task

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from kedit.lanes import LaneBank
+from kedit.delta.lanes import LaneBank
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from kedit.delta import Delta
+from kedit.delta.delta import Delta
+from kedit.delta.lanes import LaneBank
+from kedit.delta.pathway import Pathway
 from kedit.evaluate import EvalConfig, score
-from kedit.lanes import LaneBank
 from kedit.model.lm import LM
-from kedit.pathway import Pathway
 from kedit.request import EditRecord, Probe
 
 Anchors = Mapping[str, Sequence[Tensor]]  # module path -> k* of each pathway there

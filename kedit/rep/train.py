@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kedit.pathway import Pathway
+from kedit.delta.pathway import Pathway
 from kedit.rep.calibrate import hysteresis_of, threshold_of
 from kedit.rep.closed import logistic_gate
 from kedit.rep.config import AdapterConfig

@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kedit.delta import Delta, Factors, edited
-from kedit.deltafile import load_delta, pack, save_delta
+from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.pathway import Pathway
+from kedit.delta.serialization import load_delta, pack, save_delta
+from kedit.delta.slices import Slices
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
-from kedit.pathway import Pathway
-from kedit.slices import Slices
 from tests.fuzz.damage import damaged
 from tests.fuzz.harness import Case, Wrong
 from tests.fuzz.mutate import as_json, changed

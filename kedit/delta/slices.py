@@ -1,6 +1,7 @@
 """`Slices`: a change of a few rows or columns of one matrix, as PAC makes it.
 
-Costs memory for the touched lines alone. How it gets into a model is in `kedit.written` and `kedit.lanes`.
+Costs memory for the touched lines alone. How it gets into a model is in `kedit.delta.master_weights` and
+`kedit.delta.lanes`.
 """
 
 from __future__ import annotations

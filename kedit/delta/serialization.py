@@ -18,14 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kedit.delta import Delta, Factors
+from kedit.delta.delta import Delta, Factors
+from kedit.delta.pathway import Pathway
+from kedit.delta.slices import Slices
 from kedit.errors import KeditError
 from kedit.model.lm import LM
-from kedit.pathway import Pathway
 from kedit.runtime import checksum
 from kedit.runtime.file_modes import as_umask
 from kedit.runtime.run_folder import write_json, writing
-from kedit.slices import Slices
 
 TENSORS, CARD = "delta.safetensors", "card.json"
 FORMAT = 3

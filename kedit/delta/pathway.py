@@ -2,7 +2,7 @@
 
 A `Pathway` is one edit's adapter at one layer, frozen. A `Bank` holds those of many edits and routes every token
 to the one whose gate is open widest, or to none; a token that no gate wants keeps its key bit for bit.
-How the tensors are trained is in `kedit.rep`, where they are put into a model in `kedit.delta`.
+How the tensors are trained is in `kedit.rep`, where they are put into a model in `kedit.delta.delta`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kedit.delta.gate_state import Openings, Texts
 from kedit.errors import KeditError
-from kedit.openings import Openings, Texts
 
 CHUNK = 2**25  # numbers in the gates' hidden activations at once
 GROWTH = 0.7  # how fast a bank's bar rises with the number of its gates (docs/rep_smollm2.md)

@@ -2,7 +2,7 @@
 
 With a key-value cache a text is read in many passes: what its first pass saw is kept with the cache, so that a token
 is judged alike whether its text is read at once or token by token. Padding opens nothing. What the openings are
-for is in `kedit.pathway`.
+for is in `kedit.delta.pathway`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Openings:
             if known is not None and len(known) != tokens[0]:
                 raise KeditError(
                     f"model.adapter.hysteresis: a cache of {len(known)} texts goes on with {tokens[0]}; choose its "
-                    "rows with kedit.openings.choose_rows"
+                    "rows with kedit.delta.gate_state.choose_rows"
                 )
         return Texts(real, widest)
 

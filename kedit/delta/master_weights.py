@@ -1,7 +1,7 @@
 """What was written into one parameter: how to take it back bit for bit, and its float32 master.
 
 Kept for the touched lines alone where only rows or columns were written. Which parameters a delta touches is
-in `kedit.delta`.
+in `kedit.delta.delta`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kedit.slices import Slices, lines
+from kedit.delta.slices import Slices, lines
 
 _Where = tuple[int, Tensor] | None
 """Axis and lines; None: the whole parameter."""

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kedit.delta import Delta, Factors
-from kedit.openings import Openings, Texts
-from kedit.pathway import Bank
-from kedit.slices import Slices
+from kedit.delta.delta import Delta, Factors
+from kedit.delta.gate_state import Openings, Texts
+from kedit.delta.pathway import Bank
+from kedit.delta.slices import Slices
 
 _Part = Callable[[Tensor, Tensor], Tensor]
 """What one kind of change does: inputs x `[batch, T, d_in]` and outputs so far y `[batch, T, d_out]` -> y."""

@@ -1,8 +1,9 @@
 """Changes of a model: kept as factors, slices, biases and pathways, applied to it, put back bit for bit.
 
 A `Delta` never holds a second copy of the model. What is written into weights is added in float32 and
-rounded once; what must be put back is a snapshot of what is touched, taken when it is touched (`kedit.written`).
-Lanes (many private deltas in one forward pass) are in `kedit.lanes`, files in `kedit.deltafile`.
+rounded once; what must be put back is a snapshot of what is touched, taken when it is touched
+(`kedit.delta.master_weights`). Lanes (many private deltas in one forward pass) are in `kedit.delta.lanes`, files in
+`kedit.delta.serialization`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kedit.blocks import enter, leave
+from kedit.delta.gate_state import Openings
+from kedit.delta.master_weights import Written
+from kedit.delta.open_blocks import enter, leave
+from kedit.delta.pathway import Bank, Pathway
+from kedit.delta.slices import Slices
 from kedit.errors import KeditError
 from kedit.model.architecture import weight
-from kedit.openings import Openings
-from kedit.pathway import Bank, Pathway
-from kedit.slices import Slices
-from kedit.written import Written
 
 
 @dataclass(frozen=True)
