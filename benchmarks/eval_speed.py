@@ -21,8 +21,8 @@ from kedit.data import read_facts, read_robust
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.lanes import LaneBank
 from kedit.evaluate import EvalConfig, score
-from kedit.forward import default_batch_tokens
-from kedit.generate import greedy_ids
+from kedit.forward.greedy import greedy_ids
+from kedit.forward.logits import default_batch_tokens
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode
 from kedit.request import EditRecord, Probe

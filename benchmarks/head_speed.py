@@ -1,4 +1,4 @@
-"""The output head at a few rows on a CPU: PyTorch's product against the order that `kedit.thin` takes.
+"""The output head at a few rows on a CPU: PyTorch's product against the order that `kedit.forward.thin_head` takes.
 
     OMP_NUM_THREADS=1 python benchmarks/head_speed.py
 
@@ -16,7 +16,7 @@ import torch
 from common import save, timed
 from torch import Tensor, nn
 
-from kedit.thin import thin_head
+from kedit.forward.thin_head import thin_head
 
 
 def best(runs: dict[str, Callable[[], None]], rounds: int, repeats: int) -> dict[str, float]:

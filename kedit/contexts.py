@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kedit.errors import KeditError, at_least, shown
+from kedit.forward.sampling import sample
 from kedit.model.lm import LM
 from kedit.runtime.option_values import check_values
-from kedit.sampling import sample
 from kedit.text.prompts import slots
 
 STARTERS = ("The", "Therefore", "Because", "I", "You")

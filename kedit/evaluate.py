@@ -1,7 +1,7 @@
 """What a model says to probes: `score`, and `known` (which facts does it know).
 
-How the forward passes are batched is in `kedit.forced` and `kedit.generate`; averages over probes and records
-are in `kedit.metrics` and `kedit.summary`. What each number means: docs/metrics.md.
+How the forward passes are batched is in `kedit.forward.teacher_forcing` and `kedit.forward.greedy`; averages over
+probes and records are in `kedit.metrics` and `kedit.summary`. What each number means: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from math import exp
 from typing import TYPE_CHECKING, Any
 
 from kedit.errors import KeditError, at_least, shown
-from kedit.forced import Progress, Span, read
-from kedit.forward import check_lanes
-from kedit.generate import greedy, prompt_ids
+from kedit.forward.greedy import greedy, prompt_ids
+from kedit.forward.logits import check_lanes
+from kedit.forward.teacher_forcing import Progress, Span, read
 from kedit.model.tokenization import encode, surely_fits
 from kedit.request import EditRecord, Probe
 from kedit.text.matching import begins_with, contains

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kedit.forward.sampling import sample
 from kedit.model.lm import LM
-from kedit.sampling import sample
 
 if TYPE_CHECKING:
     from kedit.delta.lanes import LaneBank

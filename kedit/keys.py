@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kedit.forward import check_lanes
+from kedit.forward.activations import Row, Side, read
+from kedit.forward.logits import check_lanes
 from kedit.model.tokenization import encode_subject
-from kedit.reading import Row, Side, read
 
 if TYPE_CHECKING:
     from kedit.delta.lanes import LaneBank

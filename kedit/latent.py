@@ -18,9 +18,9 @@ from torch import Tensor
 from kedit.anchors import Anchor, probe
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import LaneBank
+from kedit.forward.residual_stream import states
 from kedit.model.tokenization import Tokens, encode
 from kedit.request import EditRecord
-from kedit.states import states
 
 if TYPE_CHECKING:
     from kedit.model.lm import LM

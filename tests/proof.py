@@ -7,10 +7,10 @@ from torch import Tensor
 
 from kedit import solvers
 from kedit.delta.delta import Delta, Factors, edited
-from kedit.generate import greedy_ids
+from kedit.forward.greedy import greedy_ids
+from kedit.forward.packing import logits_of
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
-from kedit.packing import logits_of
 from kedit.request import EditRequest
 from kedit.values import NLL, ValueLanes, ValueObjective, optimise
 

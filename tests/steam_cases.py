@@ -14,10 +14,10 @@ from kedit.anchors import Reference
 from kedit.batch import EditBatch
 from kedit.cli.parts import TRAINER_DEFAULTS
 from kedit.data import EditData
+from kedit.forward.replay import Site
 from kedit.methods.base import EditingModule
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode, encode_subject
-from kedit.replay import Site
 from kedit.request import EditRecord, EditRequest, Probe
 from tests.test_spread import Keep
 from tests.tiny import tiny_lm

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from kedit.forward.replay import Site
 from kedit.model.lm import LM
-from kedit.replay import Site
 from kedit.values import NLL, Alignment, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 from tests.steam_cases import CONTEXTS, FAMILIES, REQUESTS, answer_states, naive_alignment
 from tests.tiny import KINDS, tiny_lm

@@ -15,10 +15,10 @@ from kedit.anchors.config import RECALLS
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.lanes import LaneBank
 from kedit.errors import KeditError
+from kedit.forward.residual_stream import states
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode
 from kedit.request import EditRecord, EditRequest, Probe
-from kedit.states import states
 from tests.steam_cases import FAMILIES, SUBJECTS, TEMPLATES, block_states, fond_of, references, said
 from tests.tiny import KINDS, tiny_lm
 

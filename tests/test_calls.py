@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from kedit.calls import RowAxis, exchanged, row_axes
 from kedit.errors import KeditError
+from kedit.forward.layer_calls import RowAxis, exchanged, row_axes
 
 N = 4
 

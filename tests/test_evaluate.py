@@ -11,9 +11,9 @@ from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.lanes import LaneBank
 from kedit.errors import KeditError
 from kedit.evaluate import EvalConfig, ProbeScore, begins_with, known, score
-from kedit.forced import Span, read
-from kedit.forward import logits_at
-from kedit.generate import greedy, greedy_ids
+from kedit.forward.greedy import greedy, greedy_ids
+from kedit.forward.logits import logits_at
+from kedit.forward.teacher_forcing import Span, read
 from kedit.model.lm import LM
 from kedit.request import EditRecord, EditRequest, Probe
 from tests.tiny import tiny_lm
@@ -101,8 +101,8 @@ def test_bounded_logits_cut_batches(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(len(rows))
         return logits_at(lm, ids, rows, cols, **kwargs)
 
-    monkeypatch.setattr("kedit.forced.MAX_LOGITS", 3 * lm.vocab_size)
-    monkeypatch.setattr("kedit.forced.logits_at", spy)
+    monkeypatch.setattr("kedit.forward.teacher_forcing.MAX_LOGITS", 3 * lm.vocab_size)
+    monkeypatch.setattr("kedit.forward.teacher_forcing.logits_at", spy)
     assert_same(score(lm, PROBES, config=QUIET), whole)
     assert len(seen) > 1
     longest_answer = max(len(s.top1) for s in whole)
@@ -117,7 +117,7 @@ def test_rows_that_begin_another_row_are_run_once(monkeypatch: pytest.MonkeyPatc
         rows_run.append(len(ids))
         return logits_at(lm, ids, rows, cols, **kwargs)
 
-    monkeypatch.setattr("kedit.forced.logits_at", spy)
+    monkeypatch.setattr("kedit.forward.teacher_forcing.logits_at", spy)
     spans = [
         Span(-1, (5, 6), (7,)),
         Span(-1, (5, 6, 8), (9,)),

@@ -11,11 +11,11 @@ from kedit.delta.delta import Delta, edited
 from kedit.delta.gate_state import choose_rows
 from kedit.delta.lanes import LaneBank
 from kedit.errors import KeditError
-from kedit.forward import logits_at
-from kedit.generate import greedy_ids
+from kedit.forward.greedy import greedy_ids
+from kedit.forward.logits import logits_at
+from kedit.forward.sampling import sample
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
-from kedit.sampling import sample
 from tests.gates import gated
 from tests.tiny import tiny_lm
 

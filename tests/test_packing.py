@@ -15,9 +15,10 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from kedit import defaults, packing
+from kedit import defaults
+from kedit.forward import packing
+from kedit.forward.packing import logits_of, packs
 from kedit.model.lm import wrap_lm
-from kedit.packing import logits_of, packs
 from tests.tiny import KINDS, tiny_lm, tiny_tokenizer
 
 TEXTS = ["The capital of France is", "Berlin", "Lionel Messi plays football for the", "He was born in the city of"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kedit.delta.delta import Delta, Factors, Weights, edited
 from kedit.delta import pathway as pathway_module
+from kedit.delta.delta import Delta, Factors, Weights, edited
 from kedit.delta.lanes import LaneBank
 from kedit.delta.pathway import Bank, Pathway
 from kedit.delta.serialization import load_delta, save_delta

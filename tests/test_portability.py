@@ -14,7 +14,7 @@ from kedit.cli import main
 from kedit.data import read_counterfact, read_records, read_zsre
 from kedit.errors import KeditError
 from kedit.evaluate import EvalConfig, ProbeScore, contains, score
-from kedit.generate import greedy
+from kedit.forward.greedy import greedy
 from kedit.report import summary_table
 from kedit.request import EditRecord, EditRequest, Probe
 from kedit.summary import flat, result_row, summarise

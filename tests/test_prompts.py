@@ -16,7 +16,7 @@ from kedit.data import read_counterfact, read_records
 from kedit.data.sets import Records
 from kedit.errors import KeditError
 from kedit.evaluate import EvalConfig, begins_with, contains, known, score
-from kedit.generate import greedy
+from kedit.forward.greedy import greedy
 from kedit.model.tokenization import encode, encode_subject, own_bos
 from kedit.queries import QueryConfig, with_variants
 from kedit.request import EditRecord, EditRequest, Probe, with_joiner

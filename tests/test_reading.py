@@ -1,4 +1,4 @@
-"""`kedit.reading`: the model ends where it is read, equal rows run once, and no hook is left behind."""
+"""`kedit.forward.activations`: the model ends where it is read, equal rows run once, and no hook is left behind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kedit.reading import Row, Side, read, reading
+from kedit.forward.activations import Row, Side, read, reading
 from tests.tiny import tiny_lm
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kedit.forward.replay import Site
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
-from kedit.replay import Site
 from kedit.request import EditRequest
 from kedit.values import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 from tests.tiny import KINDS, tiny_lm

@@ -16,9 +16,9 @@ from kedit.cli import main
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.lanes import LaneBank
 from kedit.fluency import entropy, ngram_entropy, sampled_texts, words_of
+from kedit.forward.sampling import sample
 from kedit.model.lm import LM
 from kedit.robustness import COLUMNS, as_csv, figures, fluency_cell
-from kedit.sampling import sample
 from tests.quick import QUICK_ROME, option_words
 from tests.tiny import TEXT, tiny_lm
 

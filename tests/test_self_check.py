@@ -11,8 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kedit.errors import KeditError
+from kedit.forward.self_check import check_structure
 from kedit.model.lm import LM, wrap_lm
-from kedit.self_check import check_structure
 from tests.tiny import KINDS, tiny_lm, tiny_model, tiny_tokenizer
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.pathway import Pathway
 from kedit.evaluate import EvalConfig, score
-from kedit.forced import Span, read
+from kedit.forward.teacher_forcing import Span, read
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode, encode_subject
 from kedit.request import EditRecord, EditRequest, Probe, Variants

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from kedit.errors import KeditError
+from kedit.forward.sampling import sample
 from kedit.model.architecture import weight
-from kedit.sampling import sample
 from kedit.stats import Covariance, StatsConfig, collect, covariances, load_covariance, store, woodbury
 from kedit.stats.corpus import load_ids, sampled
 from tests.tiny import TEXT, save_tiny, tiny_lm
@@ -376,7 +376,7 @@ def test_self_corpus_is_sampled_once(tmp_path, monkeypatch):
     first = covariances(lm, [1], config("self", tokens=500), tmp_path, lambda what, d, t: told.append(what))[1]
     assert first.count == 500
     assert set(told) == {"sampling text", "reading text"}
-    monkeypatch.setattr("kedit.sampling.sample", no_pass)
+    monkeypatch.setattr("kedit.forward.sampling.sample", no_pass)
     again = covariances(lm, [0, 1], config("self", tokens=500), tmp_path)
     assert torch.equal(again[1].mean, first.mean)
     with pytest.raises(AssertionError):

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kedit import thin
-from kedit.forward import logits_at
-from kedit.thin import thin_head
+from kedit.forward import thin_head as thin
+from kedit.forward.logits import logits_at
+from kedit.forward.thin_head import thin_head
 from tests.tiny import tiny_lm
 
 

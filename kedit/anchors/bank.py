@@ -16,10 +16,10 @@ from kedit.anchors.pool import Pool, normal
 from kedit.anchors.positioning import SOURCES, Anchor, Leaks, position, recipe
 from kedit.anchors.probe import LayerProbe, Within, probe, telling, within
 from kedit.errors import KeditError
+from kedit.forward.residual_stream import last_states
 from kedit.model.tokenization import encode
 from kedit.request import EditRecord
 from kedit.runtime.cache import cache_dir
-from kedit.states import last_states
 from kedit.stats.store import read, write
 
 if TYPE_CHECKING:

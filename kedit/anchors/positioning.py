@@ -16,9 +16,9 @@ from torch import Tensor
 from kedit.anchors.config import RECALLS, AnchorConfig, Recall
 from kedit.anchors.pool import Pool, Reference, normal
 from kedit.anchors.sampling import stratified
+from kedit.forward.residual_stream import last_states, states
 from kedit.model.tokenization import encode, in_context
 from kedit.request import EditRecord, EditRequest
-from kedit.states import last_states, states
 
 if TYPE_CHECKING:
     from kedit.model.lm import LM

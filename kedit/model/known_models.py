@@ -1,7 +1,7 @@
 """The table of families that were tried: `known_models.json`, written by `python -m tests.families --write`.
 
-A record of tests on tiny random models, not a permission: whatever a model is called, `kedit.self_check` tries it when
-it is bound. Nothing in kedit reads the table but `kedit ls models`.
+A record of tests on tiny random models, not a permission: whatever a model is called, `kedit.forward.self_check` tries
+it when it is bound. Nothing in kedit reads the table but `kedit ls models`.
 """
 
 from __future__ import annotations

@@ -26,12 +26,12 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from kedit.errors import KeditError
+from kedit.forward.self_check import check_structure
 from kedit.model import pretrained
 from kedit.model.architecture import FAMILIES, check_maps, find_arch
 from kedit.model.fingerprint import fingerprint
 from kedit.model.full_precision import check_config, check_left_over, check_plain
 from kedit.model.pretrained import quiet_transformers
-from kedit.self_check import check_structure
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class LM:
 
     Raises:
         KeditError: A slow tokenizer, quantised weights, or a model that is not a decoder kedit understands; what kedit
-            takes it for is tried on it (kedit.self_check).
+            takes it for is tried on it (kedit.forward.self_check).
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, name: str) -> None:
@@ -89,7 +89,7 @@ class LM:
         self.context_length: int = next((n for n in lengths if n), 2048)
         self._n_front, self._n_back = _special_tokens(tokenizer)
         self.check_ids(tokenizer("a")["input_ids"][: self._n_front], f"{name}: what its tokenizer puts before texts")
-        self.packs: bool | None = None  # whether texts can be packed into one row; kedit.packing finds out
+        self.packs: bool | None = None  # whether texts can be packed into one row; kedit.forward.packing finds out
         check_structure(self)
 
     @property

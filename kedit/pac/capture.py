@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit.errors import KeditError
-from kedit.forward import evaluating
+from kedit.forward.logits import evaluating
 from kedit.model.lm import LM
 from kedit.pac.labels import Labelled
 from kedit.pac.sites import Site

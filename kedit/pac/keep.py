@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from kedit.errors import KeditError
-from kedit.forward import frozen
+from kedit.forward.logits import frozen
+from kedit.forward.packing import logits_of
 from kedit.model.lm import LM
 from kedit.pac.config import KeepConfig
-from kedit.packing import logits_of
 from kedit.request import EditRecord
 
 _BATCH = 32

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kedit.forward import frozen, logits_at
+from kedit.forward.logits import frozen, logits_at
 from kedit.model.lm import LM
 from kedit.model.tokenization import Tokens, encode, pad_right
 from kedit.request import EditRequest

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from kedit.delta.delta import Delta, edited
 from kedit.errors import KeditError
+from kedit.forward.packing import logits_of
 from kedit.model.lm import LM
 from kedit.model.tokenization import Tokens
 from kedit.pac.config import ContrastConfig, KeepConfig, TrainConfig
 from kedit.pac.keep import Keeper, last_places
 from kedit.pac.labels import Labelled, labelled
 from kedit.pac.sides import Changes, Sides
-from kedit.packing import logits_of
 
 log = logging.getLogger(__name__)
 

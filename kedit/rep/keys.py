@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from kedit.delta.lanes import LaneBank
+from kedit.forward.activations import read
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode
-from kedit.reading import read
 from kedit.rep.config import AdapterConfig
 from kedit.rep.plan import FOREIGN, NEGATIVE, Row, plan
 from kedit.request import EditRecord

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from kedit.errors import KeditError
-from kedit.forward import frozen
+from kedit.forward.activations import reading
+from kedit.forward.logits import frozen
 from kedit.model.lm import LM
-from kedit.reading import reading
 from kedit.runtime import distributed
 from kedit.stats import store
 from kedit.stats.corpus import Progress

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kedit import sampling
 from kedit.errors import KeditError, shown
+from kedit.forward import sampling
 from kedit.model.lm import LM
 from kedit.runtime.textfile import flaw_of, regular_file, strict_json
 from kedit.stats import store

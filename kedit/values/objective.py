@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kedit.forward.replay import Replay, Row, Site
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
-from kedit.replay import Replay, Row, Site
 from kedit.request import EditRequest
 from kedit.values.terms import State, Term
 

@@ -1,7 +1,7 @@
 """Random text from the model itself, many sequences at once, the same text on every device.
 
 Serves the corpus of the key statistics (`kedit.stats`) and the context templates (`kedit.contexts`).
-Greedy continuations live in `kedit.generate`.
+Greedy continuations live in `kedit.forward.greedy`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from kedit.delta.gate_state import choose_rows
 from kedit.errors import KeditError
-from kedit.forward import check_lanes, frozen, lane_rows, logits_at
+from kedit.forward.logits import check_lanes, frozen, lane_rows, logits_at
 from kedit.model.lm import LM
 
 if TYPE_CHECKING:

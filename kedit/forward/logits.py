@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kedit.thin import thin_head
+from kedit.forward.thin_head import thin_head
 
 if TYPE_CHECKING:
     from kedit.delta.lanes import LaneBank

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kedit.forward import default_batch_tokens, frozen, lane_rows
+from kedit.forward.activations import Row, reading
+from kedit.forward.logits import default_batch_tokens, frozen, lane_rows
 from kedit.model.tokenization import pad_right
-from kedit.reading import Row, reading
 
 if TYPE_CHECKING:
     from kedit.delta.lanes import LaneBank

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kedit.errors import BROKEN
-from kedit.forward import frozen, logits_at
+from kedit.forward.logits import frozen, logits_at
 from kedit.model.lm import LM
 from kedit.model.tokenization import pad_right
 

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from kedit.delta.gate_state import choose_rows
 from kedit.errors import shown
-from kedit.forward import check_lanes, default_batch_tokens, frozen, lane_rows, logits_at
+from kedit.forward.logits import check_lanes, default_batch_tokens, frozen, lane_rows, logits_at
 from kedit.model.tokenization import TooLong, encode
 from kedit.runtime import distributed
 

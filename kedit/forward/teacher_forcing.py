@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kedit.forward import default_batch_tokens, frozen, lane_rows, logits_at
+from kedit.forward.logits import default_batch_tokens, frozen, lane_rows, logits_at
 from kedit.model.tokenization import pad_right
 from kedit.runtime import distributed
 

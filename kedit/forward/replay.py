@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from kedit.calls import exchanged, recorded, row_axes
+from kedit.forward.layer_calls import exchanged, recorded, row_axes
+from kedit.forward.prefix_cache import Prefix
 from kedit.model.tokenization import pad_right
-from kedit.prefix import Prefix
 
 if TYPE_CHECKING:
     from kedit.model.lm import LM

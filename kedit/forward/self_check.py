@@ -1,5 +1,5 @@
-"""The structure of a model, tried when it is bound: what `kedit.model.architecture` says of it and what `kedit.replay`
-counts on.
+"""The structure of a model, tried when it is bound: what `kedit.model.architecture` says of it and what
+`kedit.forward.replay` counts on.
 
 A few short passes over three rows of different lengths. Each check compares what kedit computes with what the model's
 own forward pass gives, and a difference beyond rounding refuses the model: it is never edited wrongly. Nothing of a
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from kedit.errors import BROKEN, KeditError
-from kedit.forward import frozen
+from kedit.forward.logits import frozen
+from kedit.forward.replay import Replay, Row
 from kedit.model.architecture import weight
 from kedit.model.pretrained import quiet_transformers
 from kedit.model.tokenization import pad_right
-from kedit.replay import Replay, Row
 
 if TYPE_CHECKING:
     from kedit.model.lm import LM

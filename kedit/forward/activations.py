@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from kedit.forward import default_batch_tokens, frozen, lane_rows
+from kedit.forward.logits import default_batch_tokens, frozen, lane_rows
 from kedit.model.tokenization import pad_right
 
 if TYPE_CHECKING:
