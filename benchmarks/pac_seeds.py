@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from common import save
 
-from kedit.intervals import Floats, percentile_interval, resampled_means
-from kedit.summary import TITLES, TOKEN_COLUMNS, Scoreboard
+from kedit.results.intervals import Floats, percentile_interval, resampled_means
+from kedit.results.summary import TITLES, TOKEN_COLUMNS, Scoreboard
 
 MEASURES = tuple(TITLES[kind] for kind, _ in TOKEN_COLUMNS)
 """Efficacy, generality, locality; the score is their mean."""

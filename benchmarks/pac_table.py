@@ -32,9 +32,9 @@ from kedit.evaluate import EvalConfig, ProbeScore, score_records
 from kedit.methods import EditingModule
 from kedit.model.lm import LM
 from kedit.request import EditRecord, Probe
-from kedit.results import result_row
+from kedit.results.rows import result_row
+from kedit.results.summary import TOKEN_COLUMNS, TOKENS, summarise
 from kedit.runtime.run_folder import append_rows
-from kedit.summary import TOKEN_COLUMNS, TOKENS, summarise
 
 Row = dict[str, Any]
 KINDS = ("rewrite", "paraphrase", "neighborhood")

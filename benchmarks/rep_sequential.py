@@ -20,8 +20,8 @@ from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
 from kedit.evaluate import EvalConfig, ProbeScore, score_records
 from kedit.methods import REP, EditingModule
-from kedit.results import result_row
-from kedit.robustness import figures
+from kedit.results.robustness import figures
+from kedit.results.rows import result_row
 from kedit.runtime.run_folder import append_rows, read_rows
 
 KINDS = ["rewrite", "paraphrase_id", "paraphrase_ood", "shuffle_id", "shuffle_ood", "neighborhood"]

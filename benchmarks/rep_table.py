@@ -26,12 +26,12 @@ from kedit.callbacks.base import EditCallback
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import LaneBank
 from kedit.evaluate import EvalConfig, ProbeScore, score_records
-from kedit.intervals import paired
 from kedit.methods import REP, EditingModule
 from kedit.methods.phases import Phase
 from kedit.rep import AdapterConfig
-from kedit.results import result_row
-from kedit.robustness import FIGURES, figures
+from kedit.results.intervals import paired
+from kedit.results.robustness import FIGURES, figures
+from kedit.results.rows import result_row
 from kedit.runtime.run_folder import append_rows, read_rows
 
 KINDS = ["rewrite", "paraphrase_id", "paraphrase_ood", "shuffle_id", "shuffle_ood", "long_context", "neighborhood"]

@@ -33,15 +33,15 @@ from kedit.delta.delta import Delta
 from kedit.delta.lanes import LaneBank
 from kedit.evaluate import EvalConfig, score_records
 from kedit.fluency import ngram_entropy, sampled_texts
-from kedit.intervals import paired, paired_cell
 from kedit.latent import BASE, arm_states, prompts_of
 from kedit.methods import STEAM, EditingModule
 from kedit.methods.steam import pool_of
 from kedit.model.lm import LM
 from kedit.request import EditRecord
-from kedit.results import result_row
+from kedit.results.intervals import paired, paired_cell
+from kedit.results.rows import result_row
+from kedit.results.summary import summarise
 from kedit.runtime.run_folder import append_rows, read_rows
-from kedit.summary import summarise
 from kedit.tfidf import Tfidf
 
 Row = dict[str, Any]

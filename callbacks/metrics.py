@@ -19,9 +19,9 @@ from kedit.errors import KeditError, shown
 from kedit.evaluate import EvalConfig, ProbeScore, check_probes, score_records
 from kedit.queries import KINDS, REPLACED
 from kedit.request import EditRecord
-from kedit.results import edits_of
+from kedit.results.rows import edits_of
+from kedit.results.summary import result_row
 from kedit.runtime.progress import stage
-from kedit.summary import result_row
 
 if TYPE_CHECKING:
     from kedit.methods.base import EditingModule

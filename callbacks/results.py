@@ -16,12 +16,13 @@ from lightning.pytorch import LightningModule, Trainer
 from kedit.batch import EditBatch, Outcome
 from kedit.callbacks.base import EditCallback, editing, tell
 from kedit.callbacks.metrics import MEASURED, EditMetrics, edit_row
-from kedit.curve import as_csv, draw
 from kedit.delta.delta import Delta
 from kedit.delta.serialization import save_delta
 from kedit.errors import KeditError, within
-from kedit.intervals import RESAMPLES
-from kedit.results import edits_of
+from kedit.results.curve import as_csv, draw
+from kedit.results.intervals import RESAMPLES
+from kedit.results.rows import edits_of
+from kedit.results.summary import Scoreboard
 from kedit.runtime import distributed
 from kedit.runtime.folder_name import folder_name
 from kedit.runtime.journal import tensor_bytes
@@ -38,7 +39,6 @@ from kedit.runtime.run_folder import (
     write_json,
     write_text,
 )
-from kedit.summary import Scoreboard
 
 if TYPE_CHECKING:
     from kedit.methods.base import EditingModule

@@ -13,8 +13,8 @@ from kedit.callbacks.base import editing
 from kedit.callbacks.sampled import Row, TextCallback
 from kedit.errors import within
 from kedit.fluency import ngram_entropy
-from kedit.intervals import RESAMPLES
-from kedit.robustness import as_csv, figures, robustness_table
+from kedit.results.intervals import RESAMPLES
+from kedit.results.robustness import as_csv, figures, robustness_table
 from kedit.runtime import distributed
 from kedit.runtime.run_folder import RESULTS, read_rows, write_json, write_text
 

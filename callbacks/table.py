@@ -7,8 +7,8 @@ from rich.console import Console
 
 from kedit.callbacks.base import EditCallback
 from kedit.callbacks.results import ResultsWriter
-from kedit.curve import curve_table
-from kedit.report import summary_table
+from kedit.results.curve import curve_table
+from kedit.results.tables import summary_table
 
 
 class ResultTable(EditCallback):

@@ -14,8 +14,8 @@ from kedit.callbacks.sampled import Row, TextCallback
 from kedit.consistency import LOCAL, collection, figures, references_of
 from kedit.errors import within
 from kedit.fluency import TOKENS, TOP_K, ngram_entropy
-from kedit.intervals import RESAMPLES
 from kedit.request import EditRecord
+from kedit.results.intervals import RESAMPLES
 from kedit.runtime import distributed
 from kedit.runtime.run_folder import RESULTS, read_rows, write_json
 from kedit.tfidf import Tfidf

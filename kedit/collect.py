@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kedit.report import shown_metrics
+from kedit.results.tables import shown_metrics
 from kedit.runtime.run_folder import SUMMARY
 from kedit.sweepfolder import Numbered, SweepFolder
 
@@ -171,7 +171,7 @@ def _groups(runs: Sequence[Run]) -> Iterator[Group]:
 
 
 def _lines(runs: Sequence[Run], moment: str, settings: Mapping[str, str]) -> Iterator[Line]:
-    """What a report shows (`kedit.report`), metric by metric."""
+    """What a report shows (`kedit.results.tables`), metric by metric."""
     cells: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for run in runs:
         for kind, metrics in run.summary["results"][moment].items():

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from kedit.collect import Collected, Group, Line, csv_rows
-from kedit.report import MOMENTS, interval, number
+from kedit.results.summary import TITLES
+from kedit.results.tables import MOMENTS, interval, number
 from kedit.runtime.run_folder import csv_text
-from kedit.summary import TITLES
 
 COLUMNS = ("setting", "before", "after", "95 % interval")
 LEGEND = (

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kedit.intervals import paired_cell
 from kedit.request import EditRecord
+from kedit.results.intervals import paired_cell
 from kedit.text.prompts import joined
 
 LOCAL = "consistency_local"

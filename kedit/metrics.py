@@ -1,6 +1,6 @@
 """The editing metrics as torchmetrics classes: what a training loop logs as it runs, on one rank or many.
 
-The same definitions as `kedit.summary`, which makes the report with its intervals from the result rows. Every
+The same definitions as `kedit.results.summary`, which makes the report with its intervals from the result rows. Every
 update is one record; values are in percent, means over records of the mean over the record's probes.
 """
 
@@ -16,9 +16,9 @@ from torchmetrics import Metric
 from kedit.consistency import LOCAL
 from kedit.evaluate import ProbeScore
 from kedit.fluency import ngram_entropy
-from kedit.intervals import harmonic_mean
-from kedit.results import METRICS, RATES, unchanged
-from kedit.summary import SCORED
+from kedit.results.intervals import harmonic_mean
+from kedit.results.rows import METRICS, RATES, unchanged
+from kedit.results.summary import SCORED
 from kedit.tfidf import Tfidf
 
 EXACT_DIGITS = 17

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from kedit.callbacks import EditMetrics, EditProgress
 from kedit.cli import main
-from kedit.curve import COLUMNS
 from kedit.errors import KeditError
-from kedit.summary import summarise
+from kedit.results.curve import COLUMNS
+from kedit.results.summary import summarise
 from tests.quick import QUICK_MEMIT, city_facts, sequential_run
 
 N = 12

@@ -11,10 +11,10 @@ import pytest
 
 from kedit.errors import KeditError
 from kedit.evaluate import ProbeScore
-from kedit.intervals import bootstrap, harmonic_interval, harmonic_mean, paired, resampled_means, wilson
 from kedit.metrics import EditScore, Locality, ProbeRates
 from kedit.request import EditRecord, EditRequest, Probe
-from kedit.summary import Scoreboard, flat, result_row, summarise
+from kedit.results.intervals import bootstrap, harmonic_interval, harmonic_mean, paired, resampled_means, wilson
+from kedit.results.summary import Scoreboard, flat, result_row, summarise
 
 
 def said(answer: float, rival: float | None, top1: tuple[int, ...] = (1,), hits: int = 0, **more: Any) -> ProbeScore:

@@ -15,9 +15,9 @@ from kedit.data import read_counterfact, read_records, read_zsre
 from kedit.errors import KeditError
 from kedit.evaluate import EvalConfig, ProbeScore, contains, score
 from kedit.forward.greedy import greedy
-from kedit.report import summary_table
 from kedit.request import EditRecord, EditRequest, Probe
-from kedit.summary import flat, result_row, summarise
+from kedit.results.summary import flat, result_row, summarise
+from kedit.results.tables import summary_table
 from tests.quick import QUICK_ROME, option_words
 from tests.tiny import tiny_lm
 

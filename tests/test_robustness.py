@@ -18,7 +18,7 @@ from kedit.delta.lanes import LaneBank
 from kedit.fluency import entropy, ngram_entropy, sampled_texts, words_of
 from kedit.forward.sampling import sample
 from kedit.model.lm import LM
-from kedit.robustness import COLUMNS, as_csv, figures, fluency_cell
+from kedit.results.robustness import COLUMNS, as_csv, figures, fluency_cell
 from tests.quick import QUICK_ROME, option_words
 from tests.tiny import TEXT, tiny_lm
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kedit.errors import KeditError
-from kedit.intervals import (
+from kedit.results.intervals import (
     Floats,
     Scale,
     harmonic_mean,
@@ -25,7 +25,7 @@ from kedit.intervals import (
     percentile_interval,
     resampled_means,
 )
-from kedit.results import METRICS, RATES, Saved, result_row, unchanged
+from kedit.results.rows import METRICS, RATES, Saved, result_row, unchanged
 
 __all__ = ["INVARIANT", "SCORED", "TITLES", "Scoreboard", "flat", "result_row", "summarise"]
 
@@ -72,7 +72,7 @@ class Scoreboard:
         return len(self._cases)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take one row (see `kedit.results`).
+        """Take one row (see `kedit.results.rows`).
 
         Raises:
             KeditError: A row of another moment or protocol than those before it.

@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.table import Table
 
-from kedit.intervals import paired_cell
-from kedit.report import MOMENTS
-from kedit.results import edits_of
+from kedit.results.intervals import paired_cell
+from kedit.results.rows import edits_of
+from kedit.results.summary import summarise
+from kedit.results.tables import MOMENTS
 from kedit.runtime.run_folder import csv_text
-from kedit.summary import summarise
 
 FIGURES = (
     ("rewrite", "exact"),

@@ -1,6 +1,6 @@
 """The curve of a sequential run over its number of edits (`metrics.eval_at`): a table, a CSV and a figure.
 
-The numbers are `kedit.summary`'s; nothing is computed here.
+The numbers are `kedit.results.summary`'s; nothing is computed here.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 from rich.table import Table
 
-from kedit.report import interval, number
+from kedit.results.summary import TITLES
+from kedit.results.tables import interval, number
 from kedit.runtime.run_folder import csv_text, write_figure
-from kedit.summary import TITLES
 
 COLUMNS = (
     "edits", "kind", "metric", "before", "after", "ci_low", "ci_high", "change", "change_ci_low", "change_ci_high",

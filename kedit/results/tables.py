@@ -1,4 +1,4 @@
-"""Tables for people: a run's summary on the terminal. The numbers are `kedit.summary`'s; nothing is computed here."""
+"""The table that `kedit fit` ends with. What it shows is computed in `kedit.results.summary`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from kedit.summary import INVARIANT, PORT, TITLES, TOKEN_COLUMNS, TOKENS
+from kedit.results.summary import INVARIANT, PORT, TITLES, TOKEN_COLUMNS, TOKENS
 
 SHOWN = ("success", "exact", "generated")
 PAPER = {"PAC": {kind: (metric,) for kind, metric in TOKEN_COLUMNS} | {"score": (TOKENS,)}}
