@@ -27,6 +27,7 @@ from torch import Tensor
 
 from kedit import solvers
 from kedit.contexts import ContextConfig, context_templates
+from kedit.covariance import Covariance, StatsConfig, covariances
 from kedit.data import read_counterfact, read_records, read_robust
 from kedit.delta.delta import Delta, Factors
 from kedit.delta.lanes import LaneBank
@@ -34,7 +35,6 @@ from kedit.evaluate import EvalConfig, score
 from kedit.model.architecture import weight
 from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.request import EditRecord
-from kedit.stats import Covariance, StatsConfig, covariances
 from kedit.values import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay
 from kedit.values.lanes import optimise
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from common import get_lm, peak_rss_gib, save, timed
 
+from kedit.covariance import StatsConfig, collect
+from kedit.covariance.corpus import load_ids
 from kedit.model.lm import LM
-from kedit.stats import StatsConfig, collect
-from kedit.stats.corpus import load_ids
 
 BOUND = 1.3
 

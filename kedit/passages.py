@@ -1,6 +1,6 @@
 """Texts to put before a prompt: `Passages`, two halves of a corpus that share no line.
 
-One half may train, the other tests. How the corpus is read is in `kedit.stats.corpus`.
+One half may train, the other tests. How the corpus is read is in `kedit.covariance.corpus`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 from random import Random
 
+from kedit.covariance import StatsConfig, corpus_lines
 from kedit.errors import KeditError
 from kedit.model.lm import LM
 from kedit.runtime.progress import stages
-from kedit.stats import StatsConfig, corpus_lines
 
 CHARACTERS = 1 << 23  # read of a corpus: 1.4 million words, 4000 records' texts of 300 words
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kedit.covariance import Covariance, woodbury
 from kedit.delta.delta import Factors
 from kedit.errors import KeditError
-from kedit.stats import Covariance, woodbury
 
 DEPENDENT = 1e-9  # smallest eigenvalue of the keys' correlations in C^-1 that still counts as independent
 

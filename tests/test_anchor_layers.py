@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from kedit.anchors import AlignConfig, AnchorConfig, LayerProbe, align_layers, best_window, probe, telling
 from kedit.anchors.probe import Within
+from kedit.covariance import StatsConfig
 from kedit.errors import KeditError
 from kedit.methods import MEMIT, ROME, STEAM
-from kedit.stats import StatsConfig
 from tests.steam_cases import Given, records, run, world
 from tests.test_spread import TEXTS
 from tests.tiny import tiny_lm

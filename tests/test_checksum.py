@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kedit.covariance import store
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.pathway import Pathway
 from kedit.delta.serialization import load_delta, save_delta
@@ -22,7 +23,6 @@ from kedit.errors import KeditError
 from kedit.runtime import checksum
 from kedit.runtime.checkpoint_file import CHECKSUM, read_checkpoint, seal
 from kedit.runtime.journal import Journal, read_journal
-from kedit.stats import store
 from tests.tiny import tiny_model
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from kedit.anchors import bank
+from kedit.covariance import StatsConfig, api, corpus_lines, covariances
 from kedit.delta.delta import Delta, Factors
 from kedit.delta.serialization import save_delta
 from kedit.model import pretrained
 from kedit.runtime.file_modes import as_umask
-from kedit.stats import StatsConfig, api, corpus_lines, covariances
 from tests.tiny import save_tiny, tiny_lm
 
 SELF = StatsConfig(tokens=300)

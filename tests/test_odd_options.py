@@ -16,6 +16,7 @@ from kedit.cli import main
 from kedit.cli.fit import parsed
 from kedit.cli.messages import LINE, explain, printable
 from kedit.contexts import ContextConfig
+from kedit.covariance import StatsConfig
 from kedit.data import Facts
 from kedit.errors import KeditError, at_least, within
 from kedit.evaluate import EvalConfig
@@ -25,7 +26,6 @@ from kedit.pac.select import TraceConfig
 from kedit.queries import QueryConfig
 from kedit.rep.config import AdapterConfig
 from kedit.runtime.option_values import check_values
-from kedit.stats import StatsConfig
 from tests.quick import QUICK_ROME, option_words
 
 GOOD = {"prompt": "The capital of {} is", "subject": "France", "target_new": "Rome", "target_true": "Paris"}

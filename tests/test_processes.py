@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from kedit.cli import main
+from kedit.covariance import store
 from kedit.delta.serialization import load_delta
-from kedit.stats import store
 from tests.process_cases import CASES, STATS, case_words
 
 Rows = list[dict[str, Any]]

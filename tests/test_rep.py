@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kedit import solvers
+from kedit.covariance import Covariance, collect
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.lanes import LaneBank
 from kedit.delta.pathway import Pathway
@@ -28,7 +29,6 @@ from kedit.rep.phrases import PHRASES
 from kedit.rep.plan import siblings
 from kedit.rep.train import PACE
 from kedit.request import EditRecord, EditRequest, Probe, Variants
-from kedit.stats import Covariance, collect
 from tests.tiny import TEXT, tiny_lm
 
 D = 20

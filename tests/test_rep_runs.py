@@ -16,6 +16,7 @@ from kedit.batch import EditBatch
 from kedit.callbacks import EditCheckpoint
 from kedit.cli import main
 from kedit.cli.parts import TRAINER_DEFAULTS
+from kedit.covariance import StatsConfig
 from kedit.delta.delta import Delta
 from kedit.delta.serialization import load_delta
 from kedit.keys import mean_keys
@@ -24,7 +25,6 @@ from kedit.methods import rep as rep_module
 from kedit.model.lm import LM
 from kedit.rep import AdapterConfig, AdapterLanes, Task, closed_form, parity_config
 from kedit.runtime.run_folder import CHECKPOINT
-from kedit.stats import StatsConfig
 from tests.quick import option_words
 from tests.test_spread import REQUESTS, TEXTS, Given, Keep, bits
 from tests.tiny import tiny_lm

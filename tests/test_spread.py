@@ -14,6 +14,7 @@ from kedit.batch import EditBatch
 from kedit.callbacks import EditCallback, EditCheckpoint
 from kedit.cli.parts import TRAINER_DEFAULTS
 from kedit.contexts import ContextConfig
+from kedit.covariance import StatsConfig
 from kedit.data import EditData
 from kedit.delta.delta import Delta, edited
 from kedit.keys import hidden_states, mean_keys
@@ -23,7 +24,6 @@ from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.request import EditRecord, EditRequest
 from kedit.runtime.run_folder import CHECKPOINT
-from kedit.stats import StatsConfig
 from kedit.values import ValueLanes
 from tests.tiny import tiny_lm
 

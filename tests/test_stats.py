@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from kedit.covariance import Covariance, StatsConfig, collect, covariances, load_covariance, store, woodbury
+from kedit.covariance.corpus import load_ids, sampled
 from kedit.errors import KeditError
 from kedit.forward.sampling import sample
 from kedit.model.architecture import weight
-from kedit.stats import Covariance, StatsConfig, collect, covariances, load_covariance, store, woodbury
-from kedit.stats.corpus import load_ids, sampled
 from tests.tiny import TEXT, save_tiny, tiny_lm
 
 D_FF = 80
@@ -179,7 +179,7 @@ def test_killed_process_resumes_with_the_same_bits(text, tmp_path):
         import time
         from pathlib import Path
         from kedit.model.lm import LMConfig, load_lm
-        from kedit.stats import StatsConfig, covariances
+        from kedit.covariance import StatsConfig, covariances
         lm = load_lm(LMConfig({str(folder)!r}))
         config = StatsConfig({str(text)!r}, 900, 64, 128)
         slow = lambda what, done, total: time.sleep(0.3)
@@ -350,7 +350,7 @@ def test_text_file_is_cut_only_between_lines(tmp_path, monkeypatch):
     lm = tiny_lm("gpt2")
     path = tmp_path / "long.txt"
     path.write_text("".join(f"{i}. The capital of France is Paris.\n" for i in range(50)))
-    monkeypatch.setattr("kedit.stats.corpus.PIECE", 100)
+    monkeypatch.setattr("kedit.covariance.corpus.PIECE", 100)
     assert load_ids(lm, config(path, tokens=10**5), tmp_path).tolist() == lm.encode(path.read_text())
 
 
@@ -385,7 +385,7 @@ def test_self_corpus_is_sampled_once(tmp_path, monkeypatch):
 
 def test_convergence_is_reported(text, tmp_path, caplog):
     lm = tiny_lm("gpt2")
-    with caplog.at_level("INFO", "kedit.stats"):
+    with caplog.at_level("INFO", "kedit.covariance"):
         cov = covariances(lm, [1], config(text, tokens=1024), tmp_path)[1]
     trace = cov.card["convergence"]
     assert [entry["tokens"] for entry in trace] == [128, 256, 512, 1024]

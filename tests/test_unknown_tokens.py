@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from tokenizers import processors
 
+from kedit.covariance import StatsConfig
+from kedit.covariance.corpus import load_ids
 from kedit.errors import KeditError
 from kedit.evaluate import EvalConfig, check_probes, score
 from kedit.model.lm import wrap_lm
 from kedit.model.tokenization import check
 from kedit.request import EditRecord, EditRequest, Probe
-from kedit.stats import StatsConfig
-from kedit.stats.corpus import load_ids
 from tests.tiny import tiny_lm, tiny_model, tiny_tokenizer
 
 

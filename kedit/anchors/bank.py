@@ -15,12 +15,12 @@ from kedit.anchors.config import AnchorConfig, Centre
 from kedit.anchors.pool import Pool, normal
 from kedit.anchors.positioning import SOURCES, Anchor, Leaks, position, recipe
 from kedit.anchors.probe import LayerProbe, Within, probe, telling, within
+from kedit.covariance.store import read, write
 from kedit.errors import KeditError
 from kedit.forward.residual_stream import last_states
 from kedit.model.tokenization import encode
 from kedit.request import EditRecord
 from kedit.runtime.cache import cache_dir
-from kedit.stats.store import read, write
 
 if TYPE_CHECKING:
     from kedit.model.lm import LM

@@ -12,13 +12,13 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from kedit.covariance import Covariance, StatsConfig, covariances, save_covariance, store
 from kedit.defaults import value_defaults
 from kedit.errors import KeditError, shown
 from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.runtime.cache import cache_dir
 from kedit.runtime.option_values import check_values
 from kedit.runtime.progress import stages
-from kedit.stats import Covariance, StatsConfig, covariances, save_covariance, store
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--layers", type=list[int] | None, default=None, help=layers)
     parser.add_argument("--stats", type=StatsConfig, default=StatsConfig(), help="The text.")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    out = "Folder to write the files to, beside the cache; for kedit.stats.load_covariance."
+    out = "Folder to write the files to, beside the cache; for kedit.covariance.load_covariance."
     parser.add_argument("--out", type=str | None, default=None, help=out)
     return parser
 

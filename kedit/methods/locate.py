@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from kedit.contexts import ContextConfig, context_templates
+from kedit.covariance import StatsConfig
 from kedit.errors import KeditError, at_least
 from kedit.methods.base import EditingModule, Regime
 from kedit.model.lm import LMConfig
 from kedit.model.tokenization import encode_subject, own_bos, surely_fits
 from kedit.request import EditRecord
 from kedit.runtime import distributed
-from kedit.stats import StatsConfig
 from kedit.text.prompts import slots
 from kedit.values import NLL, KLDivergence, Term, ValueLanes, WeightDecay
 

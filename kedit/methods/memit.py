@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from kedit import solvers
+from kedit.covariance import Covariance
 from kedit.defaults import SpreadDefaults, memit_defaults
 from kedit.delta.delta import Factors
 from kedit.methods.locate import known
 from kedit.methods.spread import Spread
 from kedit.model.lm import LM
-from kedit.stats import Covariance
 
 
 class MEMIT(Spread):

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from kedit.batch import EditBatch, Outcome
+from kedit.covariance import Covariance, covariances
 from kedit.defaults import value_defaults
 from kedit.delta.delta import Delta, Factors
 from kedit.errors import KeditError
@@ -15,7 +16,6 @@ from kedit.methods.locate import LocateThenEdit, known, lane_error, lane_info
 from kedit.methods.phases import Edit, ValuePhase
 from kedit.model.architecture import check_layers, weight
 from kedit.runtime.progress import stages
-from kedit.stats import Covariance, covariances
 from kedit.values import ValueLanes, ValueObjective
 
 

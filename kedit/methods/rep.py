@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kedit.batch import EditBatch
 from kedit.contexts import ContextConfig, context_templates
+from kedit.covariance import corpus_lines
 from kedit.data import read_facts
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import LaneBank
@@ -35,7 +36,6 @@ from kedit.rep import (
 )
 from kedit.request import EditRecord
 from kedit.runtime import distributed
-from kedit.stats import corpus_lines
 
 
 class REP(Composed):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kedit.batch import EditBatch, Outcome
 from kedit.contexts import ContextConfig, context_groups
+from kedit.covariance import Covariance, covariances
 from kedit.data.batching import suffix_length
 from kedit.defaults import SpreadDefaults
 from kedit.delta.delta import Delta, Factors
@@ -24,7 +25,6 @@ from kedit.model.lm import LM
 from kedit.runtime import distributed
 from kedit.runtime.progress import stages
 from kedit.spreading import System, spread
-from kedit.stats import Covariance, covariances
 from kedit.values import ValueLanes, ValueObjective
 
 

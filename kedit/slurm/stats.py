@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from kedit.covariance import StatsConfig
 from kedit.model.lm import LMConfig
-from kedit.stats import StatsConfig
 
 NOT_KEYED = ("ridge",)
 """Options of the statistics that do not change what is computed."""

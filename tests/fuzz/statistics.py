@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from kedit.covariance import Covariance, StatsConfig, covariances, load_covariance, store
 from kedit.model.lm import LM
-from kedit.stats import Covariance, StatsConfig, covariances, load_covariance, store
 from tests.fuzz.damage import damaged
 from tests.fuzz.harness import Case, Said, Wrong
 from tests.fuzz.mutate import changed

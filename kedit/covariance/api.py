@@ -14,17 +14,17 @@ import torch
 import transformers
 from filelock import FileLock, Timeout
 
+from kedit.covariance import corpus, store
+from kedit.covariance.collect import collect
+from kedit.covariance.config import StatsConfig
+from kedit.covariance.corpus import Progress
+from kedit.covariance.matrix import Covariance
 from kedit.errors import KeditError
 from kedit.model import fingerprint as weights
 from kedit.model.architecture import check_layers
 from kedit.model.lm import LM
 from kedit.runtime import distributed
 from kedit.runtime.cache import cache_dir
-from kedit.stats import corpus, store
-from kedit.stats.collect import collect
-from kedit.stats.config import StatsConfig
-from kedit.stats.corpus import Progress
-from kedit.stats.covariance import Covariance
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def covariances(
 def corpus_lines(
     lm: LM, config: StatsConfig, limit: int, cache: Path | None = None, progress: Progress | None = None
 ) -> list[str]:
-    """The text that statistics are taken over, as lines (see `kedit.stats.corpus.load_lines`).
+    """The text that statistics are taken over, as lines (see `kedit.covariance.corpus.load_lines`).
 
     Text that the model has to write itself is written once and kept, for this and for the statistics.
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kedit.covariance import store
+from kedit.covariance.config import StatsConfig
 from kedit.errors import KeditError, shown
 from kedit.forward import sampling
 from kedit.model.lm import LM
 from kedit.runtime.textfile import flaw_of, regular_file, strict_json
-from kedit.stats import store
-from kedit.stats.config import StatsConfig
 
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 Piece = tuple[str, bool]  # text, and whether a document begins with it

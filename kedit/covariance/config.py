@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from kedit.covariance.matrix import RIDGE
 from kedit.errors import KeditError
 from kedit.runtime.option_values import check_values
-from kedit.stats.covariance import RIDGE
 
 
 @dataclass

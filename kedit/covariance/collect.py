@@ -1,7 +1,7 @@
 """One pass over the text for all layers at once: `collect`, resumable, with its own convergence measured.
 
 Sequences are packed (no padding, every token counts) and the forward pass ends at the deepest layer asked
-for. What is cached and when this runs at all is decided in `kedit.stats`.
+for. What is cached and when this runs at all is decided in `kedit.covariance`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kedit.covariance import store
+from kedit.covariance.corpus import Progress
+from kedit.covariance.matrix import RIDGE, Covariance
+from kedit.covariance.moments import SecondMoment
 from kedit.errors import KeditError
 from kedit.forward.activations import reading
 from kedit.forward.logits import frozen
 from kedit.model.lm import LM
 from kedit.runtime import distributed
-from kedit.stats import store
-from kedit.stats.corpus import Progress
-from kedit.stats.covariance import RIDGE, Covariance
-from kedit.stats.moments import SecondMoment
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kedit.covariance.matrix import RIDGE, Covariance
 from kedit.errors import KeditError, shown
 from kedit.model.architecture import check_layers, weight
 from kedit.model.lm import LM
 from kedit.runtime import checksum
 from kedit.runtime.file_modes import as_umask
-from kedit.stats.covariance import RIDGE, Covariance
 
 FORMAT = "kedit statistics 2"
 UNCHECKED = "kedit statistics 1"  # of an older kedit: without a checksum, used all the same, as it may have taken hours

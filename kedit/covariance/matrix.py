@@ -26,7 +26,7 @@ class Covariance:
         mean: C, symmetric, `[d_in, d_in]`.
         count: N, the tokens it averages.
         ridge: Relative to the mean of C's diagonal; 0 solves with C itself.
-        card: What is known of its origin (`kedit.stats.store`).
+        card: What is known of its origin (`kedit.covariance.store`).
     """
 
     def __init__(self, mean: Tensor, count: int, ridge: float = RIDGE, card: Mapping[str, Any] | None = None) -> None:
