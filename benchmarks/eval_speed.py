@@ -1,4 +1,4 @@
-"""Time to score probes: one prompt at a time, as editing toolkits do, against `kedit.evaluate.score`.
+"""Time to score probes: one prompt at a time, as editing toolkits do, against `kedit.evaluation.score.score`.
 
     OMP_NUM_THREADS=1 python benchmarks/eval_speed.py --data ../shared/data/rep_counterfact_valid.json
     python benchmarks/eval_speed.py --model random:llama-7b --dtype bfloat16 --device cuda --save eval_speed_h200
@@ -20,7 +20,7 @@ from common import get_lm, save, speed_parser, timed
 from kedit.data import read_facts, read_robust
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.lanes import LaneBank
-from kedit.evaluate import EvalConfig, score
+from kedit.evaluation.score import EvalConfig, score
 from kedit.forward.greedy import greedy_ids
 from kedit.forward.logits import default_batch_tokens
 from kedit.model.lm import LM

@@ -28,7 +28,7 @@ from editing import Listed, arm_of, fit
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
 from kedit.data import read_robust, read_zsre
-from kedit.evaluate import EvalConfig, ProbeScore, score_records
+from kedit.evaluation.score import EvalConfig, ProbeScore, score_records
 from kedit.methods import EditingModule
 from kedit.model.lm import LM
 from kedit.request import EditRecord, Probe

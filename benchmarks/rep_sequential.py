@@ -18,7 +18,7 @@ from editing import editor_of, fit, names, parser, robust_data, rows_file, show
 
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
-from kedit.evaluate import EvalConfig, ProbeScore, score_records
+from kedit.evaluation.score import EvalConfig, ProbeScore, score_records
 from kedit.methods import REP, EditingModule
 from kedit.results.robustness import figures
 from kedit.results.rows import result_row

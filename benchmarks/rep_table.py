@@ -25,7 +25,7 @@ from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import LaneBank
-from kedit.evaluate import EvalConfig, ProbeScore, score_records
+from kedit.evaluation.score import EvalConfig, ProbeScore, score_records
 from kedit.methods import REP, EditingModule
 from kedit.methods.phases import Phase
 from kedit.rep import AdapterConfig

@@ -31,7 +31,7 @@ from kedit.covariance import Covariance, StatsConfig, covariances
 from kedit.data import read_counterfact, read_records, read_robust
 from kedit.delta.delta import Delta, Factors
 from kedit.delta.lanes import LaneBank
-from kedit.evaluate import EvalConfig, score
+from kedit.evaluation.score import EvalConfig, score
 from kedit.model.architecture import weight
 from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.request import EditRecord

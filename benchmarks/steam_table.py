@@ -27,12 +27,13 @@ from editing import Listed, arm_of, fit
 from kedit.anchors import AnchorBank, AnchorConfig
 from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
-from kedit.consistency import collection, references_of
 from kedit.data import read_facts, read_robust
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import LaneBank
-from kedit.evaluate import EvalConfig, score_records
-from kedit.fluency import ngram_entropy, sampled_texts
+from kedit.evaluation.consistency import collection, references_of
+from kedit.evaluation.fluency import ngram_entropy, sampled_texts
+from kedit.evaluation.score import EvalConfig, score_records
+from kedit.evaluation.tfidf import Tfidf
 from kedit.latent import BASE, arm_states, prompts_of
 from kedit.methods import STEAM, EditingModule
 from kedit.methods.steam import pool_of
@@ -42,7 +43,6 @@ from kedit.results.intervals import paired, paired_cell
 from kedit.results.rows import result_row
 from kedit.results.summary import summarise
 from kedit.runtime.run_folder import append_rows, read_rows
-from kedit.tfidf import Tfidf
 
 Row = dict[str, Any]
 KINDS = ("rewrite", "paraphrase", "neighborhood", "portability")

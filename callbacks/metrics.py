@@ -16,7 +16,7 @@ from kedit.callbacks.base import EditCallback, editing
 from kedit.delta.delta import Delta, edited
 from kedit.delta.lanes import LaneBank
 from kedit.errors import KeditError, shown
-from kedit.evaluate import EvalConfig, ProbeScore, check_probes, score_records
+from kedit.evaluation.score import EvalConfig, ProbeScore, check_probes, score_records
 from kedit.queries import KINDS, REPLACED
 from kedit.request import EditRecord
 from kedit.results.rows import edits_of

@@ -12,7 +12,7 @@ from kedit.batch import EditBatch
 from kedit.callbacks.base import editing
 from kedit.callbacks.sampled import Row, TextCallback
 from kedit.errors import within
-from kedit.fluency import ngram_entropy
+from kedit.evaluation.fluency import ngram_entropy
 from kedit.results.intervals import RESAMPLES
 from kedit.results.robustness import as_csv, figures, robustness_table
 from kedit.runtime import distributed

@@ -11,7 +11,7 @@ from kedit.batch import EditBatch
 from kedit.callbacks.base import EditCallback
 from kedit.delta.delta import Delta, edited
 from kedit.delta.lanes import LaneBank
-from kedit.fluency import sampled_texts
+from kedit.evaluation.fluency import sampled_texts
 from kedit.request import EditRequest
 from kedit.runtime.progress import stage
 
@@ -35,7 +35,7 @@ class TextCallback(EditCallback):
 
 
 class SampledTexts:
-    """The texts of a run, of 100 tokens with the prompt (`kedit.fluency.sampled_texts`), seeded by run and case."""
+    """The texts of a run, of 100 tokens with the prompt (`sampled_texts`), seeded by run and case."""
 
     def __init__(self) -> None:
         self._base: dict[str, str | None] = {}  # of the unedited model, where edits accumulate

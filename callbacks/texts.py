@@ -11,14 +11,14 @@ from lightning.pytorch import LightningModule, Trainer
 from kedit.batch import EditBatch
 from kedit.callbacks.base import editing
 from kedit.callbacks.sampled import Row, TextCallback
-from kedit.consistency import LOCAL, collection, figures, references_of
 from kedit.errors import within
-from kedit.fluency import TOKENS, TOP_K, ngram_entropy
+from kedit.evaluation.consistency import LOCAL, collection, figures, references_of
+from kedit.evaluation.fluency import TOKENS, TOP_K, ngram_entropy
+from kedit.evaluation.tfidf import Tfidf
 from kedit.request import EditRecord
 from kedit.results.intervals import RESAMPLES
 from kedit.runtime import distributed
 from kedit.runtime.run_folder import RESULTS, read_rows, write_json
-from kedit.tfidf import Tfidf
 
 if TYPE_CHECKING:
     from kedit.methods.base import EditingModule

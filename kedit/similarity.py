@@ -18,7 +18,7 @@ from torch import Tensor
 from kedit.delta.delta import Delta, Factors
 from kedit.delta.lanes import LaneBank
 from kedit.delta.pathway import Bank
-from kedit.evaluate import EvalConfig, score
+from kedit.evaluation.score import EvalConfig, score
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode, encode_subject
 from kedit.rep.keys import read_keys

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from kedit.consistency import collection, figures, references_of
-from kedit.fluency import ngram_entropy
-from kedit.metrics import Consistency, Fluency
+from kedit.evaluation.consistency import collection, figures, references_of
+from kedit.evaluation.fluency import ngram_entropy
+from kedit.evaluation.metrics import Consistency, Fluency
+from kedit.evaluation.tfidf import Tfidf, terms
 from kedit.request import EditRecord, EditRequest, Probe
-from kedit.tfidf import Tfidf, terms
 
 TEXTS = ["the red fox", "The blue fox.", "the sea"]
 

@@ -10,7 +10,7 @@ import torch
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.lanes import LaneBank
 from kedit.errors import KeditError
-from kedit.evaluate import EvalConfig, ProbeScore, begins_with, known, score
+from kedit.evaluation.score import EvalConfig, ProbeScore, begins_with, known, score
 from kedit.forward.greedy import greedy, greedy_ids
 from kedit.forward.logits import logits_at
 from kedit.forward.teacher_forcing import Span, read

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from kedit.errors import KeditError
-from kedit.evaluate import ProbeScore
-from kedit.metrics import EditScore, Locality, ProbeRates
+from kedit.evaluation.metrics import EditScore, Locality, ProbeRates
+from kedit.evaluation.score import ProbeScore
 from kedit.request import EditRecord, EditRequest, Probe
 from kedit.results.intervals import bootstrap, harmonic_interval, harmonic_mean, paired, resampled_means, wilson
 from kedit.results.summary import Scoreboard, flat, result_row, summarise

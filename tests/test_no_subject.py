@@ -16,7 +16,7 @@ from kedit.contexts import ContextConfig
 from kedit.data import ZsRE
 from kedit.data.batching import suffix_length
 from kedit.errors import KeditError
-from kedit.evaluate import known, score
+from kedit.evaluation.score import known, score
 from kedit.keys import mean_keys
 from kedit.methods import EMMET, MEMIT, REP, ROME, RROME
 from kedit.methods.locate import LocateThenEdit

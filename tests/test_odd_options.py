@@ -19,7 +19,7 @@ from kedit.contexts import ContextConfig
 from kedit.covariance import StatsConfig
 from kedit.data import Facts
 from kedit.errors import KeditError, at_least, within
-from kedit.evaluate import EvalConfig
+from kedit.evaluation.score import EvalConfig
 from kedit.methods import EMMET, MEMIT, PAC, ROME
 from kedit.pac.config import ContrastConfig, KeepConfig, TrainConfig
 from kedit.pac.select import TraceConfig

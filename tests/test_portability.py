@@ -13,7 +13,7 @@ import pytest
 from kedit.cli import main
 from kedit.data import read_counterfact, read_records, read_zsre
 from kedit.errors import KeditError
-from kedit.evaluate import EvalConfig, ProbeScore, contains, score
+from kedit.evaluation.score import EvalConfig, ProbeScore, contains, score
 from kedit.forward.greedy import greedy
 from kedit.request import EditRecord, EditRequest, Probe
 from kedit.results.summary import flat, result_row, summarise

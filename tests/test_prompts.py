@@ -15,7 +15,7 @@ from kedit.cli import main
 from kedit.data import read_counterfact, read_records
 from kedit.data.sets import Records
 from kedit.errors import KeditError
-from kedit.evaluate import EvalConfig, begins_with, contains, known, score
+from kedit.evaluation.score import EvalConfig, begins_with, contains, known, score
 from kedit.forward.greedy import greedy
 from kedit.model.tokenization import encode, encode_subject, own_bos
 from kedit.queries import QueryConfig, with_variants
@@ -189,7 +189,7 @@ def test_an_answer_with_a_newline_can_be_generated(monkeypatch: pytest.MonkeyPat
         stops.append((prompts, stop))
         return [re.split(f"[{stop}]" if stop else "$", " Lisbon\nPortugal\nmore")[0] for _ in prompts]
 
-    monkeypatch.setattr("kedit.evaluate.greedy", says)
+    monkeypatch.setattr("kedit.evaluation.score.greedy", says)
     probes = [Probe("rewrite", "Where:\n", "Lisbon\nPortugal"), Probe("rewrite", "Where is", "Lisbon")]
     found = score(tiny_lm("gpt2"), probes)
     assert [one.generated_match for one in found] == [True, True]

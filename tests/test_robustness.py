@@ -15,7 +15,7 @@ import torch
 from kedit.cli import main
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.lanes import LaneBank
-from kedit.fluency import entropy, ngram_entropy, sampled_texts, words_of
+from kedit.evaluation.fluency import entropy, ngram_entropy, sampled_texts, words_of
 from kedit.forward.sampling import sample
 from kedit.model.lm import LM
 from kedit.results.robustness import COLUMNS, as_csv, figures, fluency_cell

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.pathway import Pathway
-from kedit.evaluate import EvalConfig, score
+from kedit.evaluation.score import EvalConfig, score
 from kedit.forward.teacher_forcing import Span, read
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode, encode_subject

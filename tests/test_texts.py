@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from kedit.cli import main
-from kedit.consistency import collection, figures, references_of
 from kedit.data import read_records
 from kedit.delta.delta import edited
 from kedit.delta.serialization import load_delta
-from kedit.fluency import ngram_entropy, sampled_texts
+from kedit.evaluation.consistency import collection, figures, references_of
+from kedit.evaluation.fluency import ngram_entropy, sampled_texts
+from kedit.evaluation.tfidf import Tfidf
 from kedit.model.lm import LMConfig, load_lm
-from kedit.tfidf import Tfidf
 from tests.quick import option_words
 from tests.tiny import TEXT
 

@@ -13,7 +13,7 @@ from tokenizers import processors
 from kedit.covariance import StatsConfig
 from kedit.covariance.corpus import load_ids
 from kedit.errors import KeditError
-from kedit.evaluate import EvalConfig, check_probes, score
+from kedit.evaluation.score import EvalConfig, check_probes, score
 from kedit.model.lm import wrap_lm
 from kedit.model.tokenization import check
 from kedit.request import EditRecord, EditRequest, Probe

@@ -20,7 +20,7 @@ from kedit.cli.stats import device_of
 from kedit.data import EditData, datasets_index
 from kedit.defaults import value_defaults
 from kedit.errors import KeditError
-from kedit.evaluate import known
+from kedit.evaluation.score import known
 from kedit.methods.steam import pool_of
 from kedit.model.architecture import check_layers
 from kedit.model.lm import LM, LMConfig, load_lm

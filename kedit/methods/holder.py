@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from kedit.errors import KeditError
-from kedit.evaluate import known
+from kedit.evaluation.score import known
 from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.model.tokenization import check
 from kedit.request import EditRecord

@@ -10,7 +10,7 @@ from torch import Tensor
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import LaneBank
 from kedit.delta.pathway import Pathway
-from kedit.evaluate import EvalConfig, score
+from kedit.evaluation.score import EvalConfig, score
 from kedit.model.lm import LM
 from kedit.request import EditRecord, Probe
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kedit.request import EditRecord
 
 if TYPE_CHECKING:
-    from kedit.evaluate import ProbeScore
+    from kedit.evaluation.score import ProbeScore
 
 Saved = Mapping[str, Any]  # a `ProbeScore.as_row()`, perhaps read from JSON
 

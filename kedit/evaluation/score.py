@@ -1,7 +1,8 @@
 """What a model says to probes: `score`, and `known` (which facts does it know).
 
 How the forward passes are batched is in `kedit.forward.teacher_forcing` and `kedit.forward.greedy`; averages over
-probes and records are in `kedit.metrics` and `kedit.results.summary`. What each number means: docs/metrics.md.
+probes and records are in `kedit.evaluation.metrics` and `kedit.results.summary`. What each number means:
+docs/metrics.md.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from kedit.consistency import LOCAL
-from kedit.evaluate import ProbeScore
-from kedit.fluency import ngram_entropy
+from kedit.evaluation.consistency import LOCAL
+from kedit.evaluation.fluency import ngram_entropy
+from kedit.evaluation.score import ProbeScore
+from kedit.evaluation.tfidf import Tfidf
 from kedit.results.intervals import harmonic_mean
 from kedit.results.rows import METRICS, RATES, unchanged
 from kedit.results.summary import SCORED
-from kedit.tfidf import Tfidf
 
 EXACT_DIGITS = 17
 
@@ -118,7 +118,7 @@ class EditScore(Metric):
 
 
 class Fluency(Metric):
-    """Mean n-gram entropy of texts, in bits: how varied they are (`kedit.fluency.ngram_entropy`)."""
+    """Mean n-gram entropy of texts, in bits: how varied they are (`kedit.evaluation.fluency.ngram_entropy`)."""
 
     full_state_update = False
     higher_is_better = True
@@ -149,7 +149,7 @@ class Consistency(Metric):
     Args:
         tfidf: The word weights.
         name: What the number is called: `consistency_local` where weights and references are the data set's own
-            (`kedit.consistency`).
+            (`kedit.evaluation.consistency`).
 
     Attributes:
         fitted: What TF-IDF was fitted on: fingerprint, number of texts and of words.

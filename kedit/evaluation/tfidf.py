@@ -1,7 +1,7 @@
 """TF-IDF: how alike two texts are in the words that are rare in a collection of texts. Fitted on what is at hand.
 
 As scikit-learn's `TfidfVectorizer` (raw counts, smooth idf, unit length), but for two things: words are those of
-`kedit.fluency`, without punctuation; and a word that no fitted text has counts too, as the rarest.
+`kedit.evaluation.fluency`, without punctuation; and a word that no fitted text has counts too, as the rarest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from kedit.fluency import words_of
+from kedit.evaluation.fluency import words_of
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What a model says to probes, and the scores of it."""
