@@ -1,4 +1,4 @@
-"""Builds Facts (`kedit/data/facts.jsonl`) from the hand-written tables in `benchmarks/facts/`.
+"""Builds Facts (`kedit/data/readers/facts.jsonl`) from the hand-written tables in `benchmarks/facts/`.
 
 One table per relation: templates, and under every object the subjects of which it is true, each with other
 names for it. A subject without other names serves as a neighbour only. Needs no model: `known` and `greedy`
@@ -23,7 +23,7 @@ log = logging.getLogger("build_facts")
 
 HERE = Path(__file__).resolve().parent
 TABLES = HERE / "facts"
-OUTPUT = HERE.parent / "kedit" / "data" / "facts.jsonl"
+OUTPUT = HERE.parent / "kedit" / "data" / "readers" / "facts.jsonl"
 SPLITS = ("test", "train", "test", "validation")  # dealt like cards to the subjects of each relation
 NEIGHBORS = 6
 Attributes = dict[str, dict[str, str]]

@@ -15,10 +15,10 @@ from lightning.pytorch import Callback, Trainer
 
 from kedit.cli.quiet import quiet_lightning
 from kedit.data import EditData, RobustQueries
+from kedit.data.robust_queries import QueryConfig
 from kedit.methods import EditingModule
 from kedit.methods.base import Regime
 from kedit.methods.locate import LocateThenEdit
-from kedit.queries import QueryConfig
 from kedit.request import EditRecord
 
 

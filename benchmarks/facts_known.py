@@ -22,7 +22,7 @@ from kedit.model.lm import LMConfig, load_lm
 
 log = logging.getLogger("facts_known")
 
-DATA = Path(__file__).resolve().parent.parent / "kedit" / "data" / "facts.jsonl"
+DATA = Path(__file__).resolve().parent.parent / "kedit" / "data" / "readers" / "facts.jsonl"
 NEW_TOKENS = 8
 
 

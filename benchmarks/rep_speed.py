@@ -27,11 +27,11 @@ from rep_uncached import Uncached, difference, rounding, train
 from torch import Tensor
 
 from kedit.data import read_facts, read_robust
+from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.delta.delta import Delta, Factors
 from kedit.delta.lanes import LaneBank
 from kedit.delta.pathway import Bank, Pathway
 from kedit.model.lm import LM
-from kedit.queries import QueryConfig, with_variants
 from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task, closed_form
 from kedit.rep.keys import read_keys
 from kedit.request import EditRecord

@@ -13,11 +13,11 @@ from lightning.pytorch import LightningModule, Trainer
 
 from kedit.batch import EditBatch, Outcome
 from kedit.callbacks.base import EditCallback, editing
+from kedit.data.robust_queries import KINDS, REPLACED
 from kedit.delta.delta import Delta, edited
 from kedit.delta.lanes import LaneBank
 from kedit.errors import KeditError, shown
 from kedit.evaluation.score import EvalConfig, ProbeScore, check_probes, score_records
-from kedit.queries import KINDS, REPLACED
 from kedit.request import EditRecord
 from kedit.results.rows import edits_of
 from kedit.results.summary import result_row

@@ -135,7 +135,7 @@ class Probe:
 class Variants:
     """Other forms of one request, drawn before anything is edited: one half may train, the other half tests.
 
-    The two halves of a pair share no text. `kedit.queries` makes them.
+    The two halves of a pair share no text. `kedit.data.robust_queries` makes them.
 
     Attributes:
         paraphrase_train: Other names of the subject that may train.

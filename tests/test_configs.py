@@ -15,10 +15,10 @@ import yaml
 
 from kedit.anchors import AlignConfig, AnchorConfig
 from kedit.cli import main
+from kedit.data.robust_queries import QueryConfig
 from kedit.defaults import EMMET_TABLE, MEMIT_TABLE, TABLE
 from kedit.delta.serialization import load_delta
 from kedit.model.lm import LMConfig, load_lm
-from kedit.queries import QueryConfig
 from kedit.rep import AdapterConfig, parity_config
 from tests.config_files import CONFIGS, CONTROLS, DATA_OF_PAC, PAC_CONFIGS, ROOT, Tree, leaves
 from tests.tiny import TEXT

@@ -1,4 +1,4 @@
-"""What docs/facts.md promises of `kedit/data/facts.jsonl`, checked on the file itself, without a model."""
+"""What docs/facts.md promises of `kedit/data/readers/facts.jsonl`, checked on the file itself, without a model."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_what_is_given_for_the_new_class_counts(tmp_path: Path) -> None:
     ("words", "second", "limit"),
     [
         (["--data", "Facts"], None, 30),
-        (["--data", "kedit.data.sets.Facts"], None, 30),
+        (["--data", "kedit.data.datasets.Facts"], None, 30),
         (["--data.limit", "3"], None, 3),
         (["--data", "Facts", "--data.init_args.limit", "3"], None, 3),
         ([], "data:\n  init_args:\n    limit: 3\n", 3),

@@ -14,7 +14,7 @@ import pytest
 
 from kedit.cli import main
 from kedit.data import MQuAKE, read_counterfact, read_mquake, read_robust
-from kedit.data.mquake import unmet
+from kedit.data.readers.mquake import unmet
 from kedit.errors import KeditError
 from kedit.request import EditRecord, Probe
 from tests.quick import option_words

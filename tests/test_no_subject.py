@@ -15,13 +15,13 @@ from kedit.cli import main
 from kedit.contexts import ContextConfig
 from kedit.data import ZsRE
 from kedit.data.batching import suffix_length
+from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.errors import KeditError
 from kedit.evaluation.score import known, score
 from kedit.keys import mean_keys
 from kedit.methods import EMMET, MEMIT, REP, ROME, RROME
 from kedit.methods.locate import LocateThenEdit
 from kedit.model.lm import LM, LMConfig, load_lm
-from kedit.queries import QueryConfig, with_variants
 from kedit.request import EditRecord, EditRequest, Probe
 from kedit.values import ValueObjective
 from tests.quick import option_words

@@ -18,12 +18,12 @@ from kedit.cli.messages import LINE, explain, printable
 from kedit.contexts import ContextConfig
 from kedit.covariance import StatsConfig
 from kedit.data import Facts
+from kedit.data.robust_queries import QueryConfig
 from kedit.errors import KeditError, at_least, within
 from kedit.evaluation.score import EvalConfig
 from kedit.methods import EMMET, MEMIT, PAC, ROME
 from kedit.pac.config import ContrastConfig, KeepConfig, TrainConfig
 from kedit.pac.select import TraceConfig
-from kedit.queries import QueryConfig
 from kedit.rep.config import AdapterConfig
 from kedit.runtime.option_values import check_values
 from tests.quick import QUICK_ROME, option_words

@@ -13,12 +13,12 @@ import torch
 
 from kedit.cli import main
 from kedit.data import read_counterfact, read_records
-from kedit.data.sets import Records
+from kedit.data.datasets import Records
+from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.errors import KeditError
 from kedit.evaluation.score import EvalConfig, begins_with, contains, known, score
 from kedit.forward.greedy import greedy
 from kedit.model.tokenization import encode, encode_subject, own_bos
-from kedit.queries import QueryConfig, with_variants
 from kedit.request import EditRecord, EditRequest, Probe, with_joiner
 from kedit.text.prompts import Joiner, between, escaped, fill, is_unspaced, joined, opens, slots, split
 from kedit.values import NLL, ValueObjective

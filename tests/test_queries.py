@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from kedit.data import Records, read_records, read_robust
+from kedit.data.passages import Passages
+from kedit.data.robust_queries import KINDS, TEMPLATES_TEST, TEMPLATES_TRAIN, QueryConfig, with_variants
+from kedit.data.scrambled import Unit, orders, parts_of, shuffled
 from kedit.errors import KeditError
 from kedit.model.lm import LM
-from kedit.passages import Passages
-from kedit.queries import KINDS, TEMPLATES_TEST, TEMPLATES_TRAIN, QueryConfig, with_variants
 from kedit.request import EditRecord, EditRequest, Probe, Variants
-from kedit.shuffles import Unit, orders, parts_of, shuffled
 from tests.tiny import TEXT, TokenizerKind, tiny_lm
 
 FIXTURES = Path(__file__).parent / "fixtures"

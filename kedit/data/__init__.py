@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kedit.data.counterfact import read_counterfact
-from kedit.data.facts import read_facts
-from kedit.data.mquake import read_mquake
-from kedit.data.records import read_records
-from kedit.data.robust import read_robust
-from kedit.data.zsre import read_zsre
+from kedit.data.readers.counterfact import read_counterfact
+from kedit.data.readers.facts import read_facts
+from kedit.data.readers.jsonl import read_records
+from kedit.data.readers.mquake import read_mquake
+from kedit.data.readers.robust import read_robust
+from kedit.data.readers.zsre import read_zsre
 
 if TYPE_CHECKING:
-    from kedit.data.module import EditData
-    from kedit.data.sets import CounterFact, Facts, MQuAKE, Records, RobustQueries, ZsRE
+    from kedit.data.datamodule import EditData
+    from kedit.data.datasets import CounterFact, Facts, MQuAKE, Records, RobustQueries, ZsRE
 
 __all__ = [
     "CounterFact",
@@ -50,7 +50,7 @@ def datasets_index() -> list[tuple[str, str, bool]]:
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from kedit.data import sets
+        from kedit.data import datasets
 
-        return getattr(sets, name)
+        return getattr(datasets, name)
     raise AttributeError(f"module 'kedit.data' has no attribute {name!r}")

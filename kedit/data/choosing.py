@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
+from kedit.data.robust_queries import REPLACED, QueryConfig
 from kedit.errors import KeditError
-from kedit.queries import REPLACED, QueryConfig
 from kedit.request import EditRecord, Probe
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from kedit.batch import EditBatch
 from kedit.contexts import ContextConfig, context_templates
 from kedit.covariance import corpus_lines
 from kedit.data import read_facts
+from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import LaneBank
 from kedit.delta.pathway import Pathway
@@ -21,7 +22,6 @@ from kedit.methods.composed import Composed
 from kedit.methods.locate import LocateThenEdit
 from kedit.methods.phases import AdapterPhase, Edit, Meeting, Phase
 from kedit.methods.rome import ROME
-from kedit.queries import QueryConfig, with_variants
 from kedit.rep import (
     AdapterConfig,
     AdapterLanes,

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
+from kedit.data.robust_queries import phrase
 from kedit.model.lm import LM
 from kedit.model.tokenization import Tokens, encode_subject
-from kedit.queries import phrase
 from kedit.rep.config import AdapterConfig
 from kedit.rep.phrases import drawn
 from kedit.request import EditRecord

@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kedit.data import build
-from kedit.data.parse import Item, kind_of
+from kedit.data.readers import build
+from kedit.data.readers.parse import Item, kind_of
 from kedit.request import EditRecord
 
 NOTES = (*build.PROMPTS, *build.IDS)
@@ -24,7 +24,7 @@ def read_counterfact(path: str | Path) -> list[EditRecord]:
     generation prompts go to `meta`, with the Wikidata ids of the targets (`target_new_id`, `target_true_id`).
 
     Raises:
-        KeditError: See `kedit.data.parse.read_items`; a missing field; a subject missing from its prompt;
+        KeditError: See `kedit.data.readers.parse.read_items`; a missing field; a subject missing from its prompt;
             a request that changes nothing.
     """
     return build.read_with(path, _build)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kedit.data import build
-from kedit.data.counterfact import flat
-from kedit.data.parse import Item, kind_of, read_items
-from kedit.data.unread import say_unread
+from kedit.data.readers import build
+from kedit.data.readers.counterfact import flat
+from kedit.data.readers.parse import Item, kind_of, read_items
+from kedit.data.readers.unread import say_unread
 from kedit.request import EditRecord, EditRequest, Probe
 
 MULTI_HOP = "portability"

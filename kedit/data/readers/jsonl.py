@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from kedit.data import build
-from kedit.data.parse import ALIASES, Item
+from kedit.data.readers import build
+from kedit.data.readers.parse import ALIASES, Item
 from kedit.errors import shown
 from kedit.request import EditRecord
 

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from kedit.data.passages import Passages
+from kedit.data.scrambled import Unit, parts_of, shuffled
 from kedit.errors import KeditError, at_least
 from kedit.model.lm import LM
 from kedit.model.tokenization import in_context, own_bos
-from kedit.passages import Passages
 from kedit.request import EditRecord, EditRequest, Probe, Variants
 from kedit.runtime.option_values import check_values
-from kedit.shuffles import Unit, parts_of, shuffled
 from kedit.text.prompts import escaped, joined, split, trimmed
 
 log = logging.getLogger(__name__)

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kedit.data.batching import Batches, form_groups
-from kedit.data.build import conflicting
-from kedit.data.counterfact import read_counterfact
-from kedit.data.facts import read_facts
-from kedit.data.module import EditData
-from kedit.data.mquake import read_mquake, unmet, without_multi_hop
-from kedit.data.records import read_records
-from kedit.data.robust import read_robust
-from kedit.data.zsre import Cleaning, clean_zsre
+from kedit.data.datamodule import EditData
+from kedit.data.readers.build import conflicting
+from kedit.data.readers.counterfact import read_counterfact
+from kedit.data.readers.facts import read_facts
+from kedit.data.readers.jsonl import read_records
+from kedit.data.readers.mquake import read_mquake, unmet, without_multi_hop
+from kedit.data.readers.robust import read_robust
+from kedit.data.readers.zsre import Cleaning, clean_zsre
 from kedit.errors import KeditError
 from kedit.request import EditRecord
 

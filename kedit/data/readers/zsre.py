@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from kedit.data import build
-from kedit.data.parse import Item, kind_of
-from kedit.data.robust import FIELDS as ROBUST
-from kedit.data.robust import robust_record
+from kedit.data.readers import build
+from kedit.data.readers.parse import Item, kind_of
+from kedit.data.readers.robust import FIELDS as ROBUST
+from kedit.data.readers.robust import robust_record
 from kedit.errors import KeditError
 from kedit.request import EditRecord, EditRequest
 

@@ -1,7 +1,7 @@
 """A subject with its parts in another order: `shuffled`, and how it is cut, `parts_of`.
 
 Parts are slices of the text itself, so no tokenizer's marks ("Ġ", "▁") and no half of a character can get into
-a shuffled subject. What the shuffled subjects are for is in `kedit.queries`.
+a shuffled subject. What the shuffled subjects are for is in `kedit.data.robust_queries`.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from kedit.data.parse import Item, kind_of, read_items
-from kedit.data.unread import say_unread
+from kedit.data.readers.parse import Item, kind_of, read_items
+from kedit.data.readers.unread import say_unread
 from kedit.errors import KeditError, shown
 from kedit.request import EditRecord, EditRequest, Probe, shown_id
 from kedit.text.prompts import NAMED_SLOT, escaped, fill, literal, slots, trimmed

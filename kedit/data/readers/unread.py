@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from kedit.data.parse import ALIASES
+from kedit.data.readers.parse import ALIASES
 from kedit.errors import shown
 
 log = logging.getLogger(__name__)

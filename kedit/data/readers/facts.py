@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 
-from kedit.data.records import read_records
+from kedit.data.readers.jsonl import read_records
 from kedit.errors import KeditError
 from kedit.request import EditRecord
 
@@ -18,7 +18,7 @@ def read_facts(split: str = "test") -> list[EditRecord]:
     Raises:
         KeditError: There is no such split.
     """
-    with as_file(files("kedit.data") / "facts.jsonl") as path:
+    with as_file(files("kedit.data.readers") / "facts.jsonl") as path:
         records = read_records(path)
     chosen = [record for record in records if split in ("all", record.meta["split"])]
     if not chosen:

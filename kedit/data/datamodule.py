@@ -27,8 +27,8 @@ from kedit.data.choosing import (
     notice,
     those_that_fit,
 )
+from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.errors import KeditError, at_least
-from kedit.queries import QueryConfig, with_variants
 from kedit.request import EditRecord, Probe, fingerprint_of, with_joiner
 from kedit.runtime import distributed
 from kedit.runtime.option_values import check_values

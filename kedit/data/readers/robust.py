@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kedit.data import build
-from kedit.data.parse import Item
+from kedit.data.readers import build
+from kedit.data.readers.parse import Item
 from kedit.request import EditRecord
 
 FIELDS = (*(name for name in build.FIELDS if name != "portability"), "subject_aliases")

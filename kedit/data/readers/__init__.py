@@ -1,0 +1,1 @@
+"""One reader for each file format; plain functions that yield records."""
