@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
 from torch import Tensor
 
+from kedit.keyvalue import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject, pad_right
 from kedit.request import EditRequest
-from kedit.values import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 
 TERMS = (NLL(), KLDivergence(0.0625), WeightDecay(1e-3))
 CLAMP, LR = 4.0, 0.5

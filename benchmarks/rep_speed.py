@@ -31,11 +31,11 @@ from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.delta.delta import Delta, Factors
 from kedit.delta.lanes import LaneBank
 from kedit.delta.pathway import Bank, Pathway
+from kedit.keyvalue import ValueLanes, ValueObjective, optimise
 from kedit.model.lm import LM
 from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task, closed_form
 from kedit.rep.keys import read_keys
 from kedit.request import EditRecord
-from kedit.values import ValueLanes, ValueObjective, optimise
 
 
 def corpus_of(records: Sequence[EditRecord], folder: str) -> Path:

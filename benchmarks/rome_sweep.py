@@ -25,18 +25,17 @@ import torch
 from common import save
 from torch import Tensor
 
-from kedit import solvers
-from kedit.contexts import ContextConfig, context_templates
 from kedit.covariance import Covariance, StatsConfig, covariances
 from kedit.data import read_counterfact, read_records, read_robust
 from kedit.delta.delta import Delta, Factors
 from kedit.delta.lanes import LaneBank
 from kedit.evaluation.score import EvalConfig, score
+from kedit.keyvalue import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, solvers
+from kedit.keyvalue.contexts import ContextConfig, context_templates
+from kedit.keyvalue.optimization import optimise
 from kedit.model.architecture import weight
 from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.request import EditRecord
-from kedit.values import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay
-from kedit.values.lanes import optimise
 
 KINDS = ("rewrite", "paraphrase", "neighborhood")
 

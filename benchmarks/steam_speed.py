@@ -17,9 +17,9 @@ import torch
 from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
 from edit_speed import TERMS, contexts
 
+from kedit.keyvalue import Alignment, Term, ValueLanes, ValueObjective, optimise
 from kedit.model.lm import LM
 from kedit.request import EditRequest
-from kedit.values import Alignment, Term, ValueLanes, ValueObjective, optimise
 
 CLAMP, LR = 4.0, 0.5
 WAYS = ("editor", "fixed", "grad_ratio")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kedit import solvers
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.forward.greedy import greedy_ids
 from kedit.forward.packing import logits_of
+from kedit.keyvalue import NLL, ValueLanes, ValueObjective, optimise, solvers
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
 from kedit.request import EditRequest
-from kedit.values import NLL, ValueLanes, ValueObjective, optimise
 
 REQUESTS = [
     EditRequest("1", "The mother tongue of {}, who lives in Spain, is", "Danielle Darrieux", "English"),

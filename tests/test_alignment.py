@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kedit.forward.replay import Site
+from kedit.keyvalue import NLL, Alignment, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 from kedit.model.lm import LM
-from kedit.values import NLL, Alignment, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 from tests.steam_cases import CONTEXTS, FAMILIES, REQUESTS, answer_states, naive_alignment
 from tests.tiny import KINDS, tiny_lm
 

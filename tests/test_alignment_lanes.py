@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from kedit.keyvalue import NLL, Alignment, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
-from kedit.values import NLL, Alignment, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 from tests.steam_cases import CONTEXTS, REQUESTS, answer_states, naive_alignment
 from tests.tiny import tiny_lm
 

@@ -21,7 +21,7 @@ from kedit.cli import main
 from kedit.cli.ls import NAMES
 from kedit.covariance import load_covariance
 from kedit.data import datasets_index
-from kedit.defaults import TABLE
+from kedit.keyvalue.published import TABLE
 from tests.quick import QUICK_ROME, option_words
 
 RECORDS = str(Path(__file__).parent / "fixtures" / "records.jsonl")

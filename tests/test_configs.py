@@ -16,8 +16,8 @@ import yaml
 from kedit.anchors import AlignConfig, AnchorConfig
 from kedit.cli import main
 from kedit.data.robust_queries import QueryConfig
-from kedit.defaults import EMMET_TABLE, MEMIT_TABLE, TABLE
 from kedit.delta.serialization import load_delta
+from kedit.keyvalue.published import EMMET_TABLE, MEMIT_TABLE, TABLE
 from kedit.model.lm import LMConfig, load_lm
 from kedit.rep import AdapterConfig, parity_config
 from tests.config_files import CONFIGS, CONTROLS, DATA_OF_PAC, PAC_CONFIGS, ROOT, Tree, leaves
@@ -45,7 +45,7 @@ SHAPES = {
     "mistral": ("mistral", 32, 4096),
     "qwen2": ("qwen2", 28, 3584),
     "qwen25": ("qwen2", 28, 3584),
-}  # of the models themselves, as kedit.defaults has them
+}  # of the models themselves, as kedit.keyvalue.published has them
 WIDTHS = {
     "smollm2": 1536,
     "gpt2_xl": 6400,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kedit.contexts import ContextConfig, context_templates
+from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.methods import ROME
 from kedit.model.lm import LMConfig, load_lm
 

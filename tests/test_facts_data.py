@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "kedit" / "data" / "facts.jsonl"
+DATA = ROOT / "kedit" / "data" / "readers" / "facts.jsonl"
 RECORDS: tuple[dict[str, Any], ...] = tuple(json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines())
 FIELDS = {
     "case_id": str,

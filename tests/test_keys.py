@@ -1,4 +1,4 @@
-"""`kedit.keys` against one full forward pass per prompt, with hooks; and what must not change its numbers."""
+"""`kedit.keyvalue.keys` against one full forward pass per prompt, with hooks; and what must not change its numbers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.contexts import ContextConfig, context_groups
 from kedit.delta.delta import edited
 from kedit.delta.lanes import LaneBank
-from kedit.keys import context_weights, hidden_states, mean_keys
+from kedit.keyvalue import NLL, ValueObjective
+from kedit.keyvalue.contexts import ContextConfig, context_groups
+from kedit.keyvalue.keys import context_weights, hidden_states, mean_keys
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
 from kedit.request import EditRequest
-from kedit.values import NLL, ValueObjective
 from tests.test_solvers import random_delta
 from tests.tiny import tiny_lm
 

@@ -12,18 +12,18 @@ import pytest
 from lightning.pytorch import Trainer
 
 from kedit.cli import main
-from kedit.contexts import ContextConfig
 from kedit.data import ZsRE
 from kedit.data.batching import suffix_length
 from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.errors import KeditError
 from kedit.evaluation.score import known, score
-from kedit.keys import mean_keys
+from kedit.keyvalue import ValueObjective
+from kedit.keyvalue.contexts import ContextConfig
+from kedit.keyvalue.keys import mean_keys
 from kedit.methods import EMMET, MEMIT, REP, ROME, RROME
 from kedit.methods.locate import LocateThenEdit
 from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.request import EditRecord, EditRequest, Probe
-from kedit.values import ValueObjective
 from tests.quick import option_words
 
 PROMPT = "What city is France ruled from?"

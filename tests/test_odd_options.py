@@ -15,12 +15,12 @@ from kedit.callbacks import EditProgress, ResultsWriter, Robustness, Texts
 from kedit.cli import main
 from kedit.cli.fit import parsed
 from kedit.cli.messages import LINE, explain, printable
-from kedit.contexts import ContextConfig
 from kedit.covariance import StatsConfig
 from kedit.data import Facts
 from kedit.data.robust_queries import QueryConfig
 from kedit.errors import KeditError, at_least, within
 from kedit.evaluation.score import EvalConfig
+from kedit.keyvalue.contexts import ContextConfig
 from kedit.methods import EMMET, MEMIT, PAC, ROME
 from kedit.pac.config import ContrastConfig, KeepConfig, TrainConfig
 from kedit.pac.select import TraceConfig

@@ -15,9 +15,9 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from kedit import defaults
 from kedit.forward import packing
 from kedit.forward.packing import logits_of, packs
+from kedit.keyvalue import published
 from kedit.model.lm import wrap_lm
 from tests.tiny import KINDS, tiny_lm, tiny_tokenizer
 
@@ -94,7 +94,7 @@ def test_keys_of_a_config_within_a_config() -> None:
     assert packing._window(lm) == 8
     llava = LlavaConfig(text_config=LlamaConfig(**sizes), vision_config=CLIPVisionConfig(**vision))
     lm = wrap_lm(LlavaForConditionalGeneration(llava), tiny_tokenizer("sentencepiece"), "llava")
-    assert defaults._shape(lm) == ("llama", 4, 32, 80)  # as the Llama that it is
+    assert published._shape(lm) == ("llama", 4, 32, 80)  # as the Llama that it is
     assert lm.context_length == 128
 
 

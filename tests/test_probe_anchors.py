@@ -69,7 +69,7 @@ def test_a_probe(
     said = capsys.readouterr().out
     rows = read(out / "anchor_probe.csv")
     assert [int(row["layer"]) for row in rows] == list(range(6))
-    assert [row["layer"] for row in rows if row["edited"] == "1"] == ["1"]  # the layer of kedit.defaults
+    assert [row["layer"] for row in rows if row["edited"] == "1"] == ["1"]  # the layer of kedit.keyvalue.published
     assert [row["layer"] for row in rows if row["mid"] == "1"] == ["3", "4"]
     assert sum(int(row["auto"]) for row in rows) == 2
     data, base = files

@@ -18,10 +18,10 @@ from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.errors import KeditError
 from kedit.evaluation.score import EvalConfig, begins_with, contains, known, score
 from kedit.forward.greedy import greedy
+from kedit.keyvalue import NLL, ValueObjective
 from kedit.model.tokenization import encode, encode_subject, own_bos
 from kedit.request import EditRecord, EditRequest, Probe, with_joiner
 from kedit.text.prompts import Joiner, between, escaped, fill, is_unspaced, joined, opens, slots, split
-from kedit.values import NLL, ValueObjective
 from tests.tiny import tiny_lm
 
 BPE = "<|endoftext|>"  # BOS of the tiny tokenizer that adds none

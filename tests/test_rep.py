@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kedit import solvers
 from kedit.covariance import Covariance, collect
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.lanes import LaneBank
 from kedit.delta.pathway import Pathway
 from kedit.errors import KeditError
+from kedit.keyvalue import solvers
 from kedit.methods import ROME, RROME
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject

@@ -19,7 +19,7 @@ from kedit.cli.parts import TRAINER_DEFAULTS
 from kedit.covariance import StatsConfig
 from kedit.delta.delta import Delta
 from kedit.delta.serialization import load_delta
-from kedit.keys import mean_keys
+from kedit.keyvalue.keys import mean_keys
 from kedit.methods import MEMIT, REP, ROME, RROME
 from kedit.methods import rep as rep_module
 from kedit.model.lm import LM

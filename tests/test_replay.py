@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kedit.forward.replay import Site
+from kedit.keyvalue import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
 from kedit.request import EditRequest
-from kedit.values import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 from tests.tiny import KINDS, tiny_lm
 
 REQUESTS = [

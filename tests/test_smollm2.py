@@ -10,9 +10,9 @@ import torch
 
 import kedit
 from kedit.cli import main
+from kedit.keyvalue import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.request import EditRequest
-from kedit.values import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
 from tests.test_replay import naive_loss
 
 pytestmark = pytest.mark.model

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from kedit import solvers
 from kedit.covariance import Covariance
 from kedit.delta.delta import Delta, Factors, Weights, edited
 from kedit.delta.lanes import LaneBank
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
+from kedit.keyvalue import solvers
 from kedit.model.architecture import weight
 from tests.tiny import tiny_lm
 

@@ -13,18 +13,18 @@ from torch import Tensor
 from kedit.batch import EditBatch
 from kedit.callbacks import EditCallback, EditCheckpoint
 from kedit.cli.parts import TRAINER_DEFAULTS
-from kedit.contexts import ContextConfig
 from kedit.covariance import StatsConfig
 from kedit.data import EditData
 from kedit.delta.delta import Delta, edited
-from kedit.keys import hidden_states, mean_keys
+from kedit.keyvalue import ValueLanes
+from kedit.keyvalue.contexts import ContextConfig
+from kedit.keyvalue.keys import hidden_states, mean_keys
 from kedit.methods import EMMET, MEMIT, spread
 from kedit.methods.spread import Spread
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.request import EditRecord, EditRequest
 from kedit.runtime.run_folder import CHECKPOINT
-from kedit.values import ValueLanes
 from tests.tiny import tiny_lm
 
 REQUESTS = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kedit.cli import main
-from kedit.values import ValueLanes
+from kedit.keyvalue import ValueLanes
 from tests.latent_cases import editor_words, steam_words, with_editor
 from tests.tiny import TEXT
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from kedit.data import datasets_index
-from kedit.defaults import MEMIT_TABLE, TABLE
 from kedit.errors import KeditError
+from kedit.keyvalue.published import MEMIT_TABLE, TABLE
 from kedit.model import known_models
 from kedit.model.pretrained import ALIASES
 
@@ -23,7 +23,7 @@ Lists the methods, the data sets, the models with values of their own, and the e
 kedit ls models lists the types of models that were tried: which are edited right, which are refused, and why.
 """
 
-# What people call the shapes of kedit.defaults.TABLE (any other model works too, with values by its depth).
+# What people call the shapes of kedit.keyvalue.published.TABLE (any other model works too, with values by its depth).
 NAMES: Mapping[tuple[str, int, int], str] = MappingProxyType(
     {
         ("gpt2", 24, 1024): "gpt2-medium",

@@ -18,9 +18,9 @@ from kedit.cli.layers import begin_anew, class_first
 from kedit.cli.messages import of_kedit
 from kedit.cli.stats import device_of
 from kedit.data import EditData, datasets_index
-from kedit.defaults import value_defaults
 from kedit.errors import KeditError
 from kedit.evaluation.score import known
+from kedit.keyvalue.published import value_defaults
 from kedit.methods.steam import pool_of
 from kedit.model.architecture import check_layers
 from kedit.model.lm import LM, LMConfig, load_lm

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from kedit.covariance import Covariance, StatsConfig, covariances, save_covariance, store
-from kedit.defaults import value_defaults
 from kedit.errors import KeditError, shown
+from kedit.keyvalue.published import value_defaults
 from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.runtime.cache import cache_dir
 from kedit.runtime.option_values import check_values

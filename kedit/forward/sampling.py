@@ -1,6 +1,6 @@
 """Random text from the model itself, many sequences at once, the same text on every device.
 
-Serves the corpus of the key statistics (`kedit.covariance`) and the context templates (`kedit.contexts`).
+Serves the corpus of the key statistics (`kedit.covariance`) and the context templates (`kedit.keyvalue.contexts`).
 Greedy continuations live in `kedit.forward.greedy`.
 """
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from kedit import solvers
 from kedit.covariance import Covariance
-from kedit.defaults import SpreadDefaults, emmet_defaults
 from kedit.delta.delta import Factors
 from kedit.errors import at_least
+from kedit.keyvalue import solvers
+from kedit.keyvalue.published import SpreadDefaults, emmet_defaults
 from kedit.methods.locate import known
 from kedit.methods.spread import Spread
 from kedit.model.lm import LM

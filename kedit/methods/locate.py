@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from kedit.contexts import ContextConfig, context_templates
 from kedit.covariance import StatsConfig
 from kedit.errors import KeditError, at_least
+from kedit.keyvalue import NLL, KLDivergence, Term, ValueLanes, WeightDecay
+from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.methods.base import EditingModule, Regime
 from kedit.model.lm import LMConfig
 from kedit.model.tokenization import encode_subject, own_bos, surely_fits
 from kedit.request import EditRecord
 from kedit.runtime import distributed
 from kedit.text.prompts import slots
-from kedit.values import NLL, KLDivergence, Term, ValueLanes, WeightDecay
 
 log = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kedit import solvers
 from kedit.covariance import Covariance
-from kedit.defaults import SpreadDefaults, memit_defaults
 from kedit.delta.delta import Factors
+from kedit.keyvalue import solvers
+from kedit.keyvalue.published import SpreadDefaults, memit_defaults
 from kedit.methods.locate import known
 from kedit.methods.spread import Spread
 from kedit.model.lm import LM

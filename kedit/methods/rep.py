@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from kedit.batch import EditBatch
-from kedit.contexts import ContextConfig, context_templates
 from kedit.covariance import corpus_lines
 from kedit.data import read_facts
 from kedit.data.robust_queries import QueryConfig, with_variants
@@ -18,6 +17,7 @@ from kedit.delta.delta import Delta
 from kedit.delta.lanes import LaneBank
 from kedit.delta.pathway import Pathway
 from kedit.errors import KeditError
+from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.methods.composed import Composed
 from kedit.methods.locate import LocateThenEdit
 from kedit.methods.phases import AdapterPhase, Edit, Meeting, Phase

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from kedit import solvers
 from kedit.delta.delta import Factors
+from kedit.keyvalue import solvers
 from kedit.methods.rank_one import RankOne
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kedit import solvers
 from kedit.delta.delta import Factors
+from kedit.keyvalue import solvers
 from kedit.methods.rank_one import RankOne
 
 

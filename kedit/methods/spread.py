@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from kedit.batch import EditBatch, Outcome
-from kedit.contexts import ContextConfig, context_groups
 from kedit.covariance import Covariance, covariances
 from kedit.data.batching import suffix_length
-from kedit.defaults import SpreadDefaults
 from kedit.delta.delta import Delta, Factors
 from kedit.errors import KeditError, at_least
-from kedit.keys import context_weights
+from kedit.keyvalue import ValueLanes, ValueObjective
+from kedit.keyvalue.contexts import ContextConfig, context_groups
+from kedit.keyvalue.keys import context_weights
+from kedit.keyvalue.multilayer import System, spread
+from kedit.keyvalue.published import SpreadDefaults
 from kedit.methods.locate import LocateThenEdit, finite, known, lane_error, lane_info
 from kedit.methods.phases import Edit, Meeting, Phase, ValuePhase
 from kedit.model.architecture import check_layers, weight
 from kedit.model.lm import LM
 from kedit.runtime import distributed
 from kedit.runtime.progress import stages
-from kedit.spreading import System, spread
-from kedit.values import ValueLanes, ValueObjective
 
 
 class Spread(LocateThenEdit):

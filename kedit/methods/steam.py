@@ -24,12 +24,12 @@ from kedit.anchors import (
 from kedit.batch import EditBatch, Outcome, batch_seed
 from kedit.data import read_counterfact, read_records
 from kedit.errors import KeditError
+from kedit.keyvalue import Alignment, Term
 from kedit.methods.composed import Composed
 from kedit.methods.locate import LocateThenEdit, finite, known
 from kedit.methods.phases import Edit, Phase
 from kedit.request import EditRecord
 from kedit.runtime.progress import stage
-from kedit.values import Alignment, Term
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The objective of v* for many requests at once: which rows, which labels, one loss per lane.
 
 `ValueObjective` prepares a batch of requests (contexts, KL prompt, labels), captures what does not change,
-and turns vectors `[n_lanes, d]` into losses `[n_lanes]`. The loop around it is in `kedit.values.lanes`.
+and turns vectors `[n_lanes, d]` into losses `[n_lanes]`. The loop around it is in `kedit.keyvalue.optimization`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from kedit.forward.replay import Replay, Row, Site
+from kedit.keyvalue.terms import State, Term
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
 from kedit.request import EditRequest
-from kedit.values.terms import State, Term
 
 KL_PROMPT = "{} is a"
 

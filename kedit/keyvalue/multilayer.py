@@ -16,7 +16,7 @@ from torch import Tensor
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.lanes import LaneBank
 from kedit.errors import KeditError
-from kedit.keys import hidden_states, mean_keys
+from kedit.keyvalue.keys import hidden_states, mean_keys
 from kedit.model.lm import LM
 from kedit.request import EditRequest
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kedit.values.terms import NLL, State
+from kedit.keyvalue.terms import NLL, State
 
 MOST = 100.0  # of a lambda that the gradients choose
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from kedit.values.objective import ValueObjective
+from kedit.keyvalue.objective import ValueObjective
 
 
 class ValueLanes:
