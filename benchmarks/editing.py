@@ -17,8 +17,8 @@ from kedit.cli.quiet import quiet_lightning
 from kedit.data import EditData, RobustQueries
 from kedit.data.robust_queries import QueryConfig
 from kedit.methods import EditingModule
-from kedit.methods.base import Regime
-from kedit.methods.locate import LocateThenEdit
+from kedit.methods.base.module import Regime
+from kedit.methods.locate_then_edit.base import LocateThenEdit
 from kedit.request import EditRecord
 
 

@@ -25,11 +25,11 @@ from typing import Any
 from common import ROOT, save
 from editing import Listed, arm_of, fit
 
-from kedit.batch import EditBatch
-from kedit.callbacks.base import EditCallback
 from kedit.data import read_robust, read_zsre
 from kedit.evaluation.score import EvalConfig, ProbeScore, score_records
 from kedit.methods import EditingModule
+from kedit.methods.base.callback import EditCallback
+from kedit.methods.base.edit_batch import EditBatch
 from kedit.model.lm import LM
 from kedit.request import EditRecord, Probe
 from kedit.results.rows import result_row

@@ -16,10 +16,10 @@ from typing import Any
 from common import save
 from editing import editor_of, fit, names, parser, robust_data, rows_file, show
 
-from kedit.batch import EditBatch
-from kedit.callbacks.base import EditCallback
 from kedit.evaluation.score import EvalConfig, ProbeScore, score_records
 from kedit.methods import REP, EditingModule
+from kedit.methods.base.callback import EditCallback
+from kedit.methods.base.edit_batch import EditBatch
 from kedit.results.robustness import figures
 from kedit.results.rows import result_row
 from kedit.runtime.run_folder import append_rows, read_rows

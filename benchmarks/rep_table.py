@@ -21,13 +21,13 @@ import torch
 from common import save
 from editing import editor_of, fit, names, parser, robust_data, rows_file, show
 
-from kedit.batch import EditBatch
-from kedit.callbacks.base import EditCallback
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import LaneBank
 from kedit.evaluation.score import EvalConfig, ProbeScore, score_records
 from kedit.methods import REP, EditingModule
-from kedit.methods.phases import Phase
+from kedit.methods.base.callback import EditCallback
+from kedit.methods.base.edit_batch import EditBatch
+from kedit.methods.base.phase import Phase
 from kedit.rep import AdapterConfig
 from kedit.results.intervals import paired
 from kedit.results.robustness import FIGURES, figures

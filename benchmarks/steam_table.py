@@ -25,8 +25,6 @@ from common import ROOT, save
 from editing import Listed, arm_of, fit
 
 from kedit.anchors import AnchorBank, AnchorConfig
-from kedit.batch import EditBatch
-from kedit.callbacks.base import EditCallback
 from kedit.data import read_facts, read_robust
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import LaneBank
@@ -36,6 +34,8 @@ from kedit.evaluation.score import EvalConfig, score_records
 from kedit.evaluation.tfidf import Tfidf
 from kedit.latent import BASE, arm_states, prompts_of
 from kedit.methods import STEAM, EditingModule
+from kedit.methods.base.callback import EditCallback
+from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.steam import pool_of
 from kedit.model.lm import LM
 from kedit.request import EditRecord

@@ -1,6 +1,5 @@
 """Lightning callbacks around edits: metrics, results, robustness, texts, similarity, importance, ..."""
 
-from kedit.callbacks.base import EditCallback
 from kedit.callbacks.checkpoint import EditCheckpoint
 from kedit.callbacks.importance import PathImportance
 from kedit.callbacks.latent import LatentFigures
@@ -12,6 +11,7 @@ from kedit.callbacks.similarity import WhitenedSimilarity
 from kedit.callbacks.stopping import StopAtSignal
 from kedit.callbacks.table import ResultTable
 from kedit.callbacks.texts import Texts
+from kedit.methods.base.callback import EditCallback
 
 __all__ = [
     "EditCallback",

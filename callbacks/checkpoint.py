@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from kedit.batch import EditBatch
-from kedit.callbacks.base import EditCallback, editing
 from kedit.errors import at_least
+from kedit.methods.base.callback import EditCallback, editing
+from kedit.methods.base.edit_batch import EditBatch
 from kedit.runtime.journal import Entry, Journal
 from kedit.runtime.run_folder import CHECKPOINT, writing
 
 if TYPE_CHECKING:
-    from kedit.methods.base import EditingModule
+    from kedit.methods.base.module import EditingModule
 
 
 class EditCheckpoint(Checkpoint, EditCallback):

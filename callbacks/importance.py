@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from kedit.callbacks.base import EditCallback, editing
 from kedit.errors import KeditError
+from kedit.methods.base.callback import EditCallback, editing
 from kedit.pac.figure import as_csv, draw
 from kedit.runtime import distributed
 from kedit.runtime.run_folder import write_text

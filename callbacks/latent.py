@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from kedit.batch import EditBatch
-from kedit.callbacks.base import EditCallback, editing
 from kedit.delta.delta import Delta
 from kedit.errors import KeditError, at_least
 from kedit.latent import Curves, Lens, Native, Scene, curves, depths_of, native, scene
@@ -27,6 +25,8 @@ from kedit.latent_report import (
     lens_lines,
     space_lines,
 )
+from kedit.methods.base.callback import EditCallback, editing
+from kedit.methods.base.edit_batch import EditBatch
 from kedit.request import EditRecord
 from kedit.runtime import distributed
 from kedit.runtime.progress import stage

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 
-from kedit.batch import EditBatch, Outcome
-from kedit.callbacks.base import EditCallback, editing
 from kedit.data.robust_queries import KINDS, REPLACED
 from kedit.delta.delta import Delta, edited
 from kedit.delta.lanes import LaneBank
 from kedit.errors import KeditError, shown
 from kedit.evaluation.score import EvalConfig, ProbeScore, check_probes, score_records
+from kedit.methods.base.callback import EditCallback, editing
+from kedit.methods.base.edit_batch import EditBatch, Outcome
 from kedit.request import EditRecord
 from kedit.results.rows import edits_of
 from kedit.results.summary import result_row
 from kedit.runtime.progress import stage
 
 if TYPE_CHECKING:
-    from kedit.methods.base import EditingModule
+    from kedit.methods.base.module import EditingModule
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from kedit.batch import EditBatch
-from kedit.callbacks.base import EditCallback, editing
 from kedit.errors import at_least
+from kedit.methods.base.callback import EditCallback, editing
+from kedit.methods.base.edit_batch import EditBatch
 from kedit.runtime import distributed
 
 if TYPE_CHECKING:
-    from kedit.methods.base import EditingModule
+    from kedit.methods.base.module import EditingModule
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from kedit.batch import EditBatch, Outcome
-from kedit.callbacks.base import EditCallback, editing, tell
 from kedit.callbacks.metrics import MEASURED, EditMetrics, edit_row
 from kedit.delta.delta import Delta
 from kedit.delta.serialization import save_delta
 from kedit.errors import KeditError, within
+from kedit.methods.base.callback import EditCallback, editing, tell
+from kedit.methods.base.edit_batch import EditBatch, Outcome
 from kedit.results.curve import as_csv, draw
 from kedit.results.intervals import RESAMPLES
 from kedit.results.rows import edits_of
@@ -41,7 +41,7 @@ from kedit.runtime.run_folder import (
 )
 
 if TYPE_CHECKING:
-    from kedit.methods.base import EditingModule
+    from kedit.methods.base.module import EditingModule
 
 VOUCHED = "kedit_results"  # in a checkpoint
 

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
-from kedit.batch import EditBatch
-from kedit.callbacks.base import editing
 from kedit.callbacks.sampled import Row, TextCallback
 from kedit.errors import within
 from kedit.evaluation.fluency import ngram_entropy
+from kedit.methods.base.callback import editing
+from kedit.methods.base.edit_batch import EditBatch
 from kedit.results.intervals import RESAMPLES
 from kedit.results.robustness import as_csv, figures, robustness_table
 from kedit.runtime import distributed
 from kedit.runtime.run_folder import RESULTS, read_rows, write_json, write_text
 
 if TYPE_CHECKING:
-    from kedit.methods.base import EditingModule
+    from kedit.methods.base.module import EditingModule
 
 
 class Robustness(TextCallback):

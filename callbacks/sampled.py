@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 
-from kedit.batch import EditBatch
-from kedit.callbacks.base import EditCallback
 from kedit.delta.delta import Delta, edited
 from kedit.delta.lanes import LaneBank
 from kedit.evaluation.fluency import sampled_texts
+from kedit.methods.base.callback import EditCallback
+from kedit.methods.base.edit_batch import EditBatch
 from kedit.request import EditRequest
 from kedit.runtime.progress import stage
 
 if TYPE_CHECKING:
-    from kedit.methods.base import EditingModule
+    from kedit.methods.base.module import EditingModule
 
 Row = dict[str, Any]
 Pair = tuple[str | None, str | None]  # the text before and after; None where the prompt leaves no room

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
-from kedit.batch import EditBatch
-from kedit.callbacks.base import EditCallback, editing
 from kedit.delta.delta import Delta
 from kedit.errors import KeditError
+from kedit.methods.base.callback import EditCallback, editing
+from kedit.methods.base.edit_batch import EditBatch
 from kedit.runtime import distributed
 from kedit.runtime.run_folder import RESULTS, read_rows, write_text
 from kedit.similarity import measure, others_of
@@ -19,8 +19,8 @@ from kedit.similarity_figure import draw
 from kedit.similarity_report import as_csv, figures, measured, similarity_table
 
 if TYPE_CHECKING:
-    from kedit.methods.base import EditingModule
-    from kedit.methods.locate import LocateThenEdit
+    from kedit.methods.base.module import EditingModule
+    from kedit.methods.locate_then_edit.base import LocateThenEdit
 
 Row = dict[str, Any]
 
@@ -110,7 +110,7 @@ def _editor(module: EditingModule) -> LocateThenEdit:
     Raises:
         KeditError: It has no edited key.
     """
-    from kedit.methods.locate import LocateThenEdit
+    from kedit.methods.locate_then_edit.base import LocateThenEdit
 
     editor = getattr(module, "editor", module)
     if not isinstance(editor, LocateThenEdit):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
-from kedit.callbacks.base import EditCallback
 from kedit.callbacks.results import ResultsWriter
+from kedit.methods.base.callback import EditCallback
 from kedit.results.curve import curve_table
 from kedit.results.tables import summary_table
 

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from kedit.batch import EditBatch
-from kedit.callbacks.base import editing
 from kedit.callbacks.sampled import Row, TextCallback
 from kedit.errors import within
 from kedit.evaluation.consistency import LOCAL, collection, figures, references_of
 from kedit.evaluation.fluency import TOKENS, TOP_K, ngram_entropy
 from kedit.evaluation.tfidf import Tfidf
+from kedit.methods.base.callback import editing
+from kedit.methods.base.edit_batch import EditBatch
 from kedit.request import EditRecord
 from kedit.results.intervals import RESAMPLES
 from kedit.runtime import distributed
 from kedit.runtime.run_folder import RESULTS, read_rows, write_json
 
 if TYPE_CHECKING:
-    from kedit.methods.base import EditingModule
+    from kedit.methods.base.module import EditingModule
 
 _DIGITS = 6
 

@@ -15,12 +15,12 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from kedit.batch import EditBatch
 from kedit.cli.parts import TRAINER_DEFAULTS
 from kedit.delta.delta import Delta
 from kedit.delta.serialization import load_delta
 from kedit.methods import PAC
 from kedit.methods import pac as pac_module
+from kedit.methods.base.edit_batch import EditBatch
 from kedit.model.lm import LM
 from kedit.pac import KeepConfig, Selection, TraceConfig, TrainConfig
 from kedit.request import EditRequest

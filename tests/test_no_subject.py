@@ -21,7 +21,7 @@ from kedit.keyvalue import ValueObjective
 from kedit.keyvalue.contexts import ContextConfig
 from kedit.keyvalue.keys import mean_keys
 from kedit.methods import EMMET, MEMIT, REP, ROME, RROME
-from kedit.methods.locate import LocateThenEdit
+from kedit.methods.locate_then_edit.base import LocateThenEdit
 from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.request import EditRecord, EditRequest, Probe
 from tests.quick import option_words

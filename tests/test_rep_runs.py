@@ -12,7 +12,6 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from kedit.batch import EditBatch
 from kedit.callbacks import EditCheckpoint
 from kedit.cli import main
 from kedit.cli.parts import TRAINER_DEFAULTS
@@ -22,6 +21,7 @@ from kedit.delta.serialization import load_delta
 from kedit.keyvalue.keys import mean_keys
 from kedit.methods import MEMIT, REP, ROME, RROME
 from kedit.methods import rep as rep_module
+from kedit.methods.base.edit_batch import EditBatch
 from kedit.model.lm import LM
 from kedit.rep import AdapterConfig, AdapterLanes, Task, closed_form, parity_config
 from kedit.runtime.run_folder import CHECKPOINT

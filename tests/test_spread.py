@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from kedit.batch import EditBatch
 from kedit.callbacks import EditCallback, EditCheckpoint
 from kedit.cli.parts import TRAINER_DEFAULTS
 from kedit.covariance import StatsConfig
@@ -19,8 +18,10 @@ from kedit.delta.delta import Delta, edited
 from kedit.keyvalue import ValueLanes
 from kedit.keyvalue.contexts import ContextConfig
 from kedit.keyvalue.keys import hidden_states, mean_keys
-from kedit.methods import EMMET, MEMIT, spread
-from kedit.methods.spread import Spread
+from kedit.methods import EMMET, MEMIT
+from kedit.methods.base.edit_batch import EditBatch
+from kedit.methods.locate_then_edit import multi_layer
+from kedit.methods.locate_then_edit.multi_layer import Spread
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.request import EditRecord, EditRequest
@@ -213,8 +214,8 @@ def test_a_request_without_a_value_is_left_out(regime: Any, lm: LM, monkeypatch:
     def last_fails(lanes: ValueLanes, i: int) -> str | None:
         return "no" if i == lanes.objective.n_lanes - 1 else None
 
-    monkeypatch.setattr(spread, "lane_error", last_fails)
-    monkeypatch.setattr(spread, "suffix_length", lambda record: int(record.request.case_id))
+    monkeypatch.setattr(multi_layer, "lane_error", last_fails)
+    monkeypatch.setattr(multi_layer, "suffix_length", lambda record: int(record.request.case_id))
     (batch,) = run(MEMIT(**options(regime=regime)), lm, three)
     failed = [outcome.record.request.case_id for outcome in batch.outcomes if outcome.error == "no"]
     assert failed == ["3"]

@@ -12,13 +12,13 @@ import torch
 
 from kedit.anchors import AlignConfig, AnchorConfig
 from kedit.anchors.bank import AnchorBank
-from kedit.batch import EditBatch
 from kedit.callbacks import EditCheckpoint
 from kedit.covariance import StatsConfig
 from kedit.delta.delta import Delta
 from kedit.errors import KeditError
 from kedit.methods import EMMET, MEMIT, ROME, RROME, STEAM
-from kedit.methods.locate import LocateThenEdit
+from kedit.methods.base.edit_batch import EditBatch
+from kedit.methods.locate_then_edit.base import LocateThenEdit
 from kedit.model.lm import LM
 from kedit.runtime.run_folder import CHECKPOINT
 from tests.steam_cases import FAMILIES, Given, answer_states, naive_alignment, records, run, world

@@ -14,7 +14,7 @@ import pytest
 from kedit.callbacks import EditCheckpoint, EditMetrics, EditProgress, ResultsWriter
 from kedit.cli import main
 from kedit.methods import ROME
-from kedit.methods.base import EditingModule
+from kedit.methods.base.module import EditingModule
 from kedit.runtime.signals import STOPPING, Stopped, Stopper
 from kedit.sweeprun import _outcome
 from tests.quick import QUICK_ROME, sequential_run
@@ -87,7 +87,7 @@ def test_before_the_run(words: list[str], tmp_path: Path, capfd: Any, monkeypatc
     assert said[-1] == "kedit: interrupted by SIGUSR1; the run had not begun: the same command begins it"
     monkeypatch.undo()
 
-    monkeypatch.setattr("kedit.methods.holder.load_lm", lambda *_, **__: send(signal.SIGTERM))
+    monkeypatch.setattr("kedit.methods.base.holder.load_lm", lambda *_, **__: send(signal.SIGTERM))
     stopped([*words, "--run.name", "loading"], 143)
     said = capfd.readouterr().err.splitlines()
     folder = tmp_path / "runs" / "loading"

@@ -195,7 +195,7 @@ def _choices(option: str) -> str:
         return "; there are " + ", ".join(name for name, _, _ in datasets_index())
     if option in ("model", "model.editor"):
         from kedit import methods
-        from kedit.methods.locate import LocateThenEdit
+        from kedit.methods.locate_then_edit.base import LocateThenEdit
 
         names = [name for name in methods.__all__ if name != "EditingModule"]
         if option == "model.editor":
@@ -212,7 +212,7 @@ def _meant(name: str, classes: list[str]) -> str:
     known = _options(getattr(importlib.import_module(module), cls))
     name = name.rpartition(".")[2]
     if "editor" in known:
-        from kedit.methods.locate import LocateThenEdit
+        from kedit.methods.locate_then_edit.base import LocateThenEdit
 
         if name in _options(LocateThenEdit):
             return f"; it is an option of the editor: model.editor.{name}"

@@ -1,6 +1,7 @@
 """The spreading loop of MEMIT and its kin: layer by layer, every solve sees the changes made below it.
 
-Which closed form is solved, and where the targets come from, is the caller's (`kedit.methods.spread`).
+Which closed form is solved, and where the targets come from, is the caller's
+(`kedit.methods.locate_then_edit.multi_layer`).
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The editing methods, each a LightningModule."""
 
-from kedit.methods.base import EditingModule
-from kedit.methods.emmet import EMMET
-from kedit.methods.memit import MEMIT
+from kedit.methods.base.module import EditingModule
+from kedit.methods.locate_then_edit.emmet import EMMET
+from kedit.methods.locate_then_edit.memit import MEMIT
+from kedit.methods.locate_then_edit.rome import ROME
+from kedit.methods.locate_then_edit.rrome import RROME
 from kedit.methods.pac import PAC
 from kedit.methods.rep import REP
-from kedit.methods.rome import ROME
-from kedit.methods.rrome import RROME
 from kedit.methods.steam import STEAM
 
 __all__ = ["EMMET", "MEMIT", "PAC", "REP", "ROME", "RROME", "STEAM", "EditingModule"]

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import torch
 
-from kedit.batch import EditBatch
 from kedit.data import read_facts
 from kedit.errors import KeditError
-from kedit.methods.base import EditingModule, Regime
-from kedit.methods.locate import finite
-from kedit.methods.phases import Edit, Phase, RectifyPhase
+from kedit.methods.base.edit_batch import EditBatch
+from kedit.methods.base.module import EditingModule, Regime
+from kedit.methods.base.phase import Edit, Phase, RectifyPhase
+from kedit.methods.locate_then_edit.base import finite
 from kedit.model.lm import LMConfig
 from kedit.pac import (
     BATCH,

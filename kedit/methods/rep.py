@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kedit.batch import EditBatch
 from kedit.covariance import corpus_lines
 from kedit.data import read_facts
 from kedit.data.robust_queries import QueryConfig, with_variants
@@ -18,10 +17,11 @@ from kedit.delta.lanes import LaneBank
 from kedit.delta.pathway import Pathway
 from kedit.errors import KeditError
 from kedit.keyvalue.contexts import ContextConfig, context_templates
-from kedit.methods.composed import Composed
-from kedit.methods.locate import LocateThenEdit
-from kedit.methods.phases import AdapterPhase, Edit, Meeting, Phase
-from kedit.methods.rome import ROME
+from kedit.methods.base.edit_batch import EditBatch
+from kedit.methods.base.phase import AdapterPhase, Edit, Meeting, Phase
+from kedit.methods.locate_then_edit.base import LocateThenEdit
+from kedit.methods.locate_then_edit.rome import ROME
+from kedit.methods.wrappers.base import Composed
 from kedit.rep import (
     AdapterConfig,
     AdapterLanes,

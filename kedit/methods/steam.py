@@ -21,13 +21,13 @@ from kedit.anchors import (
     read_templates,
     references_of,
 )
-from kedit.batch import EditBatch, Outcome, batch_seed
 from kedit.data import read_counterfact, read_records
 from kedit.errors import KeditError
 from kedit.keyvalue import Alignment, Term
-from kedit.methods.composed import Composed
-from kedit.methods.locate import LocateThenEdit, finite, known
-from kedit.methods.phases import Edit, Phase
+from kedit.methods.base.edit_batch import EditBatch, Outcome, batch_seed
+from kedit.methods.base.phase import Edit, Phase
+from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, known
+from kedit.methods.wrappers.base import Composed
 from kedit.request import EditRecord
 from kedit.runtime.progress import stage
 

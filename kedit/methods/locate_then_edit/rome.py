@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kedit.delta.delta import Factors
 from kedit.keyvalue import solvers
-from kedit.methods.rank_one import RankOne
+from kedit.methods.locate_then_edit.single_layer import RankOne
 
 
 class ROME(RankOne):

@@ -8,8 +8,8 @@ from kedit.covariance import Covariance
 from kedit.delta.delta import Factors
 from kedit.keyvalue import solvers
 from kedit.keyvalue.published import SpreadDefaults, memit_defaults
-from kedit.methods.locate import known
-from kedit.methods.spread import Spread
+from kedit.methods.locate_then_edit.base import known
+from kedit.methods.locate_then_edit.multi_layer import Spread
 from kedit.model.lm import LM
 
 

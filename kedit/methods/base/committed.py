@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from kedit.batch import EditBatch
 from kedit.delta.delta import Delta, Weights
 from kedit.delta.serialization import pack, unpack
+from kedit.methods.base.edit_batch import EditBatch
 from kedit.model.lm import LM
 from kedit.runtime.journal import Entry
 

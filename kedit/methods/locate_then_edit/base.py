@@ -14,7 +14,7 @@ from kedit.covariance import StatsConfig
 from kedit.errors import KeditError, at_least
 from kedit.keyvalue import NLL, KLDivergence, Term, ValueLanes, WeightDecay
 from kedit.keyvalue.contexts import ContextConfig, context_templates
-from kedit.methods.base import EditingModule, Regime
+from kedit.methods.base.module import EditingModule, Regime
 from kedit.model.lm import LMConfig
 from kedit.model.tokenization import encode_subject, own_bos, surely_fits
 from kedit.request import EditRecord

@@ -11,8 +11,8 @@ from kedit.delta.delta import Factors
 from kedit.errors import at_least
 from kedit.keyvalue import solvers
 from kedit.keyvalue.published import SpreadDefaults, emmet_defaults
-from kedit.methods.locate import known
-from kedit.methods.spread import Spread
+from kedit.methods.locate_then_edit.base import known
+from kedit.methods.locate_then_edit.multi_layer import Spread
 from kedit.model.lm import LM
 
 

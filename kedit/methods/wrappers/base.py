@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kedit.methods.base import EditingModule
-from kedit.methods.locate import LocateThenEdit
+from kedit.methods.base.module import EditingModule
+from kedit.methods.locate_then_edit.base import LocateThenEdit
 from kedit.model.lm import LM
 from kedit.request import EditRecord
 

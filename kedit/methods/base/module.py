@@ -17,16 +17,16 @@ import torch
 from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 
-from kedit.batch import EditBatch, Outcome, batch_seed
-from kedit.callbacks.base import tell
 from kedit.delta.delta import Delta
 from kedit.delta.serialization import pack, unpack
 from kedit.errors import KeditError
-from kedit.methods.committed import Committed, Outcomes, as_entry, outcomes_of
-from kedit.methods.course import Course
-from kedit.methods.holder import ModelHolder
-from kedit.methods.phases import Edit, Phase
-from kedit.methods.restoring import check_loops, read_state, taking_back
+from kedit.methods.base.callback import tell
+from kedit.methods.base.committed import Committed, Outcomes, as_entry, outcomes_of
+from kedit.methods.base.edit_batch import EditBatch, Outcome, batch_seed
+from kedit.methods.base.edit_loop import Course
+from kedit.methods.base.holder import ModelHolder
+from kedit.methods.base.phase import Edit, Phase
+from kedit.methods.base.resume import check_loops, read_state, taking_back
 from kedit.model.lm import LMConfig
 from kedit.model.tokenization import TooLong
 from kedit.request import EditRecord

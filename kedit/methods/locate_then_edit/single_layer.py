@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from kedit.batch import EditBatch, Outcome
 from kedit.covariance import Covariance, covariances
 from kedit.delta.delta import Delta, Factors
 from kedit.errors import KeditError
 from kedit.keyvalue import ValueLanes, ValueObjective
 from kedit.keyvalue.published import value_defaults
-from kedit.methods.locate import LocateThenEdit, known, lane_error, lane_info
-from kedit.methods.phases import Edit, ValuePhase
+from kedit.methods.base.edit_batch import EditBatch, Outcome
+from kedit.methods.base.phase import Edit, ValuePhase
+from kedit.methods.locate_then_edit.base import LocateThenEdit, known, lane_error, lane_info
 from kedit.model.architecture import check_layers, weight
 from kedit.runtime.progress import stages
 

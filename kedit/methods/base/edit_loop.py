@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kedit.delta.delta import Delta
-from kedit.methods.phases import Edit, Meeting, Phase
+from kedit.methods.base.phase import Edit, Meeting, Phase
 from kedit.runtime import distributed
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kedit.batch import EditBatch, Outcome
 from kedit.covariance import Covariance, covariances
 from kedit.data.batching import suffix_length
 from kedit.delta.delta import Delta, Factors
@@ -20,8 +19,9 @@ from kedit.keyvalue.contexts import ContextConfig, context_groups
 from kedit.keyvalue.keys import context_weights
 from kedit.keyvalue.multilayer import System, spread
 from kedit.keyvalue.published import SpreadDefaults
-from kedit.methods.locate import LocateThenEdit, finite, known, lane_error, lane_info
-from kedit.methods.phases import Edit, Meeting, Phase, ValuePhase
+from kedit.methods.base.edit_batch import EditBatch, Outcome
+from kedit.methods.base.phase import Edit, Meeting, Phase, ValuePhase
+from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, known, lane_error, lane_info
 from kedit.model.architecture import check_layers, weight
 from kedit.model.lm import LM
 from kedit.runtime import distributed

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kedit.batch import EditBatch
+from kedit.methods.base.edit_batch import EditBatch
 from kedit.request import EditRecord
 
 if TYPE_CHECKING:
-    from kedit.methods.base import EditingModule
+    from kedit.methods.base.module import EditingModule
 
 
 class EditCallback(Callback):
@@ -56,7 +56,7 @@ def editing(module: LightningModule) -> EditingModule:
     Raises:
         TypeError: Another LightningModule is being trained.
     """
-    from kedit.methods.base import EditingModule
+    from kedit.methods.base.module import EditingModule
 
     if not isinstance(module, EditingModule):
         raise TypeError(f"an EditCallback needs a kedit method, not {type(module).__name__}")

@@ -1,0 +1,1 @@
+"""What every method shares: the LightningModule, the loop over phases, the callback contract. It knows no method."""

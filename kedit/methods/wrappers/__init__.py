@@ -1,0 +1,1 @@
+"""Methods that are built around another one."""
