@@ -21,7 +21,7 @@ import torch
 from common import get_lm, read_requests, save, speed_parser
 from measured import clock_of
 
-from kedit.pac import TraceConfig, encode_request
+from kedit.methods.pac import TraceConfig, encode_request
 
 
 def main() -> None:

@@ -26,10 +26,7 @@ from measured import peak_bytes, show, take_turns
 from torch import Tensor
 
 from kedit.delta.slices import lines
-from kedit.model.architecture import weight
-from kedit.model.lm import LM
-from kedit.model.tokenization import Tokens
-from kedit.pac import (
+from kedit.methods.pac import (
     ContrastConfig,
     KeepConfig,
     Objective,
@@ -46,6 +43,9 @@ from kedit.pac import (
     select,
     trace,
 )
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
+from kedit.model.tokenization import Tokens
 
 LR = 1e-5  # the released run's, as everything here
 SIZE = 2

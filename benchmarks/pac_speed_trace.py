@@ -18,10 +18,7 @@ import torch
 import torch.nn.functional as F
 from measured import peak_bytes, show, take_turns
 
-from kedit.model.architecture import weight
-from kedit.model.lm import LM
-from kedit.model.tokenization import Tokens
-from kedit.pac import (
+from kedit.methods.pac import (
     Labelled,
     Scores,
     Selection,
@@ -32,6 +29,9 @@ from kedit.pac import (
     trace,
     trace_each,
 )
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
+from kedit.model.tokenization import Tokens
 
 Traced = list[tuple[Scores, Selection]]
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from kedit.analysis.path_importance_figure import as_csv, draw
 from kedit.errors import KeditError
 from kedit.methods.base.callback import EditCallback, editing
-from kedit.pac.figure import as_csv, draw
 from kedit.runtime import distributed
 from kedit.runtime.run_folder import write_text
 
 if TYPE_CHECKING:
-    from kedit.methods.pac import PAC
+    from kedit.methods.pac.module import PAC
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def _pac(module: LightningModule) -> PAC:
     Raises:
         KeditError: It is none.
     """
-    from kedit.methods.pac import PAC
+    from kedit.methods.pac.module import PAC
 
     method = editing(module)
     if not isinstance(method, PAC):

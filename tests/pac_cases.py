@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from kedit.delta.delta import Delta
-from kedit.model.lm import LM
-from kedit.model.tokenization import Tokens
-from kedit.pac import (
+from kedit.methods.pac import (
     ContrastConfig,
     KeepConfig,
     Rectifier,
@@ -28,7 +26,9 @@ from kedit.pac import (
     encode_request,
     sites,
 )
-from kedit.pac.sides import Theta
+from kedit.methods.pac.trainable import Theta
+from kedit.model.lm import LM
+from kedit.model.tokenization import Tokens
 from kedit.request import EditRequest
 from tests.tiny import tiny_lm
 

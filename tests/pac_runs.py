@@ -19,10 +19,10 @@ from kedit.cli.parts import TRAINER_DEFAULTS
 from kedit.delta.delta import Delta
 from kedit.delta.serialization import load_delta
 from kedit.methods import PAC
-from kedit.methods import pac as pac_module
 from kedit.methods.base.edit_batch import EditBatch
+from kedit.methods.pac import KeepConfig, Selection, TraceConfig, TrainConfig
+from kedit.methods.pac import module as pac_module
 from kedit.model.lm import LM
-from kedit.pac import KeepConfig, Selection, TraceConfig, TrainConfig
 from kedit.request import EditRequest
 from tests.quick import option_words
 from tests.test_spread import Given, Keep

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from kedit.errors import KeditError
+from kedit.methods.pac import Profile, Scores, Site, TraceConfig, choose, encode_request, labelled, layer_weights
+from kedit.methods.pac.tracing.choose import size_of
 from kedit.model.lm import LM
-from kedit.pac import Profile, Scores, Site, TraceConfig, choose, encode_request, labelled, layer_weights
-from kedit.pac.choose import size_of
 from tests.pac_cases import REQUESTS, lines_of, mean_nll, small
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kedit.pac import ContrastConfig, KeepConfig, TraceConfig, TrainConfig, parity_train
+from kedit.methods.pac import ContrastConfig, KeepConfig, TraceConfig, TrainConfig, parity_train
 from tests.config_files import CONTROLS, DATA_OF_PAC, PAC_CONFIGS, ROOT, leaves
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from kedit.analysis.path_importance_figure import COLUMNS, importance_figure
 from kedit.callbacks import EditProgress
 from kedit.cli import main
-from kedit.pac import Profile
-from kedit.pac.figure import COLUMNS, importance_figure
+from kedit.methods.pac import Profile
 from tests.quick import option_words
 
 METHOD = {"method": "PAC", "model": "tiny", "scope": "batch", "seed": 3}

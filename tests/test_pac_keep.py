@@ -12,9 +12,9 @@ from torch import Tensor
 
 from kedit.delta.delta import Delta, edited
 from kedit.errors import KeditError
+from kedit.methods.pac import KeepConfig, Keeper, Objective, Site
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
-from kedit.pac import KeepConfig, Keeper, Objective, Site
 from kedit.request import EditRecord, EditRequest, Probe
 from tests.pac_cases import asked, course_of, dense, draw, go, lines_of, sides_of, small
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kedit.methods import PAC
+from kedit.methods.pac import ContrastConfig, KeepConfig, Selection, TraceConfig, encode_request, parity_train
 from kedit.model.lm import LM
-from kedit.pac import ContrastConfig, KeepConfig, Selection, TraceConfig, encode_request, parity_train
 from tests.pac_runs import REQUESTS, TRACE, dense, kept_choices, run, same, small
 
 chosen = pytest.fixture(kept_choices)

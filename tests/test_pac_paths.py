@@ -13,9 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kedit.errors import KeditError
-from kedit.model.architecture import weight
-from kedit.model.lm import LM
-from kedit.pac import (
+from kedit.methods.pac import (
     Labelled,
     Score,
     Scores,
@@ -29,7 +27,9 @@ from kedit.pac import (
     trace,
     trace_each,
 )
-from kedit.pac.capture import stream
+from kedit.methods.pac.tracing.capture import stream
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
 from kedit.request import EditRequest
 from tests.test_pac_scores import SCORES, assert_near, reference
 from tests.tiny import KINDS, tiny_lm

@@ -10,9 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from kedit.delta.delta import edited
+from kedit.methods.pac import (
+    Bias,
+    Labelled,
+    Part,
+    Rectifier,
+    Selection,
+    Site,
+    argmaxes,
+    encode_request,
+    labelled,
+    sites,
+)
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
-from kedit.pac import Bias, Labelled, Part, Rectifier, Selection, Site, argmaxes, encode_request, labelled, sites
 from kedit.request import EditRequest
 from tests.tiny import tiny_lm
 

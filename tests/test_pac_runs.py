@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kedit.delta.delta import edited
 from kedit.methods.base.edit_batch import EditBatch
-from kedit.pac import ContrastConfig, Labelled, Selection, TraceConfig, TrainConfig, encode_request
+from kedit.methods.pac import ContrastConfig, Labelled, Selection, TraceConfig, TrainConfig, encode_request
 from tests.pac_runs import REQUESTS, TRAIN, dense, kept_choices, pac, run, same, small
 from tests.test_spread import bits
 

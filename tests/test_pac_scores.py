@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.pac import Score, node_scores
-from kedit.pac.scores import dense_scores
+from kedit.methods.pac import Score, node_scores
+from kedit.methods.pac.tracing.scores import dense_scores
 
 SCORES: tuple[Score, ...] = ("zscore", "l2", "abs_sum", "signed_sum")
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kedit.errors import KeditError
-from kedit.pac import Scores, Selection, Site, TraceConfig, layer_profile, select
-from kedit.pac.select import k_best
+from kedit.methods.pac import Scores, Selection, Site, TraceConfig, layer_profile, select
+from kedit.methods.pac.tracing.select import k_best
 
 
 def site(layer: int, kind: str, width: int = 6) -> Site:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.pac import Bias, Objective, Rectifier, Site, sites
+from kedit.methods.pac import Bias, Objective, Rectifier, Site, sites
 from tests.pac_cases import asked, course_of, dense, draw, go, same, sides_of, small, step, values
 
 

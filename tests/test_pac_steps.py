@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from kedit.delta.delta import Delta, edited
+from kedit.methods.pac import ContrastConfig, Objective, Site, encode_request, greedy_answers
+from kedit.methods.pac.trainable import Theta
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
-from kedit.pac import ContrastConfig, Objective, Site, encode_request, greedy_answers
-from kedit.pac.sides import Theta
 from tests.pac_cases import (
     LAMBDA,
     REQUESTS,

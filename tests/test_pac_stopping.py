@@ -7,8 +7,8 @@ import torch
 
 from kedit.delta.delta import edited
 from kedit.errors import KeditError
+from kedit.methods.pac import Labelled, Objective, Request, Sides
 from kedit.model.lm import LM
-from kedit.pac import Labelled, Objective, Request, Sides
 from tests.pac_cases import (
     asked,
     both_losses,

@@ -11,7 +11,7 @@ from torch import Tensor
 from kedit.delta.delta import Delta
 from kedit.errors import KeditError
 from kedit.keyvalue import ValueLanes
-from kedit.pac import Steps
+from kedit.methods.pac import Steps
 from kedit.rep import AdapterLanes
 from kedit.runtime import distributed
 

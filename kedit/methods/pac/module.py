@@ -15,8 +15,7 @@ from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.module import EditingModule, Regime
 from kedit.methods.base.phase import Edit, Phase, RectifyPhase
 from kedit.methods.locate_then_edit.base import finite
-from kedit.model.lm import LMConfig
-from kedit.pac import (
+from kedit.methods.pac import (
     BATCH,
     ContrastConfig,
     KeepConfig,
@@ -40,6 +39,7 @@ from kedit.pac import (
     nodes_to_choose_from,
     released,
 )
+from kedit.model.lm import LMConfig
 from kedit.request import EditRecord
 from kedit.runtime import distributed
 

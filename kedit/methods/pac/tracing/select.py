@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kedit.errors import KeditError, at_least
-from kedit.pac.scores import Score
-from kedit.pac.sites import Site
+from kedit.methods.pac.tracing.scores import Score
+from kedit.methods.pac.tracing.sites import Site
 from kedit.runtime.option_values import check_values
 
 Scores = dict[Site, Tensor]
@@ -44,9 +44,9 @@ class TraceConfig:
             loss (the sum of their gradients' squares, that of a gradient step) is this share of what `nodes` would
             give; null: always `nodes`.
         memory: Most memory that tracing takes, as a share of one dense set of FFN gradients in float32 (an estimate;
-            kedit/pac/tracing.py says what is taken in any case). The gradient of several batches at once is summed
-            for as many matrices as fit into three quarters of it, with one pass over the batches for each such
-            group: about 15 passes with 0.1, a single one with 1.34.
+            kedit/methods/pac/tracing/trace.py says what is taken in any case). The gradient of several batches at once
+            is summed for as many matrices as fit into three quarters of it, with one pass over the batches for each
+            such group: about 15 passes with 0.1, a single one with 1.34.
     """
 
     score: Score = "zscore"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from kedit.delta.delta import Delta
+from kedit.methods.pac.rectify import Bias, Change, Part, Rectifier
+from kedit.methods.pac.tracing.select import Selection
+from kedit.methods.pac.tracing.sites import Site
 from kedit.model.lm import LM
-from kedit.pac.rectify import Bias, Change, Part, Rectifier
-from kedit.pac.select import Selection
-from kedit.pac.sites import Site
 
 Theta = Literal["updated", "instead"]
 Changes = list[dict[Site, Change]]

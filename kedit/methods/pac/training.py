@@ -14,12 +14,12 @@ from torch import Tensor
 from kedit.delta.delta import Delta, edited
 from kedit.errors import KeditError
 from kedit.forward.packing import logits_of
+from kedit.methods.pac.config import ContrastConfig, KeepConfig, TrainConfig
+from kedit.methods.pac.labels import Labelled, labelled
+from kedit.methods.pac.locality import Keeper, last_places
+from kedit.methods.pac.trainable import Changes, Sides
 from kedit.model.lm import LM
 from kedit.model.tokenization import Tokens
-from kedit.pac.config import ContrastConfig, KeepConfig, TrainConfig
-from kedit.pac.keep import Keeper, last_places
-from kedit.pac.labels import Labelled, labelled
-from kedit.pac.sides import Changes, Sides
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from kedit.errors import KeditError, at_least
-from kedit.pac.rectify import Bias
+from kedit.methods.pac.rectify import Bias
 from kedit.runtime.option_values import check_values
 
 Objective = Literal["alternate", "joint"]

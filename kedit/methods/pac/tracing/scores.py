@@ -1,7 +1,8 @@
 """How much the nodes of one matrix matter, from its gradient G = X^T S `[D, M]` without ever holding G.
 
-Column j of G is node j. A trace of T tokens gives G in factors X `[T, D]` and S `[T, M]` (kedit/pac/capture.py), of
-rank T at most. What needs every entry of G sees it in tiles of a few rows, which stay in the processor's cache.
+Column j of G is node j. A trace of T tokens gives G in factors X `[T, D]` and S `[T, M]`
+(kedit/methods/pac/tracing/capture.py), of rank T at most. What needs every entry of G sees it in tiles of a few rows,
+which stay in the processor's cache.
 """
 
 from __future__ import annotations

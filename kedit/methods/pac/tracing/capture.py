@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from kedit.errors import KeditError
 from kedit.forward.logits import evaluating
+from kedit.methods.pac.labels import Labelled
+from kedit.methods.pac.tracing.sites import Site
+from kedit.methods.pac.tracing.spans import Rerun, SpanCost, spans
 from kedit.model.lm import LM
-from kedit.pac.labels import Labelled
-from kedit.pac.sites import Site
-from kedit.pac.spans import Rerun, SpanCost, spans
 
 R = TypeVar("R")
 Use = Callable[[Site, Tensor, Tensor], object]
@@ -36,7 +36,7 @@ def capture(lm: LM, batch: Labelled, sites: Sequence[Site]) -> dict[Site, tuple[
     Args:
         lm: The model; no weight gets a gradient, and no hook stays.
         batch: Texts and the tokens wanted in them.
-        sites: Matrices of `kedit.pac.sites`.
+        sites: Matrices of `kedit.methods.pac.tracing.sites`.
 
     Raises:
         KeditError: The gradient is not finite.
@@ -77,7 +77,7 @@ def stream(
     Args:
         lm: The model.
         batch: Texts and the tokens wanted in them.
-        sites: Matrices of `kedit.pac.sites`.
+        sites: Matrices of `kedit.methods.pac.tracing.sites`.
         use: What takes the pairs. They are lent: what it keeps of them stays in memory.
         scale: Of the loss during the backward pass; the pairs are those of the loss itself.
         graph_bytes: Most that the graph and the spans' inputs should take; None: one graph of all layers. It is an

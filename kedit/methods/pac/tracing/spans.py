@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kedit.methods.pac.tracing.sites import Site
 from kedit.model.lm import LM
-from kedit.pac.sites import Site
 
 
 def spans(lowest: int, n_layers: int, size: int) -> list[range]:

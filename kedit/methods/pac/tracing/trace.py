@@ -17,13 +17,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kedit.methods.pac.labels import Labelled
+from kedit.methods.pac.tracing.capture import finite, stream, token_counts
+from kedit.methods.pac.tracing.scores import dense_scores, node_scores
+from kedit.methods.pac.tracing.select import Scores, TraceConfig
+from kedit.methods.pac.tracing.sites import Site, sites
+from kedit.methods.pac.tracing.spans import SpanCost
 from kedit.model.lm import LM
-from kedit.pac.capture import finite, stream, token_counts
-from kedit.pac.labels import Labelled
-from kedit.pac.scores import dense_scores, node_scores
-from kedit.pac.select import Scores, TraceConfig
-from kedit.pac.sites import Site, sites
-from kedit.pac.spans import SpanCost
 
 _GROUP = 0.75  # of the budget: the summed gradients; what they leave is the graph's
 

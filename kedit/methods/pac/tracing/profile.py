@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kedit.pac.select import Scores
+from kedit.methods.pac.tracing.select import Scores
 
 RANKS = 100
 """Nodes of every matrix that are kept, from the highest down."""

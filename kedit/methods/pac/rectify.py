@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from kedit.delta.delta import Delta
 from kedit.delta.slices import Slices
+from kedit.methods.pac.tracing.select import Selection
+from kedit.methods.pac.tracing.sites import Site
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
-from kedit.pac.select import Selection
-from kedit.pac.sites import Site
 
 Bias = Literal["code", "masked", "none"]
 Part = Literal["top", "bottom"]

@@ -13,8 +13,8 @@ from torch import Tensor
 from kedit.errors import KeditError
 from kedit.forward.logits import frozen
 from kedit.forward.packing import logits_of
+from kedit.methods.pac.config import KeepConfig
 from kedit.model.lm import LM
-from kedit.pac.config import KeepConfig
 from kedit.request import EditRecord
 
 _BATCH = 32

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import torch
 
+from kedit.methods.pac.labels import Labelled
+from kedit.methods.pac.tracing.select import Scores, Selection, TraceConfig, check_room, layer_profile, select
+from kedit.methods.pac.tracing.sites import Site, sites
+from kedit.methods.pac.tracing.trace import trace
 from kedit.model.lm import LM
-from kedit.pac.labels import Labelled
-from kedit.pac.select import Scores, Selection, TraceConfig, check_room, layer_profile, select
-from kedit.pac.sites import Site, sites
-from kedit.pac.tracing import trace
 
 
 def nodes_to_choose_from(lm: LM, config: TraceConfig) -> list[Site]:

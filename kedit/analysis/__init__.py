@@ -1,0 +1,1 @@
+"""What edits do inside the model, measured and drawn: similarities, hidden states, importance of layers."""

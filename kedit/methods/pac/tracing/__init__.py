@@ -1,0 +1,1 @@
+"""Critical paths: which nodes of the FFN layers a fact runs through. Mathematics alone."""
