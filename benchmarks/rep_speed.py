@@ -32,9 +32,9 @@ from kedit.delta.delta import Delta, Factors
 from kedit.delta.lanes import LaneBank
 from kedit.delta.pathway import Bank, Pathway
 from kedit.keyvalue import ValueLanes, ValueObjective, optimise
+from kedit.methods.rep import AdapterConfig, AdapterLanes, KeySource, Task, closed_form
+from kedit.methods.rep.keys import read_keys
 from kedit.model.lm import LM
-from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task, closed_form
-from kedit.rep.keys import read_keys
 from kedit.request import EditRecord
 
 

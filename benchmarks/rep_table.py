@@ -28,7 +28,7 @@ from kedit.methods import REP, EditingModule
 from kedit.methods.base.callback import EditCallback
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.phase import Phase
-from kedit.rep import AdapterConfig
+from kedit.methods.rep import AdapterConfig
 from kedit.results.intervals import paired
 from kedit.results.robustness import FIGURES, figures
 from kedit.results.rows import result_row

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kedit.delta.lanes import LaneBank
 from kedit.delta.pathway import Pathway
-from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task
-from kedit.rep.keys import read_keys
-from kedit.rep.plan import NEGATIVE
+from kedit.methods.rep import AdapterConfig, AdapterLanes, KeySource, Task
+from kedit.methods.rep.keys import read_keys
+from kedit.methods.rep.plan import NEGATIVE
 from kedit.request import EditRecord
 
 

@@ -19,9 +19,9 @@ from kedit.delta.delta import Delta, Factors
 from kedit.delta.lanes import LaneBank
 from kedit.delta.pathway import Bank
 from kedit.evaluation.score import EvalConfig, score
+from kedit.methods.rep.keys import read_keys
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode, encode_subject
-from kedit.rep.keys import read_keys
 from kedit.request import EditRecord, EditRequest, Probe
 from kedit.text.prompts import escaped
 

@@ -18,8 +18,8 @@ from kedit.cli import main
 from kedit.data.robust_queries import QueryConfig
 from kedit.delta.serialization import load_delta
 from kedit.keyvalue.published import EMMET_TABLE, MEMIT_TABLE, TABLE
+from kedit.methods.rep import AdapterConfig, parity_config
 from kedit.model.lm import LMConfig, load_lm
-from kedit.rep import AdapterConfig, parity_config
 from tests.config_files import CONFIGS, CONTROLS, DATA_OF_PAC, PAC_CONFIGS, ROOT, Tree, leaves
 from tests.tiny import TEXT
 

@@ -13,7 +13,7 @@ from kedit.delta.lanes import LaneBank
 from kedit.delta.pathway import Bank, Pathway
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
-from kedit.rep import AdapterConfig, AdapterLanes, Task, closed_form, parity_config
+from kedit.methods.rep import AdapterConfig, AdapterLanes, Task, closed_form, parity_config
 from tests.gates import gated
 from tests.tiny import tiny_lm
 

@@ -24,7 +24,7 @@ from kedit.keyvalue.contexts import ContextConfig
 from kedit.methods import EMMET, MEMIT, PAC, ROME
 from kedit.methods.pac.config import ContrastConfig, KeepConfig, TrainConfig
 from kedit.methods.pac.tracing.select import TraceConfig
-from kedit.rep.config import AdapterConfig
+from kedit.methods.rep.config import AdapterConfig
 from kedit.runtime.option_values import check_values
 from tests.quick import QUICK_ROME, option_words
 

@@ -20,14 +20,23 @@ from kedit.delta.pathway import Pathway
 from kedit.errors import KeditError
 from kedit.keyvalue import solvers
 from kedit.methods import ROME, RROME
+from kedit.methods.rep import (
+    AdapterConfig,
+    AdapterLanes,
+    KeySource,
+    Task,
+    closed_form,
+    figures,
+    parity_config,
+    stronger,
+)
+from kedit.methods.rep.calibrate import threshold_of
+from kedit.methods.rep.keys import read_keys
+from kedit.methods.rep.phrases import PHRASES
+from kedit.methods.rep.plan import siblings
+from kedit.methods.rep.train import PACE
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
-from kedit.rep import AdapterConfig, AdapterLanes, KeySource, Task, closed_form, figures, parity_config, stronger
-from kedit.rep.calibrate import threshold_of
-from kedit.rep.keys import read_keys
-from kedit.rep.phrases import PHRASES
-from kedit.rep.plan import siblings
-from kedit.rep.train import PACE
 from kedit.request import EditRecord, EditRequest, Probe, Variants
 from tests.tiny import TEXT, tiny_lm
 

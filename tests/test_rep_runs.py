@@ -20,10 +20,10 @@ from kedit.delta.delta import Delta
 from kedit.delta.serialization import load_delta
 from kedit.keyvalue.keys import mean_keys
 from kedit.methods import MEMIT, REP, ROME, RROME
-from kedit.methods import rep as rep_module
 from kedit.methods.base.edit_batch import EditBatch
+from kedit.methods.rep import AdapterConfig, AdapterLanes, Task, closed_form, parity_config
+from kedit.methods.rep import module as rep_module
 from kedit.model.lm import LM
-from kedit.rep import AdapterConfig, AdapterLanes, Task, closed_form, parity_config
 from kedit.runtime.run_folder import CHECKPOINT
 from tests.quick import option_words
 from tests.test_spread import REQUESTS, TEXTS, Given, Keep, bits

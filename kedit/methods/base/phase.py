@@ -12,7 +12,7 @@ from kedit.delta.delta import Delta
 from kedit.errors import KeditError
 from kedit.keyvalue import ValueLanes
 from kedit.methods.pac import Steps
-from kedit.rep import AdapterLanes
+from kedit.methods.rep import AdapterLanes
 from kedit.runtime import distributed
 
 

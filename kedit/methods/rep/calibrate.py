@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from kedit.delta.pathway import Bank, Pathway
-from kedit.rep.config import AdapterConfig
+from kedit.methods.rep.config import AdapterConfig
 
 if TYPE_CHECKING:
-    from kedit.rep.keys import Task
+    from kedit.methods.rep.keys import Task
 
 
 MARGIN = 1.0  # nats by which tokens after the name stay below what a calibrated hysteresis reaches

@@ -8,10 +8,10 @@ from random import Random
 from typing import Literal
 
 from kedit.data.robust_queries import phrase
+from kedit.methods.rep.config import AdapterConfig
+from kedit.methods.rep.phrases import drawn
 from kedit.model.lm import LM
 from kedit.model.tokenization import Tokens, encode_subject
-from kedit.rep.config import AdapterConfig
-from kedit.rep.phrases import drawn
 from kedit.request import EditRecord
 from kedit.text.prompts import escaped
 

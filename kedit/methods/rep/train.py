@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kedit.delta.pathway import Pathway
-from kedit.rep.calibrate import hysteresis_of, threshold_of
-from kedit.rep.closed import logistic_gate
-from kedit.rep.config import AdapterConfig
-from kedit.rep.keys import Task
+from kedit.methods.rep.calibrate import hysteresis_of, threshold_of
+from kedit.methods.rep.closed import logistic_gate
+from kedit.methods.rep.config import AdapterConfig
+from kedit.methods.rep.keys import Task
 
 PACE = 60.0  # the two coefficients along k* move so much faster than single weights under Adam's equal steps
 

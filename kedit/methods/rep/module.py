@@ -21,8 +21,7 @@ from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.phase import AdapterPhase, Edit, Meeting, Phase
 from kedit.methods.locate_then_edit.base import LocateThenEdit
 from kedit.methods.locate_then_edit.rome import ROME
-from kedit.methods.wrappers.base import Composed
-from kedit.rep import (
+from kedit.methods.rep import (
     AdapterConfig,
     AdapterLanes,
     Claims,
@@ -34,6 +33,7 @@ from kedit.rep import (
     parity_config,
     stronger,
 )
+from kedit.methods.wrappers.base import Composed
 from kedit.request import EditRecord
 from kedit.runtime import distributed
 

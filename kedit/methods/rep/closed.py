@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kedit.delta.pathway import Pathway
-from kedit.rep.calibrate import hysteresis_of, threshold_of
-from kedit.rep.config import AdapterConfig
-from kedit.rep.keys import Task
+from kedit.methods.rep.calibrate import hysteresis_of, threshold_of
+from kedit.methods.rep.config import AdapterConfig
+from kedit.methods.rep.keys import Task
 
 RIDGE = 1e-3  # of the logistic gate, on the weights of keys whose dimensions have unit mean square
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from kedit.delta.lanes import LaneBank
 from kedit.forward.activations import read
+from kedit.methods.rep.config import AdapterConfig
+from kedit.methods.rep.plan import FOREIGN, NEGATIVE, Row, plan
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode
-from kedit.rep.config import AdapterConfig
-from kedit.rep.plan import FOREIGN, NEGATIVE, Row, plan
 from kedit.request import EditRecord
 
 Claims = dict[int, dict[str, tuple[str, Tensor]]]
