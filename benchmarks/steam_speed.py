@@ -17,7 +17,8 @@ import torch
 from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
 from edit_speed import TERMS, contexts
 
-from kedit.keyvalue import Alignment, Term, ValueLanes, ValueObjective, optimise
+from kedit.keyvalue import Term, ValueLanes, ValueObjective, optimise
+from kedit.methods.steam.alignment import Alignment
 from kedit.model.lm import LM
 from kedit.request import EditRequest
 

@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from common import ROOT, save
 from editing import Listed, arm_of, fit
 
-from kedit.anchors import AnchorBank, AnchorConfig
 from kedit.data import read_facts, read_robust
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import LaneBank
@@ -36,7 +35,8 @@ from kedit.latent import BASE, arm_states, prompts_of
 from kedit.methods import STEAM, EditingModule
 from kedit.methods.base.callback import EditCallback
 from kedit.methods.base.edit_batch import EditBatch
-from kedit.methods.steam import pool_of
+from kedit.methods.steam import AnchorBank, AnchorConfig
+from kedit.methods.steam.module import pool_of
 from kedit.model.lm import LM
 from kedit.request import EditRecord
 from kedit.results.intervals import paired, paired_cell

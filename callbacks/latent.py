@@ -33,8 +33,8 @@ from kedit.runtime.progress import stage
 from kedit.runtime.run_folder import write_figure, write_text
 
 if TYPE_CHECKING:
-    from kedit.anchors import AnchorBank
-    from kedit.methods.steam import STEAM
+    from kedit.methods.steam import AnchorBank
+    from kedit.methods.steam.module import STEAM
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def _steam(module: LightningModule) -> STEAM:
     Raises:
         KeditError: It is another method.
     """
-    from kedit.methods.steam import STEAM
+    from kedit.methods.steam.module import STEAM
 
     method = editing(module)
     if not isinstance(method, STEAM):

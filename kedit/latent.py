@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kedit.anchors import Anchor, probe
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import LaneBank
 from kedit.forward.residual_stream import states
+from kedit.methods.steam import Anchor, probe
 from kedit.model.tokenization import Tokens, encode
 from kedit.request import EditRecord
 

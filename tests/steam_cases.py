@@ -10,12 +10,12 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
-from kedit.anchors import Reference
 from kedit.cli.parts import TRAINER_DEFAULTS
 from kedit.data import EditData
 from kedit.forward.replay import Site
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.module import EditingModule
+from kedit.methods.steam import Reference
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode, encode_subject
 from kedit.request import EditRecord, EditRequest, Probe

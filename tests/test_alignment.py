@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from kedit.forward.replay import Site
-from kedit.keyvalue import NLL, Alignment, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
+from kedit.keyvalue import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
+from kedit.methods.steam.alignment import Alignment
 from kedit.model.lm import LM
 from tests.steam_cases import CONTEXTS, FAMILIES, REQUESTS, answer_states, naive_alignment
 from tests.tiny import KINDS, tiny_lm

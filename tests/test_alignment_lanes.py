@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.keyvalue import NLL, Alignment, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
+from kedit.keyvalue import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
+from kedit.methods.steam.alignment import Alignment
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
 from tests.steam_cases import CONTEXTS, REQUESTS, answer_states, naive_alignment

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kedit.anchors import AlignConfig, AnchorConfig, LayerProbe, align_layers, best_window, probe, telling
-from kedit.anchors.probe import Within
 from kedit.covariance import StatsConfig
 from kedit.errors import KeditError
 from kedit.methods import MEMIT, ROME, STEAM
+from kedit.methods.steam import AlignConfig, AnchorConfig, LayerProbe, align_layers, best_window, probe, telling
+from kedit.methods.steam.probe import Within
 from tests.steam_cases import Given, records, run, world
 from tests.test_spread import TEXTS
 from tests.tiny import tiny_lm
@@ -170,7 +170,7 @@ def test_auto(editor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def other(objects: Any) -> list[LayerProbe]:
         return [LayerProbe(i, 0.0, 0.0, float(i in (5, 6)), 0.0) for i in range(9)]
 
-    monkeypatch.setattr("kedit.anchors.bank.probe", other)
+    monkeypatch.setattr("kedit.methods.steam.bank.probe", other)
     module = STEAM(ROME(layer=1, **SMALL), AnchorConfig(n_min=3), AlignConfig(layers="auto"))
     run(module, tiny_lm("llama", n_layers=9, d_model=16, d_ff=40), two_objects())
     assert module.layers == [5, 6]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from kedit.anchors import AnchorBank, AnchorConfig, Pool, Reference, bank, references_of
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.errors import KeditError
+from kedit.methods.steam import AnchorBank, AnchorConfig, Pool, Reference, bank, references_of
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode
 from kedit.request import EditRecord, EditRequest, Probe

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from kedit.anchors import (
+from kedit.data import read_counterfact
+from kedit.errors import KeditError
+from kedit.methods.steam import (
     AnchorConfig,
     Leaks,
     Pool,
@@ -21,9 +23,7 @@ from kedit.anchors import (
     references_of,
     stratified,
 )
-from kedit.data import read_counterfact
-from kedit.errors import KeditError
-from kedit.methods.steam import pool_of
+from kedit.methods.steam.module import pool_of
 from kedit.request import EditRecord, EditRequest, Probe
 from tests.steam_cases import references
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.anchors import Anchor, AnchorConfig, Leaks, Pool, Reference, position
-from kedit.anchors.config import RECALLS
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.lanes import LaneBank
 from kedit.errors import KeditError
 from kedit.forward.residual_stream import states
+from kedit.methods.steam import Anchor, AnchorConfig, Leaks, Pool, Reference, position
+from kedit.methods.steam.config import RECALLS
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode
 from kedit.request import EditRecord, EditRequest, Probe

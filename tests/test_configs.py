@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from kedit.anchors import AlignConfig, AnchorConfig
 from kedit.cli import main
 from kedit.data.robust_queries import QueryConfig
 from kedit.delta.serialization import load_delta
 from kedit.keyvalue.published import EMMET_TABLE, MEMIT_TABLE, TABLE
 from kedit.methods.rep import AdapterConfig, parity_config
+from kedit.methods.steam import AlignConfig, AnchorConfig
 from kedit.model.lm import LMConfig, load_lm
 from tests.config_files import CONFIGS, CONTROLS, DATA_OF_PAC, PAC_CONFIGS, ROOT, Tree, leaves
 from tests.tiny import TEXT

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from kedit.anchors.knowledge import read_knowledge
 from kedit.data import read_counterfact, read_mquake, read_records
 from kedit.errors import KeditError, shown
+from kedit.methods.steam.knowledge import read_knowledge
 from kedit.runtime.textfile import DEEPEST, flaw_of, strict_json
 
 GOOD = {"prompt": "The sky over Skye is", "subject": "Skye", "target_new": "green"}

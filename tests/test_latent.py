@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kedit.anchors import Anchor, Reference, probe
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.latent import BASE, Native, Plane, Scene, arm_states, curves, depths_of, lens, native, prompts_of, scene
 from kedit.latent_figure import cosine_figure, lens_figure, space_figure
@@ -28,6 +27,7 @@ from kedit.latent_report import (
     lens_lines,
     space_lines,
 )
+from kedit.methods.steam import Anchor, Reference, probe
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode
 from kedit.request import EditRecord, EditRequest, Probe

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kedit.anchors import bank
 from kedit.covariance import StatsConfig, api, corpus_lines, covariances
 from kedit.delta.delta import Delta, Factors
 from kedit.delta.serialization import save_delta
+from kedit.methods.steam import bank
 from kedit.model import pretrained
 from kedit.runtime.file_modes import as_umask
 from tests.tiny import save_tiny, tiny_lm

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from matplotlib.image import imread
 
-from kedit.anchors import AnchorBank, AnchorConfig, best_window, probe_of, within
-from kedit.anchors.bank import within_relations
-from kedit.anchors.report import COLUMNS, Windows, lines_of, verdict
+from kedit.analysis.anchor_probe_report import COLUMNS, Windows, lines_of, verdict
 from kedit.cli import main
 from kedit.data import read_records
-from kedit.methods.steam import pool_of
+from kedit.methods.steam import AnchorBank, AnchorConfig, best_window, probe_of, within
+from kedit.methods.steam.bank import within_relations
+from kedit.methods.steam.module import pool_of
 from kedit.model.lm import LMConfig, load_lm
 
 PLACES = {
@@ -187,7 +187,7 @@ def test_margin_within_is_the_naive_one() -> None:
     ],
 )
 def test_the_sentence(within_by_layer: list[float] | None, word: str) -> None:
-    from kedit.anchors import LayerProbe, Within
+    from kedit.methods.steam import LayerProbe, Within
 
     probes = [LayerProbe(layer, 0.9, 0.8, 0.1 * layer, 0.0) for layer in range(5)]
     inside = [Within(i, x + 0.05, 0.05) for i, x in enumerate(within_by_layer or [])]

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from kedit.anchors import AlignConfig, AnchorConfig
-from kedit.anchors.bank import AnchorBank
 from kedit.callbacks import EditCheckpoint
 from kedit.covariance import StatsConfig
 from kedit.delta.delta import Delta
@@ -19,6 +17,8 @@ from kedit.errors import KeditError
 from kedit.methods import EMMET, MEMIT, ROME, RROME, STEAM
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.locate_then_edit.base import LocateThenEdit
+from kedit.methods.steam import AlignConfig, AnchorConfig
+from kedit.methods.steam.bank import AnchorBank
 from kedit.model.lm import LM
 from kedit.runtime.run_folder import CHECKPOINT
 from tests.steam_cases import FAMILIES, Given, answer_states, naive_alignment, records, run, world
@@ -166,7 +166,7 @@ def test_a_resumed_run_ends_with_the_same_bits(editor: str, tmp_path: Path, monk
         made.append(AnchorBank(*args, keep=False))
         return made[-1]
 
-    monkeypatch.setattr("kedit.methods.steam.AnchorBank", bank_without_cache)
+    monkeypatch.setattr("kedit.methods.steam.module.AnchorBank", bank_without_cache)
 
     def module() -> STEAM:
         return STEAM(EDITORS[editor](regime="sequential"), ANCHORS, STRONG)

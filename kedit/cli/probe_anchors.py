@@ -10,10 +10,8 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
-from kedit.anchors import AnchorBank, AnchorConfig, probe_of, telling
-from kedit.anchors.bank import PROBED, within_relations
-from kedit.anchors.figure import draw
-from kedit.anchors.report import Windows, as_csv, lines_of, probe_table, used, verdict
+from kedit.analysis.anchor_probe_figure import draw
+from kedit.analysis.anchor_probe_report import Windows, as_csv, lines_of, probe_table, used, verdict
 from kedit.cli.layers import begin_anew, class_first
 from kedit.cli.messages import of_kedit
 from kedit.cli.stats import device_of
@@ -21,7 +19,9 @@ from kedit.data import EditData, datasets_index
 from kedit.errors import KeditError
 from kedit.evaluation.score import known
 from kedit.keyvalue.published import value_defaults
-from kedit.methods.steam import pool_of
+from kedit.methods.steam import AnchorBank, AnchorConfig, probe_of, telling
+from kedit.methods.steam.bank import PROBED, within_relations
+from kedit.methods.steam.module import pool_of
 from kedit.model.architecture import check_layers
 from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.request import EditRecord

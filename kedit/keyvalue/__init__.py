@@ -1,13 +1,11 @@
 """Keys and values of a locate-then-edit method: contexts, keys, the objective of v*, closed forms, many layers."""
 
-from kedit.keyvalue.alignment import Alignment
 from kedit.keyvalue.objective import ValueObjective
 from kedit.keyvalue.optimization import ValueLanes, optimise
 from kedit.keyvalue.terms import NLL, KLDivergence, State, Term, WeightDecay
 
 __all__ = [
     "NLL",
-    "Alignment",
     "KLDivergence",
     "State",
     "Term",

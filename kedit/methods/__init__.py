@@ -7,6 +7,6 @@ from kedit.methods.locate_then_edit.rome import ROME
 from kedit.methods.locate_then_edit.rrome import RROME
 from kedit.methods.pac.module import PAC
 from kedit.methods.rep.module import REP
-from kedit.methods.steam import STEAM
+from kedit.methods.steam.module import STEAM
 
 __all__ = ["EMMET", "MEMIT", "PAC", "REP", "ROME", "RROME", "STEAM", "EditingModule"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from kedit.anchors.pool import Reference
+from kedit.methods.steam.pool import Reference
 
 
 def stratified(references: Sequence[Reference], most: int, seed: str, cap: int | None = None) -> list[int]:

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from lightning.pytorch import seed_everything
 
-from kedit.anchors import (
+from kedit.data import read_counterfact, read_records
+from kedit.errors import KeditError
+from kedit.keyvalue import Term
+from kedit.methods.base.edit_batch import EditBatch, Outcome, batch_seed
+from kedit.methods.base.phase import Edit, Phase
+from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, known
+from kedit.methods.steam import (
     AlignConfig,
     AnchorBank,
     AnchorConfig,
@@ -21,12 +27,7 @@ from kedit.anchors import (
     read_templates,
     references_of,
 )
-from kedit.data import read_counterfact, read_records
-from kedit.errors import KeditError
-from kedit.keyvalue import Alignment, Term
-from kedit.methods.base.edit_batch import EditBatch, Outcome, batch_seed
-from kedit.methods.base.phase import Edit, Phase
-from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, known
+from kedit.methods.steam.alignment import Alignment
 from kedit.methods.wrappers.base import Composed
 from kedit.request import EditRecord
 from kedit.runtime.progress import stage

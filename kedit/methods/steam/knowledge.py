@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kedit.anchors.pool import Reference
 from kedit.errors import KeditError, shown
+from kedit.methods.steam.pool import Reference
 from kedit.runtime.textfile import flaw_of, read_text, strict_json
 from kedit.text.prompts import fill, slots
 

@@ -1,4 +1,5 @@
-"""What the anchor probe found, for people: lines, CSV and one plain sentence. The drawing is in `kedit.anchors.figure`.
+"""What the anchor probe found, for people: lines, CSV and one plain sentence. The drawing is in
+`kedit.analysis.anchor_probe_figure`.
 
 What the numbers mean: docs/anchors.md.
 """
@@ -12,9 +13,9 @@ from typing import Any
 
 from rich.table import Table
 
-from kedit.anchors.layers import align_layers
-from kedit.anchors.positioning import SOURCES, Anchor
-from kedit.anchors.probe import LayerProbe, Within
+from kedit.methods.steam.layers import align_layers
+from kedit.methods.steam.positioning import SOURCES, Anchor
+from kedit.methods.steam.probe import LayerProbe, Within
 from kedit.runtime.run_folder import csv_text
 
 LEAST = 0.1
@@ -42,7 +43,7 @@ class Windows:
 
     @classmethod
     def of(cls, scores: list[float], edited: int) -> Windows:
-        """The windows of a model whose layers tell objects apart so well (`kedit.anchors.probe.telling`).
+        """The windows of a model whose layers tell objects apart so well (`kedit.methods.steam.probe.telling`).
 
         Raises:
             KeditError: No layer is left above the edited one.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from kedit.anchors.probe import best_window
 from kedit.errors import KeditError
+from kedit.methods.steam.probe import best_window
 
 
 def align_layers(
@@ -22,7 +22,7 @@ def align_layers(
             but the last. `auto`: the window that the probe prefers. Or the layers themselves.
         n_layers: Of the model.
         edited: The last edited layer. An edit at the subject's last token reaches later tokens from the next layer on.
-        scores: Gives how well each layer tells objects apart (`kedit.anchors.probe.telling`), for `auto`.
+        scores: Gives how well each layer tells objects apart (`kedit.methods.steam.probe.telling`), for `auto`.
 
     Raises:
         KeditError: A layer that does not exist or that the edit cannot reach; no layer is left above the edited one.

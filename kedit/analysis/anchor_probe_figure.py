@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kedit.anchors.report import Windows, span
+from kedit.analysis.anchor_probe_report import Windows, span
 from kedit.runtime.run_folder import write_figure
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def draw(path: Path, lines: Sequence[Mapping[str, Any]], windows: Windows, title
 
     Args:
         path: The file.
-        lines: Those of `kedit.anchors.report.lines_of`.
+        lines: Those of `kedit.analysis.anchor_probe_report.lines_of`.
         windows: What is shaded.
         title: What was probed: model, data.
         caption: How.

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kedit.anchors.config import AnchorConfig, Centre
-from kedit.anchors.pool import Pool, normal
-from kedit.anchors.positioning import SOURCES, Anchor, Leaks, position, recipe
-from kedit.anchors.probe import LayerProbe, Within, probe, telling, within
 from kedit.covariance.store import read, write
 from kedit.errors import KeditError
 from kedit.forward.residual_stream import last_states
+from kedit.methods.steam.config import AnchorConfig, Centre
+from kedit.methods.steam.pool import Pool, normal
+from kedit.methods.steam.positioning import SOURCES, Anchor, Leaks, position, recipe
+from kedit.methods.steam.probe import LayerProbe, Within, probe, telling, within
 from kedit.model.tokenization import encode
 from kedit.request import EditRecord
 from kedit.runtime.cache import cache_dir
@@ -226,7 +226,7 @@ def probe_of(anchors: Iterable[Anchor]) -> list[LayerProbe]:
 
 
 def within_relations(anchors: Iterable[Anchor]) -> list[Within]:
-    """`kedit.anchors.within` of anchors that have their states."""
+    """`kedit.methods.steam.within` of anchors that have their states."""
     found = [(a.hidden, [reference.relation for reference in a.used]) for a in anchors if a.hidden is not None]
     return within([hidden for hidden, _ in found], [relations for _, relations in found])
 

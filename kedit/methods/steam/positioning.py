@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kedit.anchors.config import RECALLS, AnchorConfig, Recall
-from kedit.anchors.pool import Pool, Reference, normal
-from kedit.anchors.sampling import stratified
 from kedit.forward.residual_stream import last_states, states
+from kedit.methods.steam.config import RECALLS, AnchorConfig, Recall
+from kedit.methods.steam.pool import Pool, Reference, normal
+from kedit.methods.steam.sampling import stratified
 from kedit.model.tokenization import encode, in_context
 from kedit.request import EditRecord, EditRequest
 
