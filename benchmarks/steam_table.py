@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from common import ROOT, save
 from editing import Listed, arm_of, fit
 
+from kedit.analysis.hidden_states import BASE, arm_states, prompts_of
 from kedit.data import read_facts, read_robust
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import LaneBank
@@ -31,7 +32,6 @@ from kedit.evaluation.consistency import collection, references_of
 from kedit.evaluation.fluency import ngram_entropy, sampled_texts
 from kedit.evaluation.score import EvalConfig, score_records
 from kedit.evaluation.tfidf import Tfidf
-from kedit.latent import BASE, arm_states, prompts_of
 from kedit.methods import STEAM, EditingModule
 from kedit.methods.base.callback import EditCallback
 from kedit.methods.base.edit_batch import EditBatch

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from kedit.delta.delta import Delta
-from kedit.errors import KeditError, at_least
-from kedit.latent import Curves, Lens, Native, Scene, curves, depths_of, native, scene
-from kedit.latent_figure import cosine_figure, lens_figure, space_figure
-from kedit.latent_report import (
+from kedit.analysis.hidden_states import Curves, Lens, Native, Scene, curves, depths_of, native, scene
+from kedit.analysis.hidden_states_figure import cosine_figure, lens_figure, space_figure
+from kedit.analysis.hidden_states_report import (
     COSINE_COLUMNS,
     LENS_COLUMNS,
     SPACE_COLUMNS,
@@ -25,6 +23,8 @@ from kedit.latent_report import (
     lens_lines,
     space_lines,
 )
+from kedit.delta.delta import Delta
+from kedit.errors import KeditError, at_least
 from kedit.methods.base.callback import EditCallback, editing
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.request import EditRecord

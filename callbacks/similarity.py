@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
+from kedit.analysis.similarity import measure, others_of
+from kedit.analysis.similarity_figure import draw
+from kedit.analysis.similarity_report import as_csv, figures, measured, similarity_table
 from kedit.delta.delta import Delta
 from kedit.errors import KeditError
 from kedit.methods.base.callback import EditCallback, editing
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.runtime import distributed
 from kedit.runtime.run_folder import RESULTS, read_rows, write_text
-from kedit.similarity import measure, others_of
-from kedit.similarity_figure import draw
-from kedit.similarity_report import as_csv, figures, measured, similarity_table
 
 if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule

@@ -13,10 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kedit.delta.delta import Delta, Factors, edited
-from kedit.latent import BASE, Native, Plane, Scene, arm_states, curves, depths_of, lens, native, prompts_of, scene
-from kedit.latent_figure import cosine_figure, lens_figure, space_figure
-from kedit.latent_report import (
+from kedit.analysis.hidden_states import (
+    BASE,
+    Native,
+    Plane,
+    Scene,
+    arm_states,
+    curves,
+    depths_of,
+    lens,
+    native,
+    prompts_of,
+    scene,
+)
+from kedit.analysis.hidden_states_figure import cosine_figure, lens_figure, space_figure
+from kedit.analysis.hidden_states_report import (
     COSINE_COLUMNS,
     LENS_COLUMNS,
     SPACE_COLUMNS,
@@ -27,6 +38,7 @@ from kedit.latent_report import (
     lens_lines,
     space_lines,
 )
+from kedit.delta.delta import Delta, Factors, edited
 from kedit.methods.steam import Anchor, Reference, probe
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
+from kedit.analysis.hidden_states_report import COSINE_COLUMNS, LENS_COLUMNS, SPACE_COLUMNS
 from kedit.callbacks import latent as callback
 from kedit.cli import main
 from kedit.keyvalue import ValueLanes
-from kedit.latent_report import COSINE_COLUMNS, LENS_COLUMNS, SPACE_COLUMNS
 from tests.latent_cases import editor_words, steam_words, with_editor
 
 ON = ["--latent.enabled", "true"]

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from kedit.analysis.similarity import SCALES, edit_bounds, others_of, queries_of, similarities
+from kedit.analysis.similarity_report import figures, similarity_table
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.pathway import Pathway
 from kedit.evaluation.score import EvalConfig, score
@@ -15,8 +17,6 @@ from kedit.forward.teacher_forcing import Span, read
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode, encode_subject
 from kedit.request import EditRecord, EditRequest, Probe, Variants
-from kedit.similarity import SCALES, edit_bounds, others_of, queries_of, similarities
-from kedit.similarity_report import figures, similarity_table
 from tests.tiny import tiny_lm
 
 CONTEXTS = ["{}", "You can see it. {}", "He spoke. {}"]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from kedit.analysis.similarity import KINDS
+from kedit.analysis.similarity_report import COLUMNS, as_csv, figures
 from kedit.callbacks import similarity as callback
 from kedit.cli import main
-from kedit.similarity import KINDS
-from kedit.similarity_report import COLUMNS, as_csv, figures
 from tests.quick import option_words
 from tests.tiny import TEXT
 

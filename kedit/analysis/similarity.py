@@ -2,7 +2,7 @@
 
 An edit changes its layer's output at a key by r(k) times what it changes at k* (specs/rep.md 1), so a form of the
 subject wants r near 1 and everything else wants 0. Tables and figures of these values are in
-`kedit.similarity_report` and `kedit.similarity_figure`; what they mean: docs/metrics.md.
+`kedit.analysis.similarity_report` and `kedit.analysis.similarity_figure`; what they mean: docs/metrics.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How an edit moves the hidden states where the new object is predicted: cosines to its anchor, LogitLens, a plane.
 
 Measured on the unedited model and under deltas, as lanes (STEAM; specs/steam.md 7.4 to 7.6). What the numbers mean:
-docs/anchors.md. From them to CSV: `kedit.latent_report`; the drawing is in `kedit.latent_figure`.
+docs/anchors.md. From them to CSV: `kedit.analysis.hidden_states_report`; the drawing is in
+`kedit.analysis.hidden_states_figure`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kedit.latent import BASE, Curves, Lens, Native, Scene
+from kedit.analysis.hidden_states import BASE, Curves, Lens, Native, Scene
 from kedit.runtime.run_folder import csv_text
 
 COSINE_COLUMNS = ("layer", "view", "arm", "mean", "se", "n")

@@ -1,5 +1,5 @@
 """The figures of r(k) over a run, from result rows alone: lines, CSV and table. The drawing is in
-`kedit.similarity_figure`; what the values mean: docs/metrics.md.
+`kedit.analysis.similarity_figure`; what the values mean: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from kedit.analysis.similarity import EQUIVALENT, KINDS
 from kedit.runtime.run_folder import csv_text
-from kedit.similarity import EQUIVALENT, KINDS
 
 DELIVERED = 0.8
 """An r from here on counts as the edit having arrived."""

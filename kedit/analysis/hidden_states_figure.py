@@ -1,4 +1,4 @@
-"""The latent figures, drawn from the lines and scenes of `kedit.latent_report` and `kedit.latent`."""
+"""The latent figures, drawn from the lines and scenes of `kedit.analysis.hidden_states_report` and `kedit.analysis.hidden_states`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from textwrap import shorten, wrap
 from typing import TYPE_CHECKING, Any
 
-from kedit.latent import BASE, Scene
-from kedit.latent_report import VIEWS, About, Line
+from kedit.analysis.hidden_states import BASE, Scene
+from kedit.analysis.hidden_states_report import VIEWS, About, Line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
