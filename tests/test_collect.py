@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from kedit.cli import main
-from kedit.collect import collected
-from kedit.collect_report import as_markdown
-from kedit.sweep import read_sweep
-from kedit.sweepfolder import SweepFolder
+from kedit.sweeps.collect import collected
+from kedit.sweeps.collect_tables import as_markdown
+from kedit.sweeps.folder import SweepFolder
+from kedit.sweeps.spec import read_sweep
 from tests.sweep_cases import write
 
 MethodOf = Callable[[str], dict[str, Any]]

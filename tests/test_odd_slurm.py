@@ -14,9 +14,9 @@ import yaml
 
 from kedit.cli import main
 from kedit.errors import KeditError
-from kedit.slurm.options import SlurmOptions
-from kedit.slurm.render import array_script, collect_script, stats_script
-from kedit.sweepfolder import PLAN, SweepFolder
+from kedit.sweeps.folder import PLAN, SweepFolder
+from kedit.sweeps.slurm.options import SlurmOptions
+from kedit.sweeps.slurm.render import array_script, collect_script, stats_script
 from tests.sweep_cases import sweep_file
 
 CONTROL = ["a\nb", "a\rb", "a\0b", "a\x1bb", "a\u2028b", "a\x85b"]

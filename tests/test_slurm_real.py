@@ -22,7 +22,7 @@ import torch
 
 from kedit.cli import main
 from kedit.runtime.journal import read_journal
-from kedit.sweepfolder import SweepFolder
+from kedit.sweeps.folder import SweepFolder
 from tests.process_cases import case_words
 from tests.sweep_cases import config, sweep_file, write
 from tests.test_resume import assert_same_run, lines

@@ -19,10 +19,10 @@ import yaml
 
 from kedit.cli import main
 from kedit.errors import KeditError
-from kedit.slurm.options import SlurmOptions
-from kedit.slurm.render import array_script, collect_script, stats_script
-from kedit.slurm.stats import stats_commands
-from kedit.sweepfolder import SweepFolder
+from kedit.sweeps.folder import SweepFolder
+from kedit.sweeps.slurm.covariance_job import stats_commands
+from kedit.sweeps.slurm.options import SlurmOptions
+from kedit.sweeps.slurm.render import array_script, collect_script, stats_script
 from tests.slurm_stub import install
 from tests.sweep_cases import sweep_file
 from tests.test_resume import assert_same_run

@@ -16,7 +16,7 @@ from kedit.cli import main
 from kedit.methods import ROME
 from kedit.methods.base.module import EditingModule
 from kedit.runtime.signals import STOPPING, Stopped, Stopper
-from kedit.sweeprun import _outcome
+from kedit.sweeps.task import _outcome
 from tests.quick import QUICK_ROME, sequential_run
 from tests.sweep_cases import RECORDS
 from tests.test_resume import assert_same_run

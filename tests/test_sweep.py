@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kedit.cli import main
-from kedit.sweep import read_sweep
-from kedit.sweepfolder import SweepFolder, ranges
+from kedit.sweeps.folder import SweepFolder, ranges
+from kedit.sweeps.spec import read_sweep
 from tests.sweep_cases import config, sweep_file, write
 
 ROOT = Path(__file__).parent.parent

@@ -17,8 +17,8 @@ import pytest
 
 from kedit.cli import main
 from kedit.errors import KeditError
-from kedit.sweep import read_sweep
-from kedit.sweepfolder import SweepFolder
+from kedit.sweeps.folder import SweepFolder
+from kedit.sweeps.spec import read_sweep
 from tests.sweep_cases import sweep_file
 
 

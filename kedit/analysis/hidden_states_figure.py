@@ -1,4 +1,4 @@
-"""The latent figures, drawn from the lines and scenes of `kedit.analysis.hidden_states_report` and `kedit.analysis.hidden_states`."""
+"""Three figures of what an edit does to hidden states, from the rows that `hidden_states` measured."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from kedit.cli.sweep import WHICH, open_sweep
-from kedit.collect import Collected, collected
-from kedit.collect_report import LEGEND, as_csv, as_markdown, heading, tables
 from kedit.errors import KeditError
 from kedit.runtime.option_values import check_path
 from kedit.runtime.run_folder import make_folder, write_text
-from kedit.sweepfolder import PLAN
+from kedit.sweeps.collect import Collected, collected
+from kedit.sweeps.collect_tables import LEGEND, as_csv, as_markdown, heading, tables
+from kedit.sweeps.folder import PLAN
 
 log = logging.getLogger(__name__)
 

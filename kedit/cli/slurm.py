@@ -16,10 +16,10 @@ from rich.table import Table
 from kedit.cli.collect import collect
 from kedit.cli.sweep import WHICH, check_options, open_sweep
 from kedit.errors import KeditError, shown
-from kedit.slurm.options import SlurmOptions
-from kedit.slurm.queue import check_sbatch
-from kedit.slurm.submission import Job, commands, jobs_of, progress, submissions, submit, waiting
-from kedit.sweepfolder import Numbered, SweepFolder, ranges
+from kedit.sweeps.folder import Numbered, SweepFolder, ranges
+from kedit.sweeps.slurm.options import SlurmOptions
+from kedit.sweeps.slurm.queue import check_sbatch
+from kedit.sweeps.slurm.submission import Job, commands, jobs_of, progress, submissions, submit, waiting
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _check_devices(tasks: Sequence[Numbered], gpus: int) -> None:
 
 def _stats(tasks: Sequence[Numbered]) -> list[list[str]]:
     from kedit.cli.fit import parsed
-    from kedit.slurm.stats import stats_commands  # these take seconds
+    from kedit.sweeps.slurm.covariance_job import stats_commands  # these take seconds
 
     return stats_commands([parsed(numbered.words) for numbered in tasks])
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from kedit.cli.messages import Interrupted, explain, of_kedit
 from kedit.errors import KeditError
 from kedit.runtime.option_values import check_path
-from kedit.sweep import read_sweep
-from kedit.sweepfolder import PLAN, Busy, Numbered, SweepFolder
-from kedit.sweeprun import run_task
+from kedit.sweeps.folder import PLAN, Busy, Numbered, SweepFolder
+from kedit.sweeps.spec import read_sweep
+from kedit.sweeps.task import run_task
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from kedit.errors import KeditError
 from kedit.runtime.run_folder import write_json, write_text
-from kedit.slurm import queue
-from kedit.slurm.options import SlurmOptions
-from kedit.slurm.render import LOGS, SCRIPTS, array_script, collect_script, stats_script
-from kedit.sweepfolder import Numbered, SweepFolder
+from kedit.sweeps.folder import Numbered, SweepFolder
+from kedit.sweeps.slurm import queue
+from kedit.sweeps.slurm.options import SlurmOptions
+from kedit.sweeps.slurm.render import LOGS, SCRIPTS, array_script, collect_script, stats_script
 
 RECORD = "submission.json"
 

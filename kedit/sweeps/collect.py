@@ -1,7 +1,7 @@
 """Results of a sweep side by side: which runs can be compared, and their numbers as `summary.json` has them.
 
 Runs stand in one table only if protocol, data and moment are the same. The one thing computed here is the mean and
-the spread over seeds. What it looks like is `kedit.collect_report`'s business.
+the spread over seeds. What it looks like is `kedit.sweeps.collect_tables`'s business.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from kedit.results.tables import shown_metrics
 from kedit.runtime.run_folder import SUMMARY
-from kedit.sweepfolder import Numbered, SweepFolder
+from kedit.sweeps.folder import Numbered, SweepFolder
 
 COLUMNS = (
     "task", "index", "config", "method", "editor", "model", "model_fingerprint", "dtype", "seed", "regime", "measured",

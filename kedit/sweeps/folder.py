@@ -20,7 +20,7 @@ from typing import Any, Literal
 from kedit.errors import KeditError, shown
 from kedit.runtime.lock import flock, held
 from kedit.runtime.run_folder import RESULTS, finished, write_json
-from kedit.sweep import Sweep, Task
+from kedit.sweeps.spec import Sweep, Task
 
 PLAN = "sweep.json"
 RECORD = "task.json"

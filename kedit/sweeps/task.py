@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from kedit.errors import KeditError
 from kedit.runtime.run_folder import finished
-from kedit.sweepfolder import LOG, Numbered
+from kedit.sweeps.folder import LOG, Numbered
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """What stops a task after the optimiser step under way: Ctrl-C, the cluster, a closed terminal, and Slurm's notice

@@ -15,8 +15,8 @@ from typing import Any
 
 from kedit.errors import KeditError, shown
 from kedit.runtime.option_values import control_in
-from kedit.slurm.options import SlurmOptions
-from kedit.sweepfolder import ranges
+from kedit.sweeps.folder import ranges
+from kedit.sweeps.slurm.options import SlurmOptions
 
 SCRIPTS, LOGS = "slurm", "logs"
 """Where in a sweep's folder its scripts and their output are."""
@@ -106,7 +106,7 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
             if control_in(str(one)):
                 name = {"quoted_folder": "out", "folder": "out", "commands": "stats"}.get(option, option)
                 raise KeditError(f"{name}: {shown(str(one))} has a control character, which no sbatch script may have")
-    text = files("kedit.slurm").joinpath("templates", f"{template}.sbatch").read_text(encoding="utf-8")
+    text = files("kedit.sweeps.slurm").joinpath("templates", f"{template}.sbatch").read_text(encoding="utf-8")
     return "".join(f"{line}\n" for line in _lines(text, values))
 
 

@@ -1,4 +1,4 @@
-"""A sweep's results for people and programs: terminal, Markdown, CSV. The numbers are `kedit.collect`'s."""
+"""A sweep's results for people and programs: terminal, Markdown, CSV. The numbers are `kedit.sweeps.collect`'s."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from kedit.collect import Collected, Group, Line, csv_rows
 from kedit.results.summary import TITLES
 from kedit.results.tables import MOMENTS, interval, number
 from kedit.runtime.run_folder import csv_text
+from kedit.sweeps.collect import Collected, Group, Line, csv_rows
 
 COLUMNS = ("setting", "before", "after", "95 % interval")
 LEGEND = (
