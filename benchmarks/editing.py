@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, Trainer
 
-from kedit.cli.quiet import quiet_lightning
+from kedit.cli.options.quiet import quiet_lightning
 from kedit.data import EditData, RobustQueries
 from kedit.data.robust_queries import QueryConfig
 from kedit.methods import EditingModule

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from kedit.cli.parts import TRAINER_DEFAULTS
+from kedit.cli.options.parts import TRAINER_DEFAULTS
 from kedit.delta.delta import Delta
 from kedit.delta.serialization import load_delta
 from kedit.methods import PAC

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
-from kedit.cli.parts import TRAINER_DEFAULTS
+from kedit.cli.options.parts import TRAINER_DEFAULTS
 from kedit.data import EditData
 from kedit.forward.replay import Site
 from kedit.methods.base.edit_batch import EditBatch

@@ -16,7 +16,7 @@ from jsonargparse import Namespace
 from safetensors.torch import load_file, save_file
 
 from kedit.cli import main
-from kedit.cli.checks import check_precision
+from kedit.cli.options.checks import check_precision
 from kedit.delta.serialization import load_delta
 from kedit.errors import KeditError
 from kedit.model.lm import LMConfig, load_lm

@@ -18,7 +18,7 @@ import yaml
 
 import kedit
 from kedit.cli import main
-from kedit.cli.ls import NAMES
+from kedit.cli.commands.ls import NAMES
 from kedit.covariance import load_covariance
 from kedit.data import datasets_index
 from kedit.keyvalue.published import TABLE

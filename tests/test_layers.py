@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from kedit.cli.fit import parsed
-from kedit.cli.layers import class_first
-from kedit.cli.probe_anchors import _parser
+from kedit.cli.commands.fit import parsed
+from kedit.cli.commands.probe_anchors import _parser
+from kedit.cli.options.layers import class_first
 
 BASE = """\
 model:

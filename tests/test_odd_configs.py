@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-import kedit.cli.fit
+import kedit.cli.commands.fit
 from kedit.cli import main
-from kedit.cli.fit import parsed
-from kedit.cli.nulls import accept_null
+from kedit.cli.commands.fit import parsed
+from kedit.cli.options.nulls import accept_null
 from kedit.runtime.yaml_text import LEVELS, load_yaml
 from tests.config_mutants import mutants
 
@@ -26,7 +26,7 @@ Said = Callable[[list[str]], str]
 @pytest.fixture
 def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Said:
     """What the command says of bad input, at most two lines; where it says nothing, the text is empty."""
-    monkeypatch.setattr(kedit.cli.fit, "fit", parsed)  # no run, should one be let through
+    monkeypatch.setattr(kedit.cli.commands.fit, "fit", parsed)  # no run, should one be let through
 
     def run(words: list[str]) -> str:
         capsys.readouterr()

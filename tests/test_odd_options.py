@@ -13,8 +13,8 @@ import pytest
 
 from kedit.callbacks import EditProgress, ResultsWriter, Robustness, Texts
 from kedit.cli import main
-from kedit.cli.fit import parsed
-from kedit.cli.messages import LINE, explain, printable
+from kedit.cli.commands.fit import parsed
+from kedit.cli.options.messages import LINE, explain, printable
 from kedit.covariance import StatsConfig
 from kedit.data import Facts
 from kedit.data.robust_queries import QueryConfig

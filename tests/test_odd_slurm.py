@@ -150,7 +150,7 @@ def damage(plan: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_a_sweep_folder_from_elsewhere(tmp_path: Path) -> None:
     """Names of tasks are folders below it, and its own name is one word of a script."""
-    from kedit.cli.sweep import open_sweep
+    from kedit.cli.commands.sweep import open_sweep
 
     folder = open_sweep(str(sweep_file(tmp_path, "smollm2-135m")), str(tmp_path / "out"))
     folder.write()
@@ -182,7 +182,7 @@ def test_a_sweep_folder_from_elsewhere(tmp_path: Path) -> None:
 def test_collect_says_where_results_may_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kedit.cli.sweep import open_sweep
+    from kedit.cli.commands.sweep import open_sweep
 
     monkeypatch.chdir(tmp_path)
     file = sweep_file(tmp_path, "smollm2-135m")

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 
 from kedit.callbacks import EditCheckpoint
 from kedit.cli import main
-from kedit.cli.parts import TRAINER_DEFAULTS
+from kedit.cli.options.parts import TRAINER_DEFAULTS
 from kedit.covariance import StatsConfig
 from kedit.delta.delta import Delta
 from kedit.delta.serialization import load_delta

@@ -102,7 +102,7 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 
 
 def test_statistics_once_for_each_model_and_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kedit.cli.fit import parsed
+    from kedit.cli.commands.fit import parsed
 
     monkeypatch.chdir(ROOT)
     configs = [

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from kedit.callbacks import EditCallback, EditCheckpoint
-from kedit.cli.parts import TRAINER_DEFAULTS
+from kedit.cli.options.parts import TRAINER_DEFAULTS
 from kedit.covariance import StatsConfig
 from kedit.data import EditData
 from kedit.delta.delta import Delta, edited

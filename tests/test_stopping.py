@@ -81,7 +81,7 @@ def test_the_first_signal_counts() -> None:
 
 def test_before_the_run(words: list[str], tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """While options are read, and while the model is loaded."""
-    monkeypatch.setattr("kedit.cli.fit.check_groups", lambda *_: send())
+    monkeypatch.setattr("kedit.cli.commands.fit.check_groups", lambda *_: send())
     stopped(words, 138)
     said = capfd.readouterr().err.splitlines()
     assert said[-1] == "kedit: interrupted by SIGUSR1; the run had not begun: the same command begins it"
@@ -96,7 +96,7 @@ def test_before_the_run(words: list[str], tmp_path: Path, capfd: Any, monkeypatc
 
 
 def test_before_the_command_is_loaded(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    monkeypatch.setattr("kedit.cli.ls.ls", lambda words: send())
+    monkeypatch.setattr("kedit.cli.commands.ls.ls", lambda words: send())
     stopped(["ls"], 138)
     assert capfd.readouterr().err == "kedit: interrupted by SIGUSR1\n"
 

@@ -159,7 +159,7 @@ def test_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_shipped_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file in slurm/sweeps expands, and `kedit fit` takes its options."""
-    from kedit.cli.sweep import check_options
+    from kedit.cli.commands.sweep import check_options
 
     monkeypatch.chdir(ROOT)
     files = sorted(Path("slurm/sweeps").glob("*.yaml"))

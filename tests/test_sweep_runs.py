@@ -35,7 +35,7 @@ def test_runs_skips_and_goes_on(
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 1
-    said = [record.getMessage() for record in caplog.records if record.name == "kedit.cli.sweep"]
+    said = [record.getMessage() for record in caplog.records if record.name == "kedit.cli.commands.sweep"]
     assert said[0] == f"sweep tiny: 2 tasks, 0 of them done before; {out}"
     assert re.match(r"\[1/2\] rome-late-\w{6}: failed \(exit status 2\): .*late", said[1])
     assert re.match(r"\[2/2\] rome-\S+: done in \d+ s", said[2])
@@ -57,7 +57,7 @@ def test_runs_skips_and_goes_on(
     late.symlink_to(model)
     caplog.clear()
     main(words)
-    said = [record.getMessage() for record in caplog.records if record.name == "kedit.cli.sweep"]
+    said = [record.getMessage() for record in caplog.records if record.name == "kedit.cli.commands.sweep"]
     assert re.match(r"\[1/2\] rome-late-\w{6}: done in", said[1])
     assert re.match(r"\[2/2\] rome-\S+: done before", said[2])
     assert {path: path.stat().st_mtime_ns for path in second.folder.rglob("*") if path.is_file()} == before

@@ -11,9 +11,9 @@ from jsonargparse import ArgumentError
 from rich.console import Console
 
 import kedit
-from kedit.cli.messages import Interrupted, check_words, explain, of_kedit, printable
-from kedit.cli.nulls import accept_null
-from kedit.cli.quiet import set_up_logging
+from kedit.cli.options.messages import Interrupted, check_words, explain, of_kedit, printable
+from kedit.cli.options.nulls import accept_null
+from kedit.cli.options.quiet import set_up_logging
 from kedit.errors import KeditError, shown
 from kedit.runtime import launcher
 from kedit.runtime.signals import Stopped, Stopper
@@ -88,37 +88,37 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
     """Command -> what runs it; imported when needed, so that `kedit --help` is quick."""
 
     def fit(words: list[str]) -> None:
-        from kedit.cli.fit import fit
+        from kedit.cli.commands.fit import fit
 
         fit(words)
 
     def stats(words: list[str]) -> None:
-        from kedit.cli.stats import stats
+        from kedit.cli.commands.stats import stats
 
         stats(words)
 
     def probe_anchors(words: list[str]) -> None:
-        from kedit.cli.probe_anchors import probe_anchors
+        from kedit.cli.commands.probe_anchors import probe_anchors
 
         probe_anchors(words)
 
     def sweep(words: list[str]) -> None:
-        from kedit.cli.sweep import sweep
+        from kedit.cli.commands.sweep import sweep
 
         sweep(words)
 
     def collect(words: list[str]) -> None:
-        from kedit.cli.collect import collect
+        from kedit.cli.commands.collect import collect
 
         collect(words)
 
     def slurm(words: list[str]) -> None:
-        from kedit.cli.slurm import slurm
+        from kedit.cli.commands.slurm import slurm
 
         slurm(words)
 
     def ls(words: list[str]) -> None:
-        from kedit.cli.ls import ls
+        from kedit.cli.commands.ls import ls
 
         ls(words)
 

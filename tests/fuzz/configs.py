@@ -14,7 +14,7 @@ from unittest.mock import patch
 import yaml
 
 from kedit.cli import main
-from kedit.cli.fit import parsed
+from kedit.cli.commands.fit import parsed
 from tests.fuzz.damage import damaged
 from tests.fuzz.harness import ROOT, Case, Said, Wrong
 from tests.fuzz.mutate import DEEP, HUGE, at, changed, paths
@@ -170,7 +170,7 @@ def _run(file: Path, runs: bool, odd: bool, said: Said) -> str:
             if runs:
                 main(words)
             else:
-                with patch("kedit.cli.fit.fit", parsed):
+                with patch("kedit.cli.commands.fit.fit", parsed):
                     main(words)
         finally:
             if (file.parent / "hacked").exists():

@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
-from kedit.cli.messages import Interrupted, explain, of_kedit
+from kedit.cli.options.messages import Interrupted, explain, of_kedit
 from kedit.errors import KeditError
 from kedit.runtime.option_values import check_path
 from kedit.sweeps.folder import PLAN, Busy, Numbered, SweepFolder
@@ -91,7 +91,7 @@ def check_options(tasks: list[Numbered]) -> None:
     """
     if not tasks:
         return
-    from kedit.cli.fit import parsed  # here, as it takes seconds: a finished sweep does not need it
+    from kedit.cli.commands.fit import parsed  # here, as it takes seconds: a finished sweep does not need it
 
     for numbered in tasks:
         try:

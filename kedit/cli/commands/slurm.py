@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kedit.cli.collect import collect
-from kedit.cli.sweep import WHICH, check_options, open_sweep
+from kedit.cli.commands.collect import collect
+from kedit.cli.commands.sweep import WHICH, check_options, open_sweep
 from kedit.errors import KeditError, shown
 from kedit.sweeps.folder import Numbered, SweepFolder, ranges
 from kedit.sweeps.slurm.options import SlurmOptions
@@ -99,7 +99,7 @@ def _send(folder: SweepFolder, args: Any) -> None:
 
 def _check_devices(tasks: Sequence[Numbered], gpus: int) -> None:
     """Several GPUs for tasks that would use one of them."""
-    from kedit.cli.fit import parsed  # takes seconds
+    from kedit.cli.commands.fit import parsed  # takes seconds
 
     for numbered in tasks:
         devices = parsed(numbered.words).trainer.devices
@@ -111,7 +111,7 @@ def _check_devices(tasks: Sequence[Numbered], gpus: int) -> None:
 
 
 def _stats(tasks: Sequence[Numbered]) -> list[list[str]]:
-    from kedit.cli.fit import parsed
+    from kedit.cli.commands.fit import parsed
     from kedit.sweeps.slurm.covariance_job import stats_commands  # these take seconds
 
     return stats_commands([parsed(numbered.words) for numbered in tasks])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from kedit.cli.sweep import WHICH, open_sweep
+from kedit.cli.commands.sweep import WHICH, open_sweep
 from kedit.errors import KeditError
 from kedit.runtime.option_values import check_path
 from kedit.runtime.run_folder import make_folder, write_text

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from kedit.callbacks import StopAtSignal
-from kedit.cli.checks import (
+from kedit.cli.options.checks import (
     check_checkpoint,
     check_options,
     check_precision,
@@ -29,11 +29,11 @@ from kedit.cli.checks import (
     placed,
     run_name,
 )
-from kedit.cli.groups import check_groups
-from kedit.cli.layers import begin_anew, class_first
-from kedit.cli.messages import Interrupted
-from kedit.cli.parts import CALLBACKS, TRAINER_DEFAULTS, RunConfig
-from kedit.cli.quiet import quiet_lightning
+from kedit.cli.options.groups import check_groups
+from kedit.cli.options.layers import begin_anew, class_first
+from kedit.cli.options.messages import Interrupted
+from kedit.cli.options.parts import CALLBACKS, TRAINER_DEFAULTS, RunConfig
+from kedit.cli.options.quiet import quiet_lightning
 from kedit.data import EditData
 from kedit.errors import CannotWrite, KeditError, cannot_write
 from kedit.methods import EditingModule

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from kedit.analysis.anchor_probe_figure import draw
 from kedit.analysis.anchor_probe_report import Windows, as_csv, lines_of, probe_table, used, verdict
-from kedit.cli.layers import begin_anew, class_first
-from kedit.cli.messages import of_kedit
-from kedit.cli.stats import device_of
+from kedit.cli.commands.stats import device_of
+from kedit.cli.options.layers import begin_anew, class_first
+from kedit.cli.options.messages import of_kedit
 from kedit.data import EditData, datasets_index
 from kedit.errors import KeditError
 from kedit.evaluation.score import known

@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from kedit.cli.messages import of_kedit
+from kedit.cli.options.messages import of_kedit
 from kedit.errors import CannotWrite, KeditError, at_least, shown
 from kedit.runtime.checkpoint_file import read_checkpoint
 from kedit.runtime.checksum import first_line as first_line

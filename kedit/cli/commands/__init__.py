@@ -1,0 +1,1 @@
+"""The commands, one file each: parse what the user gave, call the library, print."""
