@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
 from torch import Tensor
 
-from kedit.keyvalue import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
+from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, optimise
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject, pad_right
 from kedit.request import EditRequest
@@ -101,7 +101,7 @@ def replay_way(
     for start in range(0, len(order), lanes):
         group = order[start : start + lanes]
         objective = ValueObjective(lm, [requests[i] for i in group], templates, layer, "mlp", TERMS)
-        v_star = optimise(ValueLanes(objective, stop, CLAMP), lr=LR, steps=steps)
+        v_star = optimise(ValueOptimization(objective, stop, CLAMP), lr=LR, steps=steps)
         for i, value in zip(group, v_star, strict=True):
             out[i] = value
     return torch.stack([value for value in out if value is not None])

@@ -129,7 +129,10 @@ def rows_file(a: argparse.Namespace, again: bool = False) -> Path:
 def show(lines: list[dict[str, Any]]) -> None:
     """Prints the figures of `kedit.results.robustness.figures`."""
     for line in lines:
-        print(f"{line['when']:28s}{line['kind']:18s}{line['after']:7.1f} [{line['ci_low']:.1f}, {line['ci_high']:.1f}]")
+        print(
+            f"{line['measured_at']:28s}{line['kind']:18s}{line['after']:7.1f} "
+            f"[{line['ci_low']:.1f}, {line['ci_high']:.1f}]"
+        )
 
 
 def names(a: argparse.Namespace) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from common import get_lm, save, speed_parser, timed
 
 from kedit.data import read_facts, read_robust
 from kedit.delta.delta import Delta, Factors, edited
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.score import EvalConfig, score
 from kedit.forward.greedy import greedy_ids
 from kedit.forward.logits import default_batch_tokens
@@ -124,7 +124,7 @@ def main() -> None:
     compare("unedited", slow, fast)
     figures["unedited"]["max_difference"] = _difference(slow[0], fast[0])
     slow = timed(lambda: written(lm, records, deltas), a.device)
-    fast = timed(lambda: in_batches(lm, probes, None, lanes=lanes, bank=LaneBank(lm.model, deltas)), a.device)
+    fast = timed(lambda: in_batches(lm, probes, None, lanes=lanes, bank=BatchedDeltas(lm.model, deltas)), a.device)
     compare("edited", slow, fast)
     figures["edited"]["max_difference"] = _difference(slow[0], fast[0])
     slow = timed(lambda: hugging_face(lm, rows, a.new), a.device)

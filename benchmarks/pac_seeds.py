@@ -21,7 +21,7 @@ import numpy as np
 from common import save
 
 from kedit.results.intervals import Floats, percentile_interval, resampled_means
-from kedit.results.summary import TITLES, TOKEN_COLUMNS, Scoreboard
+from kedit.results.summary import TITLES, TOKEN_COLUMNS, SummaryAccumulator
 
 MEASURES = tuple(TITLES[kind] for kind, _ in TOKEN_COLUMNS)
 """Efficacy, generality, locality; the score is their mean."""
@@ -29,7 +29,7 @@ MEASURES = tuple(TITLES[kind] for kind, _ in TOKEN_COLUMNS)
 
 def values_of(path: Path) -> dict[str, Floats]:
     """Record -> its three measures in percent, NaN where it has no probe of a kind."""
-    board = Scoreboard()
+    board = SummaryAccumulator()
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for row in rows:
         board.add(row)

@@ -28,15 +28,15 @@ from torch import Tensor
 from kedit.delta.slices import lines
 from kedit.methods.pac import (
     ContrastConfig,
-    KeepConfig,
+    LocalityConfig,
     Objective,
     Part,
+    RectifyLoop,
     Request,
     Selection,
-    Sides,
     Site,
-    Steps,
     TraceConfig,
+    TrainableNodes,
     TrainConfig,
     argmaxes,
     labelled,
@@ -68,12 +68,12 @@ class Slim:
 
     def __init__(self, lm: LM, selection: Selection, shared: bool, objective: Objective = "alternate") -> None:
         train = TrainConfig(mini_batch=SIZE, objective=objective, stop=False, per_edit=False)
-        self.options = (train, ContrastConfig(weight=WEIGHT), KeepConfig())
-        self.lm, self.sides = lm, Sides(lm, "none", LR, LR, shared)
+        self.options = (train, ContrastConfig(weight=WEIGHT), LocalityConfig())
+        self.lm, self.sides = lm, TrainableNodes(lm, "none", LR, LR, shared)
         self.optimizer = self.sides.take(selection)
 
     def pair(self, requests: Sequence[Request]) -> None:
-        steps = Steps(self.lm, self.sides, requests, *self.options, 1, torch.Generator().manual_seed(0))
+        steps = RectifyLoop(self.lm, self.sides, requests, *self.options, 1, torch.Generator().manual_seed(0))
         while (loss := steps.loss()) is not None:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -91,16 +91,18 @@ class Dense:
 
     def __init__(self, lm: LM, selection: Selection) -> None:
         self.lm, self.selection = lm, selection
-        self.weights: dict[Site, Any] = {site: lm.model.get_submodule(site.path).weight for site in selection.top}
+        self.weights: dict[Site, Any] = {site: lm.model.get_submodule(site.path).weight for site in selection.critical}
         for parameter in self.weights.values():
             parameter.requires_grad_()
         self.optimizer = torch.optim.Adam(self.weights.values(), lr=LR)
 
     def pair(self, requests: Sequence[Request]) -> None:
         batch = labelled(self.lm, [request.text for request in requests])
-        said = torch.tensor([token for request in requests for token in request.said], device=self.lm.device)
-        self._step("top", batch.ids, batch.rows, batch.cols, batch.labels, 1.0)
-        self._step("bottom", batch.ids, batch.rows, batch.cols, said, WEIGHT)
+        base_labels = torch.tensor(
+            [token for request in requests for token in request.base_labels], device=self.lm.device
+        )
+        self._step("critical", batch.ids, batch.rows, batch.cols, batch.labels, 1.0)
+        self._step("contrast", batch.ids, batch.rows, batch.cols, base_labels, WEIGHT)
 
     def _step(self, part: Part, ids: Tensor, rows: Tensor, cols: Tensor, labels: Tensor, scale: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -118,8 +120,8 @@ class Dense:
 
 def asked(lm: LM, texts: Sequence[Tokens]) -> list[Request]:
     """Requests with y, what the unedited model says at the positions of y*."""
-    said = [tuple(argmaxes(lm, labelled(lm, [text])).tolist()) for text in texts]
-    return [Request(str(i), text, text, own) for i, (text, own) in enumerate(zip(texts, said, strict=True))]
+    base_labels = [tuple(argmaxes(lm, labelled(lm, [text])).tolist()) for text in texts]
+    return [Request(str(i), text, text, own) for i, (text, own) in enumerate(zip(texts, base_labels, strict=True))]
 
 
 def first_pair(make: Callable[[], Way], lm: LM, requests: Sequence[Request]) -> tuple[Way, dict[str, float]]:

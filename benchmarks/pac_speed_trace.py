@@ -57,9 +57,9 @@ def dense(lm: LM, batch: Labelled, config: TraceConfig) -> Traced:
         for parameter in weights:
             parameter.grad = None
             parameter.requires_grad_(False)
-    top = {site: value.topk(config.nodes).indices.sort().values for site, value in scores.items()}
-    low = {site: value.argsort(stable=True)[: config.bottom].sort().values for site, value in scores.items()}
-    return [(scores, Selection(top, low))]
+    critical = {site: value.topk(config.nodes).indices.sort().values for site, value in scores.items()}
+    low = {site: value.argsort(stable=True)[: config.contrast_nodes].sort().values for site, value in scores.items()}
+    return [(scores, Selection(critical, low))]
 
 
 def traced(lm: LM, batch: Labelled, config: TraceConfig) -> Traced:
@@ -70,7 +70,7 @@ def traced(lm: LM, batch: Labelled, config: TraceConfig) -> Traced:
 
 def agreement(found: Traced, wanted: Traced) -> dict[str, float]:
     """Share of nodes that both ways select; largest difference of scores as a share of a matrix's highest."""
-    same, gap = {"top": [0, 0], "bottom": [0, 0]}, 0.0
+    same, gap = {"critical": [0, 0], "contrast": [0, 0]}, 0.0
     for (scores, selection), (exact, reference) in zip(found, wanted, strict=True):
         for name, count in same.items():
             for site, nodes in getattr(reference, name).items():

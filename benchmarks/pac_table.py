@@ -2,7 +2,7 @@
 
     python benchmarks/pac_table.py --data ../shared/data/rep_zsre_test.json \\
         --paraphrases ../shared/data/zsre_edit.json --records 100 --save pac_zsre_test \\
-        --arms default=configs/pac_smollm2.yaml random=configs/pac_smollm2.yaml,trace.pick=random \\
+        --arms default=configs/pac_smollm2.yaml random=configs/pac_smollm2.yaml,trace.node_source=random \\
                rome=configs/rome_smollm2.yaml
 
 An arm is NAME=CONFIG[,OPTION=VALUE...]: the `model` of a config of `kedit fit` with some of its options changed. All

@@ -35,9 +35,9 @@ def gain(line: dict[str, Any] | None) -> str:
 def table(name: str) -> str:
     """Probes down, arms or moments across; where there is an editor beside, the difference to it too."""
     found = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
-    lines = {(line["when"], line["kind"]): line for line in found["figures"]}
+    lines = {(line["measured_at"], line["kind"]): line for line in found["figures"]}
     differences = {(d["arm"], d["kind"]): d for d in found.get("difference_to_editor", ())}
-    arms = list(dict.fromkeys(when for when, _ in lines))
+    arms = list(dict.fromkeys(measured_at for measured_at, _ in lines))
     rows = [["", "before", *(arm.replace("_", " ") for arm in arms)], ["---"] * (len(arms) + 2)]
     for kind, title in ROWS.items():
         own = [lines.get((arm, kind)) for arm in arms]

@@ -45,9 +45,9 @@ class At(EditCallback):
         if n not in self.counts:
             return
         after = self._score(module, n)
-        when = f"{self.arm}, {n} edits"
+        measured_at = f"{self.arm}, {n} edits"
         found = zip(self.records[:n], self.base[:n], after, strict=True)
-        append_rows(self.path, [result_row(record, b, a, batch.index, when) for record, b, a in found])
+        append_rows(self.path, [result_row(record, b, a, batch.index, measured_at) for record, b, a in found])
 
     def _score(self, module: EditingModule, n: int) -> list[list[ProbeScore]]:
         return score_records(module.lm, self.records[:n], config=EvalConfig(generate=[]))

@@ -29,10 +29,10 @@ from torch import Tensor
 from kedit.data import read_facts, read_robust
 from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.delta.delta import Delta, Factors
-from kedit.delta.lanes import LaneBank
-from kedit.delta.pathway import Bank, Pathway
-from kedit.keyvalue import ValueLanes, ValueObjective, optimise
-from kedit.methods.rep import AdapterConfig, AdapterLanes, KeySource, Task, closed_form
+from kedit.delta.lanes import BatchedDeltas
+from kedit.delta.pathway import Pathway, PathwayRouter
+from kedit.keyvalue import ValueObjective, ValueOptimization, optimise
+from kedit.methods.rep import AdapterConfig, AdapterTask, AdapterTrainer, KeySource, closed_form
 from kedit.methods.rep.keys import read_keys
 from kedit.model.lm import LM
 from kedit.request import EditRecord
@@ -49,7 +49,7 @@ def corpus_of(records: Sequence[EditRecord], folder: str) -> Path:
 def edit(lm: LM, records: Sequence[EditRecord], templates: Sequence[str], layer: int, steps: int) -> list[Delta]:
     """(a): v* of a group of lanes, and the deltas that the adapters need."""
     objective = ValueObjective(lm, [record.request for record in records], templates, layer, "mlp", TERMS)
-    v_star = optimise(ValueLanes(objective, clamp_norm_factor=CLAMP), lr=LR, steps=steps)
+    v_star = optimise(ValueOptimization(objective, clamp_norm_factor=CLAMP), lr=LR, steps=steps)
     keys, values = objective.keys_and_values()
     deltas = []
     for k, v, wanted in zip(keys, values, v_star, strict=True):
@@ -59,11 +59,11 @@ def edit(lm: LM, records: Sequence[EditRecord], templates: Sequence[str], layer:
     return deltas
 
 
-def read(source: KeySource, records: Sequence[EditRecord], layer: int, deltas: Sequence[Delta]) -> list[Task]:
+def read(source: KeySource, records: Sequence[EditRecord], layer: int, deltas: Sequence[Delta]) -> list[AdapterTask]:
     """(b): the keys of a group of lanes."""
     path = source.lm.arch.path("mlp_out", layer)
     directions = torch.stack([delta.changes[path].right[0] for delta in deltas])
-    bank = LaneBank(source.lm.model, deltas)
+    bank = BatchedDeltas(source.lm.model, deltas)
     return source.tasks(records, layer, directions, lambda keys: keys[0], bank, range(len(records)))
 
 
@@ -86,7 +86,7 @@ def bank_costs(
     figures: dict[str, Any] = {"tokens": n, "forward_us_per_token": 1e6 * plain}
     for gate, found in pathways.items():
         for count in counts:
-            bank = Bank(list(islice(cycle(found), count)))
+            bank = PathwayRouter(list(islice(cycle(found), count)))
             handles = bank.install(module)
             try:
                 inside = best(forward)
@@ -133,7 +133,7 @@ def main() -> None:
     _, shared = timed(lambda: source._shared_keys(a.layer, lm.arch.module(lm.model, "mlp_out", a.layer)), a.device)
     groups = [records[start : start + a.lanes] for start in range(0, len(records), a.lanes)]
     warm = edit(lm, records[:1], templates, a.layer, 2)
-    train(AdapterLanes(read(source, records[:1], a.layer, warm), replace(shipped, steps=2)))
+    train(AdapterTrainer(read(source, records[:1], a.layer, warm), replace(shipped, steps=2)))
 
     figures: dict[str, dict[str, Any]] = {}
     made: dict[str, list[Any]] = {"a_v_star": [], "b_keys": [], "c_trained": [], "rounding": []}
@@ -152,11 +152,11 @@ def main() -> None:
     for group in groups:
         deltas = clock("a_v_star", group, lambda g=group: edit(lm, g, templates, a.layer, a.evaluations))
         tasks = clock("b_keys", group, lambda g=group, d=deltas: read(source, g, a.layer, d))
-        clock("c_trained", group, lambda t=tasks: train(AdapterLanes(t, shipped)))
+        clock("c_trained", group, lambda t=tasks: train(AdapterTrainer(t, shipped)))
         clock("d_closed_form", group, lambda t=tasks: closed_form(t, shipped))
-        clock("e_mlp_gate", group, lambda t=tasks: train(AdapterLanes(t, mlp)))
+        clock("e_mlp_gate", group, lambda t=tasks: train(AdapterTrainer(t, mlp)))
         if done < n_slow:
-            bank = LaneBank(lm.model, deltas)
+            bank = BatchedDeltas(lm.model, deltas)
             run = (tasks, shipped, source, group, a.layer, bank)
             clock("f_model_every_step", group, lambda r=run: train(Uncached(*r)))
             made["rounding"].append(rounding(tasks, shipped))

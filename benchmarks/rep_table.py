@@ -22,7 +22,7 @@ from common import save
 from editing import editor_of, fit, names, parser, robust_data, rows_file, show
 
 from kedit.delta.delta import Delta
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.score import EvalConfig, ProbeScore, score_records
 from kedit.methods import REP, EditingModule
 from kedit.methods.base.callback import EditCallback
@@ -47,8 +47,8 @@ ARMS: dict[str, dict[str, Any]] = {  # what is given to REP besides its editor
     "no_normalisation": {"adapter": replace(C, normalise=False)},
     "no_strength": {"adapter": replace(C, strength=0.0, aggregation=1.0)},
     "not_anchored": {"adapter": replace(C, anchored=False)},
-    "reach_1": {"adapter": replace(C, reach=1.0)},
-    "reach_1.5": {"adapter": replace(C, reach=1.5)},
+    "reach_1": {"adapter": replace(C, edit_strength=1.0)},
+    "reach_1.5": {"adapter": replace(C, edit_strength=1.5)},
     "no_phrases": {"adapter": replace(C, phrases=0)},
     "no_hysteresis": {"adapter": replace(C, hysteresis=0.0)},
     "hysteresis_2": {"adapter": replace(C, hysteresis=2.0)},
@@ -107,7 +107,7 @@ class Arms(EditCallback):
 
     def __init__(self, names: list[str], path: Path) -> None:
         self.names, self.path = names, path
-        self.done = {(row["case_id"], row["when"]) for row in read_rows(path)}
+        self.done = {(row["case_id"], row["measured_at"]) for row in read_rows(path)}
         self.arms: dict[str, REP] = {}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -145,7 +145,7 @@ class Arms(EditCallback):
     ) -> list[list[list[ProbeScore]]]:
         """Scores of every record's probes: unedited, then under each arm's deltas."""
         n = len(batch.records)
-        bank = LaneBank(module.lm.model, [delta or Delta() for deltas in arms for delta in deltas])
+        bank = BatchedDeltas(module.lm.model, [delta or Delta() for deltas in arms for delta in deltas])
         lanes = [*[-1] * n, *range(n * len(arms))]
         found = score_records(module.lm, batch.records * (1 + len(arms)), lanes, bank, EvalConfig(generate=[]))
         return [found[start : start + n] for start in range(0, len(found), n)]
@@ -156,7 +156,7 @@ def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for kind, metric in FIGURES:
         base = _per_record(rows, "editor", kind, metric)
-        for arm in dict.fromkeys(row["when"] for row in rows):
+        for arm in dict.fromkeys(row["measured_at"] for row in rows):
             own = _per_record(rows, arm, kind, metric)
             if arm != "editor" and base:
                 a, b = [base[c] for c in base], [own[c] for c in base]
@@ -172,7 +172,7 @@ def _per_record(rows: list[dict[str, Any]], arm: str, kind: str, metric: str) ->
     for row in rows:
         values = []
         for p in row["probes"]:
-            if row["when"] == arm and p["kind"] == kind:
+            if row["measured_at"] == arm and p["kind"] == kind:
                 same = [x == y for x, y in zip(p["before"]["top1"], p["after"]["top1"], strict=True)]
                 values.append(float(p["after"]["exact"]) if metric == "exact" else sum(same) / len(same))
         if values:
@@ -192,7 +192,7 @@ def main() -> None:
     data, path = robust_data(a, KINDS), rows_file(a, again=a.edits is not None)
     fit(editor, data, Arms(a.arms, path))
     ids = {record.request.case_id for record in data.records}
-    rows = [row for row in read_rows(path) if row["case_id"] in ids and row["when"] in ("editor", *a.arms)]
+    rows = [row for row in read_rows(path) if row["case_id"] in ids and row["measured_at"] in ("editor", *a.arms)]
     lines = figures(rows)
     show(lines)
     protocol = "single regime, teacher-forced exact match, after each edit"

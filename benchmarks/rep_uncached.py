@@ -8,15 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.delta.pathway import Pathway
-from kedit.methods.rep import AdapterConfig, AdapterLanes, KeySource, Task
+from kedit.methods.rep import AdapterConfig, AdapterTask, AdapterTrainer, KeySource
 from kedit.methods.rep.keys import read_keys
 from kedit.methods.rep.plan import NEGATIVE
 from kedit.request import EditRecord
 
 
-def train(lanes: AdapterLanes) -> list[Pathway]:
+def train(lanes: AdapterTrainer) -> list[Pathway]:
     """(c), (e), (f): what the training steps of `kedit.methods.REP` do, without Lightning."""
     adam = torch.optim.Adam(lanes.parameters(), lr=lanes.config.lr)
     for _ in range(lanes.config.steps):
@@ -26,15 +26,15 @@ def train(lanes: AdapterLanes) -> list[Pathway]:
     return lanes.pathways()
 
 
-class Uncached(AdapterLanes):
+class Uncached(AdapterTrainer):
     """(f): the keys of a step's positives and of the bare prompt come from the model, at every step.
 
     The positives of `tasks` are forgotten, so that nothing can be trained on them unread.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], config: AdapterConfig, source: KeySource, records: Sequence[EditRecord],
-        layer: int, bank: LaneBank,
+        self, tasks: Sequence[AdapterTask], config: AdapterConfig, source: KeySource, records: Sequence[EditRecord],
+        layer: int, bank: BatchedDeltas,
     ) -> None:  # fmt: skip
         super().__init__([replace(task, positives=torch.zeros_like(task.positives)) for task in tasks], config)
         self._lm, self._bank = source.lm, bank
@@ -80,7 +80,7 @@ def difference(ours: Sequence[Pathway], theirs: Sequence[Pathway]) -> dict[str, 
     return found
 
 
-def rounding(tasks: Sequence[Task], config: AdapterConfig) -> dict[str, float]:
+def rounding(tasks: Sequence[AdapterTask], config: AdapterConfig) -> dict[str, float]:
     """How far the same training ends from itself when every positive is off by one part in ten million.
 
     Two ways of reading keys differ by that much; more than this difference between their adapters means a fault.
@@ -89,5 +89,5 @@ def rounding(tasks: Sequence[Task], config: AdapterConfig) -> dict[str, float]:
     found = []
     for given in (tasks, shaken):
         torch.manual_seed(0)
-        found.append(train(AdapterLanes(given, config)))
+        found.append(train(AdapterTrainer(given, config)))
     return difference(*found)

@@ -28,9 +28,9 @@ from torch import Tensor
 from kedit.covariance import Covariance, StatsConfig, covariances
 from kedit.data import read_counterfact, read_records, read_robust
 from kedit.delta.delta import Delta, Factors
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.score import EvalConfig, score
-from kedit.keyvalue import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, solvers
+from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, solvers
 from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.keyvalue.optimization import optimise
 from kedit.model.architecture import weight
@@ -110,7 +110,7 @@ def values(
         part = order[start : start + lanes]
         terms = [NLL(), KLDivergence(s.kl), WeightDecay(s.weight_decay)]
         objective = ValueObjective(lm, [r.request for r in part], contexts, s.layer, "mlp", terms, s.bare_weight)
-        v_star = optimise(ValueLanes(objective, s.stop, s.clamp), s.lr, s.steps).double()
+        v_star = optimise(ValueOptimization(objective, s.stop, s.clamp), s.lr, s.steps).double()
         keys, outputs = (t.double() for t in objective.keys_and_values())
         found |= {r.request.case_id: (keys[i], outputs[i], v_star[i]) for i, r in enumerate(part)}
     return found
@@ -136,7 +136,7 @@ def measure(
     lanes = [i for i, own in enumerate(probes) for _ in own]
     config = EvalConfig(generate=[])
     before = score(lm, flat, config=config)
-    after = score(lm, flat, lanes, LaneBank(lm.model, deltas), config)
+    after = score(lm, flat, lanes, BatchedDeltas(lm.model, deltas), config)
     hits: dict[str, list[float]] = defaultdict(list)
     for p, b, a in zip(flat, before, after, strict=True):
         if p.kind == "neighborhood":

@@ -17,7 +17,7 @@ import torch
 from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
 from edit_speed import TERMS, contexts
 
-from kedit.keyvalue import Term, ValueLanes, ValueObjective, optimise
+from kedit.keyvalue import Term, ValueObjective, ValueOptimization, optimise
 from kedit.methods.steam.alignment import Alignment
 from kedit.model.lm import LM
 from kedit.request import EditRequest
@@ -43,10 +43,10 @@ def optimised(
     layers: list[int],
     way: str,
     steps: int,
-) -> ValueLanes:
+) -> ValueOptimization:
     """v* of a group of requests, every step taken."""
     objective = ValueObjective(lm, requests, templates, layer, "mlp", terms(lm, len(requests), layers, way))
-    lanes = ValueLanes(objective, 0.0, CLAMP)
+    lanes = ValueOptimization(objective, 0.0, CLAMP)
     optimise(lanes, lr=LR, steps=steps)
     return lanes
 

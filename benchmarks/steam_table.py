@@ -27,7 +27,7 @@ from editing import Listed, arm_of, fit
 from kedit.analysis.hidden_states import BASE, arm_states, prompts_of
 from kedit.data import read_facts, read_robust
 from kedit.delta.delta import Delta
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.consistency import collection, references_of
 from kedit.evaluation.fluency import ngram_entropy, sampled_texts
 from kedit.evaluation.score import EvalConfig, score_records
@@ -81,7 +81,7 @@ class Measure(EditCallback):
     def on_edit_end(self, trainer: Any, module: EditingModule, batch: EditBatch) -> None:
         n, records = len(batch.records), batch.records
         deltas = [delta or Delta() for delta in batch.deltas]
-        bank = LaneBank(module.lm.model, deltas)
+        bank = BatchedDeltas(module.lm.model, deltas)
         lanes = [*[-1] * n, *range(n)]
         scores = score_records(module.lm, records * 2, lanes, bank, self.config)
         cosines = self._cosines(module.lm, records, deltas)

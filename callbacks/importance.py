@@ -47,7 +47,7 @@ class PathImportance(EditCallback):
             return
         module, folder = _pac(pl_module), Path(trainer.default_root_dir)
         profile = module.whole_profile()
-        if not distributed.first():
+        if not distributed.is_main():
             return
         rows = profile.rows()
         if not rows:
@@ -71,8 +71,7 @@ def _pac(module: LightningModule) -> PAC:
     method = editing(module)
     if not isinstance(method, PAC):
         raise KeditError(f"importance.enabled: {type(method).__name__} traces no paths; only PAC does")
-    if method.trace_config.pick != "traced":
-        raise KeditError(
-            f"importance.enabled: nothing is traced with model.trace.pick: {method.trace_config.pick}; use traced"
-        )
+    source = method.trace_config.node_source
+    if source != "traced":
+        raise KeditError(f"importance.enabled: nothing is traced with model.trace.node_source: {source}; use traced")
     return method

@@ -95,7 +95,7 @@ class LatentFigures(EditCallback):
         if not self.enabled or self.measured >= self.max_edits:
             return
         bank = _bank(_steam(module))
-        arms: dict[str, list[Delta | None]] = {} if batch.plain is None else {"editor": batch.plain}
+        arms: dict[str, list[Delta | None]] = {} if batch.baseline_deltas is None else {"editor": batch.baseline_deltas}
         arms["steam"] = batch.deltas
         known = [i for i, record in enumerate(batch.records) if bank.anchor(record).used]
         made = [i for i in known if all(own[i] is not None for own in arms.values())]
@@ -141,7 +141,7 @@ class LatentFigures(EditCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The files."""
-        if not (self.enabled and distributed.first()):
+        if not (self.enabled and distributed.is_main()):
             return
         if not self._seen:
             log.warning("latent: no edit was made whose anchor has references, there is nothing to draw")

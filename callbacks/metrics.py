@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from kedit.data.robust_queries import KINDS, REPLACED
 from kedit.delta.delta import Delta, edited
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.errors import KeditError, shown
 from kedit.evaluation.score import EvalConfig, ProbeScore, check_probes, score_records
 from kedit.methods.base.callback import EditCallback, editing
@@ -132,13 +132,13 @@ class EditMetrics(EditCallback):
             before = [self._base[record.request.case_id] for record in batch.records]
         else:
             arms: dict[Moment, list[Delta]] = {"edit": [delta or Delta() for delta in batch.deltas]}
-            if batch.plain is not None:
-                arms["editor"] = [delta or Delta() for delta in batch.plain]
+            if batch.baseline_deltas is not None:
+                arms["editor"] = [delta or Delta() for delta in batch.baseline_deltas]
             before, *scores = self._arms(module, batch.records, list(arms.values()))
-            for when, measured in reversed(list(zip(arms, scores, strict=True))):
-                alone = batch.plain_outcomes if when == "editor" else None
+            for measured_at, measured in reversed(list(zip(arms, scores, strict=True))):
+                alone = batch.baseline_outcomes if measured_at == "editor" else None
                 for outcome, of, b, a in zip(batch.outcomes, alone or batch.outcomes, before, measured, strict=True):
-                    outcome.rows.append(edit_row(of, batch.index, module.regime, when, b, a))
+                    outcome.rows.append(edit_row(of, batch.index, module.regime, measured_at, b, a))
             return
         for outcome, b, a in zip(batch.outcomes, before, after, strict=True):
             outcome.rows.append(edit_row(outcome, batch.index, module.regime, "edit", b, a))
@@ -159,7 +159,7 @@ class EditMetrics(EditCallback):
             module.lm,
             list(records) * (1 + len(arms)),
             lanes=[-1] * n + list(range(len(deltas))),
-            bank=LaneBank(module.lm.model, deltas),
+            bank=BatchedDeltas(module.lm.model, deltas),
             config=self.scoring,
         )
         return [every[start : start + n] for start in range(0, len(every), n)]
@@ -175,22 +175,22 @@ class EditMetrics(EditCallback):
             return []
         return self._so_far(trainer, module, "end")
 
-    def _so_far(self, trainer: Trainer, module: EditingModule, when: str) -> list[dict[str, Any]]:
+    def _so_far(self, trainer: Trainer, module: EditingModule, measured_at: str) -> list[dict[str, Any]]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         batches = data.batches[: module.edits_done]
         done = [(index, record) for index, batch in enumerate(batches) for record in batch]
         if self._last is None or self._last[0] != len(done):
-            name = "the last edit" if when == "end" else f"{len(done)} edits"
+            name = "the last edit" if measured_at == "end" else f"{len(done)} edits"
             with stage(f"scoring the model after {name}") as progress:
                 records = [record for _, record in done]
                 after = score_records(module.lm, records, config=self.scoring, progress=progress, shared=True)
             self._last = (len(done), after)
-        more = {} if when == "end" else {"edits": len(done)}
+        more = {} if measured_at == "end" else {"edits": len(done)}
         rows = []
         for (index, record), (info, error), after in zip(done, module.outcomes, self._last[1], strict=True):
             outcome = Outcome(record, info=info, error=error)
             before = self._base[record.request.case_id]
-            rows.append(edit_row(outcome, index, module.regime, when, before, after) | more)
+            rows.append(edit_row(outcome, index, module.regime, measured_at, before, after) | more)
         return rows
 
 
@@ -198,22 +198,24 @@ def edit_row(
     outcome: Outcome,
     index: int,
     regime: str,
-    when: str,
+    measured_at: str,
     before: Sequence[ProbeScore] | None,
     after: Sequence[ProbeScore] | None,
 ) -> dict[str, Any]:
     """One line of `results.jsonl`: a record, what was done to it, and every probe before and after."""
     request = asdict(outcome.record.request)
     request["joiner"] = outcome.record.request.joint
-    info = {key: value for key, value in outcome.info.items() if when != "editor" or not key.startswith("pathway")}
-    edits = edits_of(when)
-    measured = MEASURED[when] if edits is None else f"after {edits} {'edit' if edits == 1 else 'edits'}"
+    info = {
+        key: value for key, value in outcome.info.items() if measured_at != "editor" or not key.startswith("pathway")
+    }
+    edits = edits_of(measured_at)
+    measured = MEASURED[measured_at] if edits is None else f"after {edits} {'edit' if edits == 1 else 'edits'}"
     return result_row(
         outcome.record,
         before,
         after,
         index,
-        when,
+        measured_at,
         protocol={"regime": regime, "measured": measured},
         status="failed" if outcome.error else "edited",
         error=outcome.error,

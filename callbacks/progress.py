@@ -53,7 +53,7 @@ class EditProgress(EditCallback):
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self._console,
-            disable=not (self._console.is_terminal and distributed.first()),
+            disable=not (self._console.is_terminal and distributed.is_main()),
         )
         self._bar.start()
         self._task = self._bar.add_task("edit", total=self._total, completed=self._done, rate="", note="")

@@ -17,12 +17,12 @@ from kedit.callbacks.metrics import MEASURED, EditMetrics, edit_row
 from kedit.delta.delta import Delta
 from kedit.delta.serialization import save_delta
 from kedit.errors import KeditError, within
-from kedit.methods.base.callback import EditCallback, editing, tell
+from kedit.methods.base.callback import EditCallback, call_hooks, editing
 from kedit.methods.base.edit_batch import EditBatch, Outcome
 from kedit.results.curve import as_csv, draw
 from kedit.results.intervals import RESAMPLES
 from kedit.results.rows import edits_of
-from kedit.results.summary import Scoreboard
+from kedit.results.summary import SummaryAccumulator
 from kedit.runtime import distributed
 from kedit.runtime.folder_name import folder_name
 from kedit.runtime.journal import tensor_bytes
@@ -83,7 +83,7 @@ class ResultsWriter(EditCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cuts an interrupted file back."""
         folder, done = _folder(trainer), editing(pl_module).resumed_at
-        if not distributed.first():
+        if not distributed.is_main():
             return
         make_folder(folder, "run.root")
         self._ledger = Ledger(folder / CHECKPOINT.parent / LEDGER)
@@ -118,7 +118,7 @@ class ResultsWriter(EditCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what the run is, now that everything is loaded."""
-        if distributed.first():
+        if distributed.is_main():
             write_json(_folder(trainer) / "run.json", self._run(trainer, editing(pl_module)))
 
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
@@ -132,7 +132,7 @@ class ResultsWriter(EditCallback):
         for metrics in _metrics(trainer):
             if module.regime == "sequential":
                 self._append(trainer, module, metrics.at_rows(trainer, module), None)
-        if self.save_deltas and (alone or (module.regime == "batch" and distributed.first())):
+        if self.save_deltas and (alone or (module.regime == "batch" and distributed.is_main())):
             names = [r.request.case_id for r in batch.records] if alone else [f"batch-{batch.index}"]
             for name, delta in zip(names, batch.deltas, strict=True):
                 if delta is not None:
@@ -145,32 +145,34 @@ class ResultsWriter(EditCallback):
         for metrics in _metrics(trainer):
             self._append(trainer, module, metrics.end_rows(trainer, module), None)
         self._append_unfit(trainer, module)
-        if not distributed.first():
+        if not distributed.is_main():
             return
         lost = self._compare(folder / RESULTS, folder / RESULTS)
-        boards: dict[str, Scoreboard] = {}
+        boards: dict[str, SummaryAccumulator] = {}
         failed: dict[str, str] = {}
         about: list[dict[str, Any]] = []
         for row in read_rows(folder / RESULTS):  # one at a time: there may be many
-            boards.setdefault(row["when"], Scoreboard(row["when"])).add(row)
+            boards.setdefault(row["measured_at"], SummaryAccumulator(row["measured_at"])).add(row)
             if row["status"] == "failed":
                 failed[row["case_id"]] = row["error"]
-            if edits_of(row["when"]) is None:
+            if edits_of(row["measured_at"]) is None:
                 about.append(_slim(row))
         if self.save_deltas and module.regime == "sequential" and module.deltas:
             save_delta(folder / "delta", Delta.concat(module.deltas), _card(module, about))
-        found = {when: board.summary(self.resamples) for when, board in boards.items()}
+        found = {measured_at: board.summary(self.resamples) for measured_at, board in boards.items()}
         curve = [
-            {"edits": edits_of(when), "when": when, "results": own} for when, own in found.items() if edits_of(when)
+            {"edits": edits_of(measured_at), "measured_at": measured_at, "results": own}
+            for measured_at, own in found.items()
+            if edits_of(measured_at)
         ]
         self.summary = self._run(trainer, module) | {
             "failed": failed,
             "timing": {
                 "edits": self._edits,
                 "seconds_editing": round(self._seconds, 3),
-                **({"processes": distributed.count()} if distributed.count() > 1 else {}),
+                **({"processes": distributed.world_size()} if distributed.world_size() > 1 else {}),
             },  # since the run was started or resumed
-            "results": {when: own for when, own in found.items() if edits_of(when) is None},
+            "results": {measured_at: own for measured_at, own in found.items() if edits_of(measured_at) is None},
         }
         if lost:
             self.summary["lost"] = lost
@@ -194,7 +196,7 @@ class ResultsWriter(EditCallback):
             edit_row(Outcome(record, error), len(data.batches), module.regime, "end" if ends else "edit", None, None)
             for record, error in data.unfit.values()
         ]
-        if rows and distributed.first():
+        if rows and distributed.is_main():
             self._write(trainer, rows)
 
     def _append(
@@ -202,10 +204,10 @@ class ResultsWriter(EditCallback):
     ) -> None:
         """Lets every callback add to the rows, and writes those of all processes, in the order of their batches."""
         if rows:
-            tell(trainer, "on_rows", module, rows, batch)
+            call_hooks(trainer, "on_rows", module, rows, batch)
         if module.regime == "single":
             rows = [row for own in distributed.gather(rows) for row in own]
-        if rows and distributed.first():
+        if rows and distributed.is_main():
             self._write(trainer, rows)
 
     def _write(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:
@@ -216,11 +218,11 @@ class ResultsWriter(EditCallback):
     def _run(self, trainer: Trainer, module: EditingModule) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         measured = _metrics(trainer)
-        when = measured[0].measure if measured and module.regime == "sequential" else "edit"
+        measured_at = measured[0].measure if measured and module.regime == "sequential" else "edit"
         return {
             "protocol": {
                 "regime": module.regime,
-                "measured": MEASURED[when],
+                "measured": MEASURED[measured_at],
                 "scorer": "teacher-forced probabilities and argmax; free greedy generation where named",
                 "scoring": asdict(measured[0].scoring) if measured else None,
                 "fast_dev_run": bool(trainer.fast_dev_run),  # type: ignore[attr-defined]
@@ -242,7 +244,7 @@ def _metrics(trainer: Trainer) -> list[EditMetrics]:
 
 def _slim(row: dict[str, Any]) -> dict[str, Any]:
     """What a delta's card says of a row."""
-    return {k: row[k] for k in ("case_id", "when", "status", "request", "edit")}
+    return {k: row[k] for k in ("case_id", "measured_at", "status", "request", "edit")}
 
 
 def _card(module: EditingModule, requests: Iterable[dict[str, Any]]) -> dict[str, Any]:

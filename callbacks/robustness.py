@@ -53,7 +53,7 @@ class Robustness(TextCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The table and the files."""
-        if not (_has_queries(trainer) and distributed.first()):
+        if not (_has_queries(trainer) and distributed.is_main()):
             return
         folder = Path(trainer.default_root_dir)
         lines = figures(read_rows(folder / RESULTS), self.resamples)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Trainer
 
 from kedit.delta.delta import Delta, edited
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.fluency import sampled_texts
 from kedit.methods.base.callback import EditCallback
 from kedit.methods.base.edit_batch import EditBatch
@@ -66,23 +66,28 @@ class SampledTexts:
         elif module.regime == "batch":
             before = _sample(module, requests)
             after: list[str | None] = [None] * len(rows)
-            for when, deltas in (("edit", batch.deltas), ("editor", batch.plain or [])):
-                mine = [i for i, row in enumerate(rows) if row["when"] == when]
+            for measured_at, deltas in (("edit", batch.deltas), ("editor", batch.baseline_deltas or [])):
+                mine = [i for i, row in enumerate(rows) if row["measured_at"] == measured_at]
                 with edited(module.lm.model, *(delta for delta in deltas if delta is not None)):
                     for i, text in zip(mine, _sample(module, [requests[i] for i in mine]), strict=True):
                         after[i] = text
         else:
             lane = {("edit", record.request.case_id): i for i, record in enumerate(batch.records)}
             lane |= {("editor", case): len(batch.records) + i for (_, case), i in lane.items()}
-            bank = LaneBank(module.lm.model, [d or Delta() for d in [*batch.deltas, *(batch.plain or [])]])
-            lanes = [-1] * len(requests) + [lane[row["when"], row["case_id"]] for row in rows]
+            bank = BatchedDeltas(
+                module.lm.model, [d or Delta() for d in [*batch.deltas, *(batch.baseline_deltas or [])]]
+            )
+            lanes = [-1] * len(requests) + [lane[row["measured_at"], row["case_id"]] for row in rows]
             both = _sample(module, requests * 2, lanes, bank)
             before, after = both[: len(requests)], both[len(requests) :]
         return list(zip(before, after, strict=True))
 
 
 def _sample(
-    module: EditingModule, requests: Sequence[EditRequest], lanes: list[int] | None = None, bank: LaneBank | None = None
+    module: EditingModule,
+    requests: Sequence[EditRequest],
+    lanes: list[int] | None = None,
+    bank: BatchedDeltas | None = None,
 ) -> list[str | None]:
     prompts, seeds = ([request.text.rstrip(" ") for request in requests], [request.case_id for request in requests])
     return sampled_texts(module.lm, prompts, [f"{module.seed}/{seed}" for seed in seeds], lanes, bank)

@@ -64,8 +64,10 @@ class WhitenedSimilarity(EditCallback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         editor = _editor(module)
-        adapts = batch.plain is not None and any(delta.pathways for delta in batch.deltas if delta is not None)
-        plain = batch.plain if adapts and batch.plain is not None else batch.deltas
+        adapts = batch.baseline_deltas is not None and any(
+            delta.pathways for delta in batch.deltas if delta is not None
+        )
+        plain = batch.baseline_deltas if adapts and batch.baseline_deltas is not None else batch.deltas
         made = [
             (record, before, after)
             for record, before, after in zip(batch.records, plain, batch.deltas, strict=True)
@@ -86,12 +88,12 @@ class WhitenedSimilarity(EditCallback):
         )
         values = {record.request.case_id: value for record, value in zip(records, found, strict=True)}
         for row in rows:
-            if row["when"] == "edit" and row["case_id"] in values:
+            if row["measured_at"] == "edit" and row["case_id"] in values:
                 row["similarity"] = values[row["case_id"]]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The table and the files."""
-        if not (self.enabled and distributed.first()):
+        if not (self.enabled and distributed.is_main()):
             return
         folder = Path(trainer.default_root_dir)
         rows = measured(read_rows(folder / RESULTS))

@@ -54,6 +54,6 @@ class StopAtSignal(Callback):
         Raises:
             Stopped: One did.
         """
-        if not distributed.agreed(self.stopper.received is None):
+        if not distributed.all_true(self.stopper.received is None):
             heard = [number for number in distributed.gather(self.stopper.received) if number is not None]
             raise Stopped(heard[0])

@@ -72,7 +72,7 @@ class Texts(TextCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The file, computed from the rows."""
-        if self._pool is None or not distributed.first():
+        if self._pool is None or not distributed.is_main():
             return
         folder = Path(trainer.default_root_dir)
         about = {

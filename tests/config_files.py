@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PAC_CONFIGS = [file for file in CONFIGS if file.stem.startswith("pac_")]
 CONTROLS: dict[str, dict[str, Any]] = {
-    "_random": {"trace.pick": "random"},
-    "_full": {"trace.pick": "all"},
+    "_random": {"trace.node_source": "random"},
+    "_full": {"trace.node_source": "all"},
     "_lambda0": {"contrast.weight": 0.0},
     "_lambda0_lr": {"contrast.weight": 0.0, "train.lr": None},
 }  # of PAC: how each differs from configs/pac_smollm2.yaml; the learning rate is 1.41 times its

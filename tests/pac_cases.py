@@ -15,13 +15,13 @@ from torch import Tensor
 from kedit.delta.delta import Delta
 from kedit.methods.pac import (
     ContrastConfig,
-    KeepConfig,
+    LocalityConfig,
     Rectifier,
+    RectifyLoop,
     Request,
     Selection,
-    Sides,
     Site,
-    Steps,
+    TrainableNodes,
     TrainConfig,
     encode_request,
     sites,
@@ -63,16 +63,16 @@ def asked(lm: LM, greedy: bool = False) -> list[Request]:
             for _ in text.target:
                 ids += (int(lm.model(torch.tensor([ids])).logits[0, -1].argmax()),)
             original = Tokens(ids, text.n_prompt)
-            said = original.target
+            base_labels = original.target
         else:
-            original, said = text, tuple(logits_alone(lm, text).argmax(-1).tolist())
-        found.append(Request(request.case_id, text, original, said))
+            original, base_labels = text, tuple(logits_alone(lm, text).argmax(-1).tolist())
+        found.append(Request(request.case_id, text, original, base_labels))
     return found
 
 
 def easy(lm: LM, n: int) -> list[Request]:
     """Requests whose target is what the model says already."""
-    return [Request(f"easy-{r.case}", r.original, r.original, r.said) for r in asked(lm, greedy=True)[:n]]
+    return [Request(f"easy-{r.case}", r.original, r.original, r.base_labels) for r in asked(lm, greedy=True)[:n]]
 
 
 def mean_nll(lm: LM, texts: Sequence[Tokens], labels: Sequence[Sequence[int]], per_edit: bool) -> Tensor:
@@ -88,22 +88,22 @@ def draw(lm: LM, seed: int = 0, nodes: int = 3) -> Selection:
     return Selection.random(sites(lm), nodes, 2, torch.Generator().manual_seed(seed))
 
 
-def sides_of(lm: LM, lr: float = 1e-2, shared: bool = False, theta: Theta = "updated", **more: Any) -> Sides:
+def sides_of(lm: LM, lr: float = 1e-2, shared: bool = False, theta: Theta = "updated", **more: Any) -> TrainableNodes:
     options = {"bias": "none", "contrast_lr": lr} | more
-    return Sides(lm, options["bias"], lr, options["contrast_lr"], shared, theta)
+    return TrainableNodes(lm, options["bias"], lr, options["contrast_lr"], shared, theta)
 
 
 TRAIN = TrainConfig(mini_batch=4, stop=False)
 
 
-def course_of(lm: LM, sides: Sides, requests: list[Request], passes: int = 3, **changed: Any) -> Steps:
+def course_of(lm: LM, sides: TrainableNodes, requests: list[Request], passes: int = 3, **changed: Any) -> RectifyLoop:
     own = {key: changed.pop(key) for key in ("keeper", "earlier") if key in changed}
-    contrast, keep = changed.pop("contrast", ContrastConfig(LAMBDA)), changed.pop("keep", KeepConfig())
+    contrast, locality = changed.pop("contrast", ContrastConfig(LAMBDA)), changed.pop("locality", LocalityConfig())
     generator = changed.pop("generator", torch.Generator().manual_seed(0))
-    return Steps(lm, sides, requests, replace(TRAIN, **changed), contrast, keep, passes, generator, **own)
+    return RectifyLoop(lm, sides, requests, replace(TRAIN, **changed), contrast, locality, passes, generator, **own)
 
 
-def step(course: Steps, optimizer: torch.optim.Optimizer) -> float | None:
+def step(course: RectifyLoop, optimizer: torch.optim.Optimizer) -> float | None:
     """One step; its loss, or None where nothing was left."""
     loss = course.loss()
     if loss is None:
@@ -115,7 +115,7 @@ def step(course: Steps, optimizer: torch.optim.Optimizer) -> float | None:
     return float(loss.detach())
 
 
-def go(course: Steps, optimizer: torch.optim.Optimizer) -> list[float]:
+def go(course: RectifyLoop, optimizer: torch.optim.Optimizer) -> list[float]:
     """All steps."""
     losses: list[float] = []
     while (loss := step(course, optimizer)) is not None:
@@ -146,4 +146,4 @@ def lines_of(site: Site, matrix: Tensor, nodes: Tensor) -> Tensor:
 def both_losses(lm: LM, requests: list[Request], per_edit: bool) -> tuple[Tensor, Tensor]:
     """L(y*) and L(y) of the model as it is."""
     edit = mean_nll(lm, [r.text for r in requests], [r.text.target for r in requests], per_edit)
-    return edit, mean_nll(lm, [r.original for r in requests], [r.said for r in requests], per_edit)
+    return edit, mean_nll(lm, [r.original for r in requests], [r.base_labels for r in requests], per_edit)

@@ -20,7 +20,7 @@ from kedit.delta.delta import Delta
 from kedit.delta.serialization import load_delta
 from kedit.methods import PAC
 from kedit.methods.base.edit_batch import EditBatch
-from kedit.methods.pac import KeepConfig, Selection, TraceConfig, TrainConfig
+from kedit.methods.pac import LocalityConfig, Selection, TraceConfig, TrainConfig
 from kedit.methods.pac import module as pac_module
 from kedit.model.lm import LM
 from kedit.request import EditRequest
@@ -45,11 +45,11 @@ def small(kind: str = "llama") -> LM:
 
 
 def run(module: PAC, lm: LM, requests: list[EditRequest] = REQUESTS, batch_size: int = 5) -> list[EditBatch]:
-    keep = Keep()
+    locality = Keep()
     module.use_lm(lm)
     settings = TRAINER_DEFAULTS | {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    Trainer(**settings, callbacks=[keep]).fit(module, datamodule=Given(requests, batch_size), weights_only=True)
-    return keep.batches
+    Trainer(**settings, callbacks=[locality]).fit(module, datamodule=Given(requests, batch_size), weights_only=True)
+    return locality.batches
 
 
 def dense(delta: Delta | None) -> dict[str, Tensor]:
@@ -67,11 +67,11 @@ def same(one: Delta | None, other: Delta | None) -> bool:
 
 
 TRAIN = TrainConfig(lr=0.02, passes=6, bias="none")
-TRACE = TraceConfig(nodes=4, bottom=2)
+TRACE = TraceConfig(nodes=4, contrast_nodes=2)
 
 
 def pac(**changed: Any) -> PAC:
-    return PAC(**({"regime": "batch", "train": TRAIN, "trace": TRACE, "keep": KeepConfig(0.0)} | changed))
+    return PAC(**({"regime": "batch", "train": TRAIN, "trace": TRACE, "locality": LocalityConfig(0.0)} | changed))
 
 
 def kept_choices(monkeypatch: pytest.MonkeyPatch) -> list[Selection]:
@@ -79,12 +79,12 @@ def kept_choices(monkeypatch: pytest.MonkeyPatch) -> list[Selection]:
     found: list[Selection] = []
     choose = pac_module.choose
 
-    def keep(*args: Any) -> Any:
+    def locality(*args: Any) -> Any:
         selection, scores = choose(*args)
         found.append(selection)
         return selection, scores
 
-    monkeypatch.setattr(pac_module, "choose", keep)
+    monkeypatch.setattr(pac_module, "choose", locality)
     return found
 
 

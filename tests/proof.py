@@ -8,7 +8,7 @@ from torch import Tensor
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.forward.greedy import greedy_ids
 from kedit.forward.packing import logits_of
-from kedit.keyvalue import NLL, ValueLanes, ValueObjective, optimise, solvers
+from kedit.keyvalue import NLL, ValueObjective, ValueOptimization, optimise, solvers
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
 from kedit.request import EditRequest
@@ -33,7 +33,7 @@ def prove(lm: LM) -> None:
     """
     layer = lm.arch.n_layers // 2
     objective = ValueObjective(lm, REQUESTS, CONTEXTS, layer, "mlp", [NLL()])
-    lanes = ValueLanes(objective, 0.0, 4.0)
+    lanes = ValueOptimization(objective, 0.0, 4.0)
     v_star = optimise(lanes, 0.2, 6)
     keys, values = (t.double() for t in objective.keys_and_values())
     alone = objective.select(torch.tensor([1], device=lm.device))(lanes.delta.detach()[1:])

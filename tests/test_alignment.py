@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kedit.forward.replay import Site
-from kedit.keyvalue import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
+from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, optimise
 from kedit.methods.steam.alignment import Alignment
 from kedit.model.lm import LM
 from tests.steam_cases import CONTEXTS, FAMILIES, REQUESTS, answer_states, naive_alignment
@@ -225,7 +225,7 @@ def test_a_larger_lambda_brings_the_states_nearer() -> None:
     last = []
     for strength in (0.0, 3.0, 30.0):
         term = term_of(phi, [2, 3], strength=strength)
-        lanes = ValueLanes(objective_of(lm, term), stop_loss=0.0, clamp_norm_factor=4.0)
+        lanes = ValueOptimization(objective_of(lm, term), stop_loss=0.0, clamp_norm_factor=4.0)
         optimise(lanes, lr=0.1, steps=20)
         last.append(1 - term.last.mean(1))
     assert bool((last[0] > last[1]).all())

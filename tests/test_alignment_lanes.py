@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.keyvalue import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
+from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, optimise
 from kedit.methods.steam.alignment import Alignment
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
@@ -26,17 +26,17 @@ def anchors(n: int = len(REQUESTS)) -> Tensor:
 
 def lanes_of(
     lm: LM, phi: Tensor | None, stop_loss: float, which: list[int] | None = None, **more: Any
-) -> tuple[ValueLanes, Alignment | None]:
+) -> tuple[ValueOptimization, Alignment | None]:
     """Lanes of some requests, aligned or (phi None) the editor's own."""
     which = list(range(len(REQUESTS))) if which is None else which
     more = {"strength": 3.0} | more
     term = None if phi is None else Alignment(phi[which][:, LAYERS], LAYERS, **more)
     terms = TERMS if term is None else (*TERMS, term)
     objective = ValueObjective(lm, [REQUESTS[i] for i in which], CONTEXTS, 1, "mlp", terms)
-    return ValueLanes(objective, stop_loss, clamp_norm_factor=5.0), term
+    return ValueOptimization(objective, stop_loss, clamp_norm_factor=5.0), term
 
 
-def trace(lanes: ValueLanes, lr: float = 0.1, steps: int = STEPS) -> list[dict[str, Tensor]]:
+def trace(lanes: ValueOptimization, lr: float = 0.1, steps: int = STEPS) -> list[dict[str, Tensor]]:
     """Every evaluation's terms, driven as `optimise` drives; lanes that have finished are NaN."""
     adam, found = torch.optim.Adam([lanes.delta], lr=lr), []
     for _ in range(steps):
@@ -153,7 +153,7 @@ def test_every_step_equals_full_forward_passes(kind: str) -> None:
     lm, request, phi, strength = tiny_lm(kind), REQUESTS[1], anchors()[1:2], 5.0
     term = Alignment(phi[:, LAYERS], LAYERS, strength=strength)
     objective = ValueObjective(lm, [request], CONTEXTS, 1, "mlp", (NLL(), term))
-    lanes = ValueLanes(objective, stop_loss=0.0, clamp_norm_factor=5.0)
+    lanes = ValueOptimization(objective, stop_loss=0.0, clamp_norm_factor=5.0)
     rows = trace(lanes, steps=5)
     delta = torch.zeros(D, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=0.1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kedit.delta.delta import Delta, Factors, edited
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.errors import KeditError
 from kedit.forward.residual_stream import states
 from kedit.methods.steam import Anchor, AnchorConfig, Leaks, Pool, Reference, position
@@ -74,7 +74,7 @@ def test_states_under_private_deltas() -> None:
     deltas = [Delta({path: Factors(*(torch.randn(*shape, generator=generator) for shape in shapes))}) for _ in range(2)]
     ids = encode(lm, "The capital of France is").ids
     lanes = [1, -1, 0]
-    got = states(lm, [(lane, ids) for lane in lanes], [len(ids) - 1] * 3, LaneBank(lm.model, deltas))
+    got = states(lm, [(lane, ids) for lane in lanes], [len(ids) - 1] * 3, BatchedDeltas(lm.model, deltas))
     for row, lane in enumerate(lanes):
         with edited(lm.model, *([] if lane < 0 else [deltas[lane]])), torch.no_grad():
             want = block_states(lm, ids, len(ids) - 1)

@@ -114,14 +114,14 @@ def test_unknown_method_and_data(refused: Refused) -> None:
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("model: {init_args: {layer: five}}", "model.layer: wants a whole number or null, not 'five'"),
-        ("model: {init_args: {v_lr: fast}}", "model.v_lr: wants a number or null, not 'fast'"),
-        ("model: {init_args: {lm: {dtype: float8}}}", "model.lm.dtype: wants one of float32, bfloat16, float16, "),
-        ("model: {init_args: {lm: gpt2}}", "model.lm: wants options of its own below it, not 'gpt2'"),
-        ("model: {init_args: {contexts: {lengths: [[a, 2]]}}}", "model.contexts.lengths: wants a whole number"),
-        ("metrics: {measure: never}", "metrics.measure: wants one of edit, end, both, not 'never'"),
-        ("run: {resume: maybe}", "run.resume: wants true or false, not 'maybe'"),
-        ("run: 3", "run: wants options of its own below it, not 3"),
+        ("model: {init_args: {layer: five}}", "model.layer: expects a whole number or null, not 'five'"),
+        ("model: {init_args: {v_lr: fast}}", "model.v_lr: expects a number or null, not 'fast'"),
+        ("model: {init_args: {lm: {dtype: float8}}}", "model.lm.dtype: expects one of float32, bfloat16, float16, "),
+        ("model: {init_args: {lm: gpt2}}", "model.lm: expects options of its own below it, not 'gpt2'"),
+        ("model: {init_args: {contexts: {lengths: [[a, 2]]}}}", "model.contexts.lengths: expects a whole number"),
+        ("metrics: {measure: never}", "metrics.measure: expects one of edit, end, both, not 'never'"),
+        ("run: {resume: maybe}", "run.resume: expects true or false, not 'maybe'"),
+        ("run: 3", "run: expects options of its own below it, not 3"),
     ],
 )
 def test_wrong_type_in_yaml(refused: Refused, tmp_path: Path, yaml: str, message: str) -> None:
@@ -133,7 +133,7 @@ def test_wrong_type_in_yaml(refused: Refused, tmp_path: Path, yaml: str, message
 def test_a_value_for_a_group_that_a_base_class_has(refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "wrong.yaml"
     file.write_text("model: {class_path: EMMET, init_args: {lm: gpt2}}\n")
-    assert refused("--config", str(file)).startswith("model.lm: wants options of its own below it, not 'gpt2'")
+    assert refused("--config", str(file)).startswith("model.lm: expects options of its own below it, not 'gpt2'")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_value_for_a_group_that_a_base_class_has(refused: Refused, tmp_path: P
         ("--model.v_lr -1", "model.v_lr: -1.0 is less than 0"),
         ("--data.limit 0", "data.limit: 0 is less than 1"),
         ("--model.stats.tokens 0", "stats.tokens is 0"),
-        ("--model.contexts.lengths [[1,2]]", "contexts.lengths wants pairs"),
+        ("--model.contexts.lengths [[1,2]]", "contexts.lengths expects pairs"),
         ("--model.regime batch", "model.regime: ROME knows single, sequential, not 'batch'"),
         ("--model.regime sequential --data.batch_size 2", "data.batch_size: ROME edits one request at a time"),
         ("--model MEMIT --model.mom2_update_weight 0", "model.mom2_update_weight: 0.0 is not above 0"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit.delta.delta import Delta, Factors, edited
-from kedit.delta.master_weights import Written
+from kedit.delta.master_weights import ParameterBackup
 from kedit.delta.open_blocks import leave
 from kedit.delta.slices import Slices
 from kedit.errors import KeditError
@@ -113,16 +113,16 @@ def test_another_thread_is_refused(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("when", ["before", "within"])
+@pytest.mark.parametrize("measured_at", ["before", "within"])
 def test_a_signal_while_it_restores(
-    when: str, number: signal.Signals, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+    measured_at: str, number: signal.Signals, model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of a matrix, and right before signals are held back."""
     old = weight(model).detach().clone()
     first, second = deltas(model, 2)
-    restore, sent = Written.restore, []
+    restore, sent = ParameterBackup.restore, []
 
-    def interrupted(self: Written, w: Tensor) -> None:
+    def interrupted(self: ParameterBackup, w: Tensor) -> None:
         if not sent:
             sent.append(number)
             with torch.no_grad():
@@ -141,8 +141,8 @@ def test_a_signal_while_it_restores(
 
     def block() -> None:
         with edited(model, first), edited(model, second):
-            if when == "within":
-                monkeypatch.setattr(Written, "restore", interrupted)
+            if measured_at == "within":
+                monkeypatch.setattr(ParameterBackup, "restore", interrupted)
             else:
                 monkeypatch.setattr("kedit.delta.delta.leave", late)
 

@@ -133,7 +133,7 @@ def test_null_reaches_options_of_every_depth(tmp_path: Path, capsys: pytest.Capt
 def test_fast_dev_run_is_one_honest_edit(words: list[str], tmp_path: Path, rows_of: Callable[[Path], Any]) -> None:
     main([*words, "--trainer.fast_dev_run", "true", "--model.regime", "sequential"])
     rows = rows_of(tmp_path / "runs" / "one")
-    assert [row["when"] for row in rows] == ["edit", "end"]
+    assert [row["measured_at"] for row in rows] == ["edit", "end"]
     assert rows[0]["edit"]["steps"] == 1
     assert (tmp_path / "runs" / "one" / "delta" / "card.json").exists()
 

@@ -127,7 +127,7 @@ def test_numbers_are_those_of_the_summaries(
     assert float(row["after"]) == 91.234567
     assert (float(row["ci_low"]), float(row["ci_high"])) == (91.234567 - 5.4321, 91.234567 + 4.3219)
     assert row["grid:model.init_args.seed"] == "0"
-    assert (row["moment"], row["commit"], row["records"], row["n_probes"]) == ("edit", "abc", "8", "16")
+    assert (row["measured_at"], row["commit"], row["records"], row["n_probes"]) == ("edit", "abc", "8", "16")
     assert {row["metric"] for row in written} == {"success", "exact", "p_answer", "unchanged"}
 
 
@@ -205,4 +205,4 @@ def test_a_file_that_cannot_be_written(folder: Callable[..., SweepFolder], capsy
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["collect", "demo.yaml", "--format", "xml"])
-    assert capsys.readouterr().err.startswith("kedit: error: format: wants one of terminal, markdown, csv")
+    assert capsys.readouterr().err.startswith("kedit: error: format: expects one of terminal, markdown, csv")

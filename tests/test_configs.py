@@ -159,8 +159,8 @@ def test_config_runs(
     (run,) = tmp_path.iterdir()
     rows = rows_of(run)
     assert {row["batch"] for row in rows} == {0}
-    for when in {row["when"] for row in rows}:
-        done = [row["status"] for row in rows if row["when"] == when]
+    for measured_at in {row["measured_at"] for row in rows}:
+        done = [row["status"] for row in rows if row["measured_at"] == measured_at]
         assert done == ["edited"] * len({row["case_id"] for row in rows})
     values = list(numbers(rows))
     assert values

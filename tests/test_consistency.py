@@ -120,20 +120,20 @@ def test_consistency_metric_says_what_it_was_fitted_on() -> None:
 
 
 def test_figures() -> None:
-    def row(case: str, when: str, *values: float | None) -> dict[str, Any]:
+    def row(case: str, measured_at: str, *values: float | None) -> dict[str, Any]:
         sides = [{"fluency": f, "consistency": c} for f, c in (values[:2], values[2:])]
-        return {"case_id": case, "when": when, "texts": {"before": sides[0], "after": sides[1]}}
+        return {"case_id": case, "measured_at": measured_at, "texts": {"before": sides[0], "after": sides[1]}}
 
     rows = [
         row("1", "edit", 5.0, 0.2, 4.0, 0.4),
         row("2", "edit", 6.0, None, 4.0, None),  # without references
         row("3", "edit", None, None, None, None),  # without room
         row("1", "end", 5.0, 0.2, 3.0, 0.1),
-        {"case_id": "4", "when": "edit", "texts": None},
-        {"case_id": "5", "when": "edit"},
+        {"case_id": "4", "measured_at": "edit", "texts": None},
+        {"case_id": "5", "measured_at": "edit"},
     ]
     lines = figures(rows, 100)
-    assert [(line["when"], line["name"], line["unit"], line["n_records"]) for line in lines] == [
+    assert [(line["measured_at"], line["name"], line["unit"], line["n_records"]) for line in lines] == [
         ("edit", "fluency", "bits", 2),
         ("edit", "consistency_local", "percent", 1),
         ("end", "fluency", "bits", 1),

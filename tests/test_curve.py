@@ -33,9 +33,9 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
     return sequential_run(tiny_folder, data, QUICK_MEMIT | {"run.root": tmp_path / "runs"})
 
 
-def of(rows: Rows, when: str) -> Rows:
+def of(rows: Rows, measured_at: str) -> Rows:
     """Rows of one moment."""
-    return [row for row in rows if row["when"] == when]
+    return [row for row in rows if row["measured_at"] == measured_at]
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
@@ -50,10 +50,10 @@ def test_the_run_so_far_is_measured_and_not_disturbed(
     main([*words, "--run.name", "curve", "--metrics.eval_at", AT])
     plain, curve = tmp_path / "runs" / "plain", tmp_path / "runs" / "curve"
     rows = rows_of(curve)
-    assert [row for row in rows if not row["when"].startswith("at_")] == rows_of(plain)
+    assert [row for row in rows if not row["measured_at"].startswith("at_")] == rows_of(plain)
     one, other = (load_file(folder / "delta" / "delta.safetensors") for folder in (plain, curve))
     assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
-    moments = list(dict.fromkeys(row["when"] for row in rows))
+    moments = list(dict.fromkeys(row["measured_at"] for row in rows))
     assert moments == ["edit", "at_1", "at_4", "at_12", "end"]
     for n in (1, 4, 12):
         own = of(rows, f"at_{n}")
@@ -70,13 +70,17 @@ def test_the_run_so_far_is_measured_and_not_disturbed(
     both = [summary_of(folder) for folder in (plain, curve)]
     assert both[0]["results"] == both[1]["results"]
     assert "curve" not in both[0]
-    assert [(point["edits"], point["when"]) for point in both[1]["curve"]] == [(1, "at_1"), (4, "at_4"), (12, "at_12")]
+    assert [(point["edits"], point["measured_at"]) for point in both[1]["curve"]] == [
+        (1, "at_1"),
+        (4, "at_4"),
+        (12, "at_12"),
+    ]
     for point in both[1]["curve"]:
-        assert point["results"] == summarise(rows, point["when"], resamples=50)
+        assert point["results"] == summarise(rows, point["measured_at"], resamples=50)
         assert {"rewrite", "paraphrase", "neighborhood", "score"} <= point["results"].keys()
         assert point["results"]["rewrite"]["success"]["n_records"] == point["edits"]
     card = json.loads((curve / "delta" / "card.json").read_text())
-    assert {row["when"] for row in card["requests"]} == {"edit", "end"}
+    assert {row["measured_at"] for row in card["requests"]} == {"edit", "end"}
 
 
 def test_the_curve_is_shown_and_written(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +154,7 @@ def test_more_than_there_are_is_told(
     with caplog.at_level(logging.WARNING):
         main([*words, "--run.name", "one", "--metrics.eval_at", "[2,100,1000]", "--data.limit", "3"])
     assert "metrics.eval_at: left out, this run has 3 edits: 100, 1000" in caplog.text
-    assert {row["when"] for row in rows_of(tmp_path / "runs" / "one")} == {"edit", "at_2", "end"}
+    assert {row["measured_at"] for row in rows_of(tmp_path / "runs" / "one")} == {"edit", "at_2", "end"}
 
 
 @pytest.mark.parametrize("counts", [[0, 1], [-3], [10, 1], [5, 5]])

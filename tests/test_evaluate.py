@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from kedit.delta.delta import Delta, Factors, edited
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.errors import KeditError
-from kedit.evaluation.score import EvalConfig, ProbeScore, begins_with, known, score
+from kedit.evaluation.score import EvalConfig, ProbeScore, begins_with, is_known, score
 from kedit.forward.greedy import greedy, greedy_ids
 from kedit.forward.logits import logits_at
 from kedit.forward.teacher_forcing import Span, read
@@ -52,14 +52,14 @@ def assert_same(a: Sequence[ProbeScore], b: Sequence[ProbeScore], tolerance: flo
         assert x.generated == y.generated
 
 
-def lane_bank(lm: LM, n: int = 3, scale: float = 1.0) -> tuple[list[Delta], LaneBank]:
+def lane_bank(lm: LM, n: int = 3, scale: float = 1.0) -> tuple[list[Delta], BatchedDeltas]:
     """Random rank-1 deltas on the down projection of layer 1, large enough to change the answers."""
     path = lm.arch.path("mlp_out", 1)
     rng = torch.Generator().manual_seed(1)
     deltas = [
         Delta({path: Factors(*(scale * torch.randn(s, generator=rng) for s in ((32, 1), (1, 80))))}) for _ in range(n)
     ]
-    return deltas, LaneBank(lm.model, deltas)
+    return deltas, BatchedDeltas(lm.model, deltas)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -172,7 +172,7 @@ def test_half_precision_is_scored_in_float32() -> None:
 def test_a_model_that_says_nan_scores_zero() -> None:
     lm = tiny_lm("gpt2")
     path = lm.arch.path("mlp_out", 1)
-    bank = LaneBank(lm.model, [Delta({path: Factors(torch.full((32, 1), float("nan")), torch.ones(1, 80))})])
+    bank = BatchedDeltas(lm.model, [Delta({path: Factors(torch.full((32, 1), float("nan")), torch.ones(1, 80))})])
     broken, fine = score(lm, PROBES[:1] * 2, [0, -1], bank, QUIET)
     assert (broken.nll_answer, broken.p_answer, broken.success) == (1e4, 0.0, False)
     assert_same([fine], score(lm, PROBES[:1], config=QUIET))
@@ -274,9 +274,9 @@ def test_known() -> None:
     assert words, "no continuation of the tiny model is a word; take other prompts"
     records = [EditRecord(EditRequest(str(i), t, "France", "Zulu", w), ()) for i, (t, w) in enumerate(words)]
     wrong = EditRecord(EditRequest("w", texts[0], "France", "Zulu", "Cairo, not " + words[0][1]), ())
-    assert known(lm, [*records, wrong]) == [True] * len(records) + [False]
+    assert is_known(lm, [*records, wrong]) == [True] * len(records) + [False]
     with pytest.raises(KeditError, match=r"record 9: it has no target_true"):
-        known(lm, [EditRecord(EditRequest("9", "{} is", "France", "Zulu"), ())])
+        is_known(lm, [EditRecord(EditRequest("9", "{} is", "France", "Zulu"), ())])
 
 
 @pytest.mark.parametrize(

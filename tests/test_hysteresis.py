@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from kedit.delta.delta import Delta, edited
-from kedit.delta.lanes import LaneBank
-from kedit.delta.pathway import Bank, Pathway
+from kedit.delta.lanes import BatchedDeltas
+from kedit.delta.pathway import Pathway, PathwayRouter
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
-from kedit.methods.rep import AdapterConfig, AdapterLanes, Task, closed_form, parity_config
+from kedit.methods.rep import AdapterConfig, AdapterTask, AdapterTrainer, closed_form, parity_config
 from tests.gates import gated
 from tests.tiny import tiny_lm
 
@@ -43,43 +43,43 @@ def keys(*logits: float, axis: int = 0) -> Tensor:
     return found
 
 
-def moved(bank: Bank, texts: Tensor) -> list[list[bool]]:
+def moved(bank: PathwayRouter, texts: Tensor) -> list[list[bool]]:
     return (bank(texts) != texts).any(-1).tolist()
 
 
 def test_later_tokens_of_the_same_text_open_again() -> None:
     texts = torch.stack([keys(0.4, 0.9, 0.4, 0.1, 0.35), keys(0.4, 0.4, 0.45, 0.1, 0.35)])
-    assert moved(Bank([gate(0, None)]), texts) == [[False, True, False, False, False], [False] * 5]
-    assert moved(Bank([gate(0, 0.25)]), texts) == [[False, True, True, False, True], [False] * 5]
-    assert moved(Bank([gate(0, 0.0)]), texts) == moved(Bank([gate(0, None)]), texts)
+    assert moved(PathwayRouter([gate(0, None)]), texts) == [[False, True, False, False, False], [False] * 5]
+    assert moved(PathwayRouter([gate(0, 0.25)]), texts) == [[False, True, True, False, True], [False] * 5]
+    assert moved(PathwayRouter([gate(0, 0.0)]), texts) == moved(PathwayRouter([gate(0, None)]), texts)
 
 
 def test_an_opening_lends_half_of_itself_at_most_the_hysteresis() -> None:
-    bank = Bank([gate(0, 0.1)])
+    bank = PathwayRouter([gate(0, 0.1)])
     assert moved(bank, keys(0.9, 0.41, 0.39)[None]) == [[True, True, False]]  # 0.1 of its 0.2
     assert moved(bank, keys(0.6, 0.46, 0.44)[None]) == [[True, True, False]]  # 0.05
     assert moved(bank, keys(0.6, 0.9, 0.6, 0.41)[None]) == [[True, True, True, True]]  # the widest counts
 
 
 def test_what_opens_again_lends_nothing() -> None:
-    bank = Bank([gate(0, 0.15)])
+    bank = PathwayRouter([gate(0, 0.15)])
     assert moved(bank, keys(0.7, 0.42, 0.38, 0.42)[None]) == [[True, True, False, True]]
     assert moved(bank, keys(0.42, 0.38, 0.42, 0.7)[None]) == [[False, False, False, True]]
 
 
 def test_keys_without_a_text_are_each_by_itself() -> None:
-    assert moved(Bank([gate(0, 0.25)]), keys(0.9, 0.4, 0.4)) == [True, False, False]
+    assert moved(PathwayRouter([gate(0, 0.25)]), keys(0.9, 0.4, 0.4)) == [True, False, False]
 
 
 def test_the_gates_of_a_bank_remember_each_for_itself() -> None:
     first, second = gate(0, 0.3, step=1.0), gate(1, 0.3, step=2.0)
-    bank = Bank([first, second])
+    bank = PathwayRouter([first, second])
     bank.bar = 0.0
     text = torch.stack([keys(0.9)[0], keys(0.4, axis=1)[0], keys(0.4)[0], keys(0.9, axis=1)[0], keys(0.4, axis=1)[0]])
     steps = (bank(text[None]) - text)[0]
     assert steps[:, 0].tolist() == pytest.approx([1, 0, 1, 0, 0])
     assert steps[:, 1].tolist() == pytest.approx([0, 0, 0, 2, 2])
-    alone = Bank([first, replace(second, hysteresis=None)])
+    alone = PathwayRouter([first, replace(second, hysteresis=None)])
     alone.bar = 0.0
     assert (alone(text[None]) - text)[0, :, 1].tolist() == pytest.approx([0, 0, 0, 2, 0])
 
@@ -90,7 +90,7 @@ def test_lanes_and_files_keep_it(tmp_path: Path) -> None:
     (path,) = own[0].pathways
     ids = torch.randint(5, 500, (3, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        with LaneBank(lm.model, own).rows(torch.tensor([0, 1, -1])):
+        with BatchedDeltas(lm.model, own).rows(torch.tensor([0, 1, -1])):
             got = lm.model(ids).logits
         for row, delta in enumerate([*own, Delta()]):
             with edited(lm.model, delta):
@@ -105,27 +105,31 @@ def test_lanes_and_files_keep_it(tmp_path: Path) -> None:
 
 def test_tokens_without_their_texts_are_refused() -> None:
     module = torch.nn.Linear(D, D)
-    Bank([gate(0, 0.2)]).install(module)
+    PathwayRouter([gate(0, 0.2)]).install(module)
     module(keys(0.9, 0.4)[None])
     with pytest.raises(KeditError, match=r"model\.adapter\.hysteresis: .* use 0"):
         module(keys(0.9, 0.4))
 
 
-def task(later: int) -> Task:
+def task(later: int) -> AdapterTask:
     """One of random keys, that many of which come after the name, far from what opens a gate."""
     g = torch.Generator().manual_seed(0)
-    anchor, direction = torch.randn(2, D, generator=g)
-    positives, negatives, near, held, held_negatives = (torch.randn(n, D, generator=g) for n in (6, 40, 3, 4, 20))
+    k_star, direction = torch.randn(2, D, generator=g)
+    positives, negatives, hard_negatives, held, held_negatives = (
+        torch.randn(n, D, generator=g) for n in (6, 40, 3, 4, 20)
+    )
     after = 0.3 * torch.randn(later, D, generator=g) - positives.mean(0)
-    return Task(anchor, direction, anchor.clone(), positives, negatives, near, held, held_negatives, after)
+    return AdapterTask(
+        k_star, direction, k_star.clone(), positives, negatives, hard_negatives, held, held_negatives, after
+    )
 
 
 WAYS: list[dict[str, Any]] = [{}, {"gate": "mlp", "steps": 2}, {"threshold": 0.5}]
 
 
-def made(t: Task, config: AdapterConfig) -> list[Pathway]:
+def made(t: AdapterTask, config: AdapterConfig) -> list[Pathway]:
     """Adapters made in both ways there are."""
-    found = [*closed_form([t], config), *AdapterLanes([t], config).pathways()]
+    found = [*closed_form([t], config), *AdapterTrainer([t], config).pathways()]
     assert len(found) == 2
     assert all(pathway.tensors()["threshold"].isfinite() for pathway in found)
     return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kedit.delta.delta import edited
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.keyvalue import NLL, ValueObjective
 from kedit.keyvalue.contexts import ContextConfig, context_groups
 from kedit.keyvalue.keys import context_weights, hidden_states, mean_keys
@@ -94,7 +94,7 @@ def test_lanes_see_their_own_model() -> None:
     lm = tiny_lm("llama", n_layers=3)
     paths = [lm.arch.path("mlp_out", i) for i in (0, 1)]
     deltas = [random_delta(lm.model, paths, seed=i) for i in range(3)]
-    bank, lanes = LaneBank(lm.model, deltas), [1, -1, 0, 2, 2]
+    bank, lanes = BatchedDeltas(lm.model, deltas), [1, -1, 0, 2, 2]
     keys = mean_keys(lm, REQUESTS, CONTEXTS, WEIGHTS, 2, bank, lanes)
     states = hidden_states(lm, REQUESTS, 2, bank, lanes)
     for i, lane in enumerate(lanes):

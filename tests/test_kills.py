@@ -25,8 +25,8 @@ from tests.quick import QUICK_ROME, city_facts, sequential_run
 N = 6
 METHODS: dict[str, dict[str, Any]] = {
     "ROME": QUICK_ROME,
-    "PAC": {"model": "PAC", "model.scope": "edit", "model.trace.nodes": 4, "model.trace.bottom": 4,
-            "model.train.passes": 2, "model.keep.weight": 0, "importance.enabled": "true"},
+    "PAC": {"model": "PAC", "model.scope": "edit", "model.trace.nodes": 4, "model.trace.contrast_nodes": 4,
+            "model.train.passes": 2, "model.locality.weight": 0, "importance.enabled": "true"},
 }  # fmt: skip
 
 
@@ -105,7 +105,9 @@ def test_going_on_from_a_copy(command: Callable[..., list[str]], tmp_path: Path)
         assert same(*deltas)
         rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
         ends = [json.loads(line) for line in (whole / "results.jsonl").read_text().splitlines()]
-        assert [row for row in rows if row["when"] == "end"] == [row for row in ends if row["when"] == "end"]
+        assert [row for row in rows if row["measured_at"] == "end"] == [
+            row for row in ends if row["measured_at"] == "end"
+        ]
         state = torch.load(run / CHECKPOINT, weights_only=True)["kedit"]
         entries = read_journal(run / "checkpoints" / state["journal"]["file"], state["journal"]["bytes"])
         assert sum(len(entry["outcomes"]) for entry in entries) == N

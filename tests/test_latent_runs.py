@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from kedit.analysis.hidden_states_report import COSINE_COLUMNS, LENS_COLUMNS, SPACE_COLUMNS
 from kedit.callbacks import latent as callback
 from kedit.cli import main
-from kedit.keyvalue import ValueLanes
+from kedit.keyvalue import ValueOptimization
 from tests.latent_cases import editor_words, steam_words, with_editor
 
 ON = ["--latent.enabled", "true"]
@@ -86,17 +86,17 @@ def test_few_edits_and_steam_alone(words: list[str], tmp_path: Path, monkeypatch
 def test_edits_that_fail_are_left_out(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    close = ValueLanes.close
+    close = ValueOptimization.close
 
-    def breaks(self: ValueLanes) -> None:
+    def breaks(self: ValueOptimization) -> None:
         close(self)
         self.failed[0] = True
 
-    monkeypatch.setattr(ValueLanes, "close", breaks)
+    monkeypatch.setattr(ValueOptimization, "close", breaks)
     main([*words, *ON])
     rows = read(tmp_path / "runs" / "one", "latent_cosine")
     assert {row["n"] for row in rows if row["arm"] == "steam"} == {"2"}  # of 2 lanes the first fails, and Brazil
-    monkeypatch.setattr(ValueLanes, "close", lambda self: (close(self), self.failed.fill_(True)))
+    monkeypatch.setattr(ValueOptimization, "close", lambda self: (close(self), self.failed.fill_(True)))
     main([*words, *ON, "--run.name", "none"])
     assert not list((tmp_path / "runs" / "none").glob("latent*"))
     assert "latent: no edit was made whose anchor has references" in caplog.text
@@ -139,7 +139,7 @@ def test_one_honest_edit(words: list[str], tmp_path: Path) -> None:
     ("more", "message"),
     [
         (["--model.align.ratio", "0"], "latent.enabled: with lambda 0 there are no anchors to measure against"),
-        (["--latent", "5"], "latent: wants options of its own below it, not '5'"),
+        (["--latent", "5"], "latent: expects options of its own below it, not '5'"),
         (["--latent.max_edits", "0"], "latent.max_edits: 0 "),
     ],
 )

@@ -21,7 +21,7 @@ Slip = Callable[[list[bytes]], list[bytes]]
 
 
 def rows(n: int) -> list[dict[str, Any]]:
-    return [{"case_id": f"fact-{i}", "when": "edit", "p": i / 7} for i in range(n)]
+    return [{"case_id": f"fact-{i}", "measured_at": "edit", "p": i / 7} for i in range(n)]
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_compare(slip: str, written: tuple[Path, Ledger]) -> None:
 def test_a_ledger_is_read_as_far_as_a_checkpoint_vouches_for_it(written: tuple[Path, Ledger], tmp_path: Path) -> None:
     path, ledger = written
     card, entries = ledger.save(), list(ledger.entries)
-    row = {"case_id": "fact-6", "when": "edit"}
+    row = {"case_id": "fact-6", "measured_at": "edit"}
     ledger.note([row], append_rows(path, [row]))
     ledger.save()
     again = Ledger(tmp_path / LEDGER)

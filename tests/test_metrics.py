@@ -14,7 +14,7 @@ from kedit.evaluation.metrics import EditScore, Locality, ProbeRates
 from kedit.evaluation.score import ProbeScore
 from kedit.request import EditRecord, EditRequest, Probe
 from kedit.results.intervals import bootstrap, harmonic_interval, harmonic_mean, paired, resampled_means, wilson
-from kedit.results.summary import Scoreboard, flat, result_row, summarise
+from kedit.results.summary import SummaryAccumulator, flat, result_row, summarise
 
 
 def said(answer: float, rival: float | None, top1: tuple[int, ...] = (1,), hits: int = 0, **more: Any) -> ProbeScore:
@@ -40,16 +40,16 @@ ROWS = [
             said(0.1, 0.5, (7, 3), 1),
         ],
         batch=0,
-        when="edit",
+        measured_at="edit",
     ),
     result_row(
         record("2", "rewrite", "neighborhood"),
         [said(0.1, 0.5), said(0.5, 0.1, (4,), 1)],
         [said(0.2, 0.4, generated=" Oslo", generated_match=False), said(0.4, 0.2, (4,), 1)],
         batch=1,
-        when="edit",
+        measured_at="edit",
     ),
-    result_row(record("3", "rewrite"), [said(0.5, 0.1)], [said(0.8, 0.1, (5,), 1)], batch=2, when="edit"),
+    result_row(record("3", "rewrite"), [said(0.5, 0.1)], [said(0.8, 0.1, (5,), 1)], batch=2, measured_at="edit"),
 ]
 
 
@@ -106,7 +106,7 @@ def test_score_is_the_harmonic_mean() -> None:
 
 def test_scoreboard_equals_the_file_in_any_order_and_counts_a_record_once() -> None:
     whole = summarise(ROWS)
-    board, other = Scoreboard(), Scoreboard()
+    board, other = SummaryAccumulator(), SummaryAccumulator()
     stale = result_row(record("1", "rewrite"), None, [said(0.1, 0.9)], 0, "edit")
     for row in (stale, ROWS[0]):
         board.add(row)
@@ -119,10 +119,10 @@ def test_scoreboard_equals_the_file_in_any_order_and_counts_a_record_once() -> N
 
 
 def test_moments_and_protocols_are_not_mixed() -> None:
-    late = [row | {"when": "end"} for row in ROWS]
+    late = [row | {"measured_at": "end"} for row in ROWS]
     with pytest.raises(KeditError, match="mix the moments edit, end"):
         summarise(ROWS + late)
-    assert summarise(ROWS + late, when="end") == summarise(ROWS)
+    assert summarise(ROWS + late, measured_at="end") == summarise(ROWS)
     with pytest.raises(KeditError, match="mix 2 protocols"):
         summarise([ROWS[0] | {"protocol": {"regime": "single"}}, ROWS[1]])
 

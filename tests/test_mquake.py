@@ -231,7 +231,7 @@ def test_runs(
 ) -> None:
     caplog.set_level(logging.INFO)
     main([*(MEMIT if regime == "batch" else [*ROME, "--model.regime", regime]), *words])
-    rows = [row for row in rows_of(tmp_path / "runs" / "one") if row["when"] == "edit"]
+    rows = [row for row in rows_of(tmp_path / "runs" / "one") if row["measured_at"] == "edit"]
     found = {row["case_id"]: asked(row)["portability"] for row in rows}
     said = [record.message for record in caplog.records if record.message.startswith("mquake/mquake: ")]
     alone = [line for line in said if "the multi-hop questions of 2 cases are left out" in line]

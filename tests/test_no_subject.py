@@ -16,7 +16,7 @@ from kedit.data import ZsRE
 from kedit.data.batching import suffix_length
 from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.errors import KeditError
-from kedit.evaluation.score import known, score
+from kedit.evaluation.score import is_known, score
 from kedit.keyvalue import ValueObjective
 from kedit.keyvalue.contexts import ContextConfig
 from kedit.keyvalue.keys import mean_keys
@@ -104,7 +104,7 @@ class TestNoSubject:
             ids(known="recorded")
 
     def test_measured(self, lm: LM) -> None:
-        (rewrite, _, neighbour), (yes,) = score(lm, BARE.probes), known(lm, [BARE])
+        (rewrite, _, neighbour), (yes,) = score(lm, BARE.probes), is_known(lm, [BARE])
         assert (rewrite.nll_rival is None, neighbour.nll_rival is None) == (False, True)
         true = score(lm, [Probe("rewrite", BARE.request.text, "Paris")])[0]
         assert yes == true.exact

@@ -110,17 +110,20 @@ def test_paths_that_are_no_files(command: list[str], said: Said, tmp_path: Path)
     ("config", "message"),
     [
         ("model: null\ndata: Facts", "--model missing"),
-        ("model: ROME\ndata: 3", "data: wants class_path, the name of a class, and init_args"),
-        ("model: {class_path: ROME, init_args: []}\ndata: Facts", "model: wants class_path"),
+        ("model: ROME\ndata: 3", "data: expects class_path, the name of a class, and init_args"),
+        ("model: {class_path: ROME, init_args: []}\ndata: Facts", "model: expects class_path"),
         ("model: {class_path: 3}\ndata: Facts", "model: "),
         ("model: os.system\ndata: Facts", "model: there is no class 'os.system' for it; there are "),
         ("model: kedit.errors.KeditError\ndata: Facts", "model: there is no class 'kedit.errors.KeditError' for it"),
         ("model: Facts\ndata: ROME", "model: there is no class 'Facts' for it"),
-        ("model: {class_path: ROME, init_args: {lm: {class_path: x}}}\ndata: Facts", "model: for a LMConfig it wants"),
-        ("model: ROME\ndata: Facts\ntrainer: -1", "trainer: wants options of its own below it, not -1"),
-        ("model: ROME\ndata: Facts\nprogress: 3", "progress: wants options of its own below it, not 3"),
+        (
+            "model: {class_path: ROME, init_args: {lm: {class_path: x}}}\ndata: Facts",
+            "model: for a LMConfig it expects",
+        ),
+        ("model: ROME\ndata: Facts\ntrainer: -1", "trainer: expects options of its own below it, not -1"),
+        ("model: ROME\ndata: Facts\nprogress: 3", "progress: expects options of its own below it, not 3"),
         ("model: ROME\ndata: Facts\n3: 3", "config: a key below it is no name of an option: 3"),
-        ("model: {class_path: ROME, init_args: {v_lr: {a: 1}}}\ndata: Facts", "model.v_lr: wants a number or null"),
+        ("model: {class_path: ROME, init_args: {v_lr: {a: 1}}}\ndata: Facts", "model.v_lr: expects a number or null"),
     ],
 )
 def test_structures(config: str, message: str, said: Said, tmp_path: Path) -> None:
@@ -132,10 +135,10 @@ def test_structures(config: str, message: str, said: Said, tmp_path: Path) -> No
 def test_words(said: Said) -> None:
     start = ["fit", "--model=ROME", "--data=Facts"]
     assert said([*start, "--model.layer=" + "[" * 10_000]).startswith(
-        "model.layer: wants a whole number or null, not '[["
+        "model.layer: expects a whole number or null, not '[["
     )
-    assert said([*start, "--model.contexts.lengths=&a [*a]"]).startswith("model.contexts.lengths: wants list")
-    assert said([*start, "--model.layer="]).startswith("model.layer: wants a whole number or null")
+    assert said([*start, "--model.contexts.lengths=&a [*a]"]).startswith("model.contexts.lengths: expects list")
+    assert said([*start, "--model.layer="]).startswith("model.layer: expects a whole number or null")
     assert said([*start, "--print_config", "--model.layr=3"]).startswith("model.layr: there is no such option")
     assert said([*start, "--config"])
     assert said([*start, "--run.name=\udcff"]) == "run.name: '\\udcff' is no text: half of a UTF-16 pair, or bytes " \

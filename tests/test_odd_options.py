@@ -22,7 +22,7 @@ from kedit.errors import KeditError, at_least, within
 from kedit.evaluation.score import EvalConfig
 from kedit.keyvalue.contexts import ContextConfig
 from kedit.methods import EMMET, MEMIT, PAC, ROME
-from kedit.methods.pac.config import ContrastConfig, KeepConfig, TrainConfig
+from kedit.methods.pac.config import ContrastConfig, LocalityConfig, TrainConfig
 from kedit.methods.pac.tracing.select import TraceConfig
 from kedit.methods.rep.config import AdapterConfig
 from kedit.runtime.option_values import check_values
@@ -69,7 +69,7 @@ NUMBERS = {
     "EMMET": "model.emmet_lambda model.mom2_update_weight",
     "PAC": (
         "model.train.lr model.train.margin model.train.rollback model.contrast.weight model.contrast.lr "
-        "model.keep.weight model.trace.enough model.trace.memory"
+        "model.locality.weight model.trace.coverage model.trace.memory"
     ),
 }
 ALL_NUMBERS = [(model, option) for model, options in NUMBERS.items() for option in options.split()]
@@ -110,7 +110,7 @@ def test_adapters_and_alignment(tmp_path: Path) -> None:
         ("model.stats.seed -1", "model.stats.seed: -1 is no seed"),
         (f"model.layer {2**70}", f"model.layer: {2**70} is too large a number"),
         (f"metrics.eval_at [{2**70}]", f"metrics.eval_at: {2**70} is too large a number"),
-        ("model.layer " + "9" * 5000, "model.layer: wants a number, not one of more than 4300 digits"),
+        ("model.layer " + "9" * 5000, "model.layer: expects a number, not one of more than 4300 digits"),
         ("model.contexts.top_k 0", "model.contexts.top_k: 0 is less than 1"),
         ("model.lanes -1", "model.lanes: -1 is negative"),
         ("results.resamples 0", "results.resamples: 0 is less than 1"),
@@ -220,7 +220,7 @@ def make(cls: Callable[..., Any], **options: Any) -> Callable[[], Any]:
         (make(ContextConfig, top_k=0), "model.contexts.top_k"),
         (make(ContextConfig, seed=-1), "model.contexts.seed"),
         (make(ContrastConfig, weight=NAN), "model.contrast.weight"),
-        (make(KeepConfig, weight=INF), "model.keep.weight"),
+        (make(LocalityConfig, weight=INF), "model.locality.weight"),
         (make(TrainConfig, margin=NAN), "model.train.margin"),
         (make(TraceConfig, memory=INF), "model.trace.memory"),
         (make(AdapterConfig, alpha=NAN), "model.adapter.alpha"),
@@ -262,7 +262,7 @@ def test_the_walk_names_what_is_below() -> None:
 
 def test_messages_have_at_most_a_line_of_a_value() -> None:
     for value in ("x" * 100_000, "x\n" * 5000, "\x1b[31m" * 100):
-        for line in printable(f"option: wants a number, not {value}").splitlines()[:3]:
+        for line in printable(f"option: expects a number, not {value}").splitlines()[:3]:
             assert len(line) <= LINE
             assert line.isprintable()
     text = f"Parser key \"model.layer\":\n  - Expected a <class 'int'>. Got value: {'9' * 100_000}"

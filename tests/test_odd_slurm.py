@@ -137,7 +137,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         with pytest.raises(SystemExit) as stop:
             main(["slurm", "submit", str(sweep_file(tmp_path, "smollm2-135m", name=name)), "--dry-run"])
         assert stop.value.code == 2
-        assert "name: wants letters" in capsys.readouterr().err
+        assert "name: expects letters" in capsys.readouterr().err
     assert not (tmp_path / "CAUGHT").exists()
     assert not (tmp_path / "runs").exists()
 

@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from kedit.delta.delta import Delta, edited
 from kedit.delta.gate_state import choose_rows
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.errors import KeditError
 from kedit.forward.greedy import greedy_ids
 from kedit.forward.logits import logits_at
@@ -101,7 +101,7 @@ def test_generation_in_batches_and_lanes_is_that_without_a_cache() -> None:
     lm = tiny_lm("llama")
     rows = [tuple(texts(1, n, seed=n)[0].tolist()) for n in (3, 5, 8, 8, 4, 11)]
     owns = [gated(lm, 0), gated(lm, 1, gates=3)]
-    bank, lanes = LaneBank(lm.model, owns), [0, 1, -1, 0, 1, 1]
+    bank, lanes = BatchedDeltas(lm.model, owns), [0, 1, -1, 0, 1, 1]
     found = greedy_ids(lm, rows, 12, lanes=lanes, bank=bank)
     drawn = sample(lm, rows, 12, top_k=1, mixed=True, lanes=lanes, bank=bank)
     differs = 0
@@ -137,7 +137,7 @@ def test_two_deltas_at_once_and_hooks_are_gone_afterwards() -> None:
     lm, ids = tiny_lm("llama"), texts(2, 10)
     before = lm.model(ids).logits.detach()
     with torch.no_grad():
-        with edited(lm.model, gated(lm, 0)), LaneBank(lm.model, [gated(lm, 3)]).rows(torch.tensor([0, -1])):
+        with edited(lm.model, gated(lm, 0)), BatchedDeltas(lm.model, [gated(lm, 3)]).rows(torch.tensor([0, -1])):
             torch.testing.assert_close(in_parts(lm, ids, [4, 5]), lm.model(ids).logits, atol=1e-4, rtol=1e-4)
         assert torch.equal(lm.model(ids).logits, before)
     assert not lm.model._forward_hooks

@@ -31,13 +31,13 @@ def test_size_of_is_the_fewest(seed: int) -> None:
     """Against trying every size, and more for more."""
     scores, gains = fake(seed), fake(seed + 10)
     most, sizes = 12, []
-    for enough in (1e-6, 0.05, 0.3, 0.5, 0.8, 0.95, 0.999, 1.0):
+    for coverage in (1e-6, 0.05, 0.3, 0.5, 0.8, 0.95, 0.999, 1.0):
         total = []
         for n in range(1, most + 1):
             picked = [(sorted(range(30), key=lambda i: -float(s[i]))[:n], gains[site]) for site, s in scores.items()]
             total.append(sum(float(g[i]) ** 2 for nodes, g in picked for i in nodes))
-        want = next(n for n, gain in enumerate(total, 1) if gain >= enough * total[-1] * (1 - 1e-12))
-        sizes.append(size_of(scores, gains, most, enough))
+        want = next(n for n, gain in enumerate(total, 1) if gain >= coverage * total[-1] * (1 - 1e-12))
+        sizes.append(size_of(scores, gains, most, coverage))
         assert sizes[-1] == want
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (1, most)
@@ -62,21 +62,23 @@ def test_enough_takes_the_fewest_nodes_of_the_dense_gradient(kind: str, score: A
         nodes = lines_of(site, grad, value.argsort(descending=True)[:10])
         gains.append(nodes.double().square().sum(1))
     reached = torch.stack(gains).sum(0).cumsum(0)
-    for enough in (0.4, 0.8):
-        want = next(n for n in range(1, 11) if reached[n - 1] >= enough * reached[-1])
-        fewer, _ = choose(lm, [batch], replace(config, enough=enough), generator)
-        for site, nodes in fewer.top.items():
+    for coverage in (0.4, 0.8):
+        want = next(n for n in range(1, 11) if reached[n - 1] >= coverage * reached[-1])
+        fewer, _ = choose(lm, [batch], replace(config, coverage=coverage), generator)
+        for site, nodes in fewer.critical.items():
             assert len(nodes) == want < 10
             assert set(nodes.tolist()) == set(scores[site].argsort(descending=True)[:want].tolist())
-            assert set(nodes.tolist()) < set(whole.top[site].tolist())
-            assert torch.equal(fewer.bottom[site], whole.bottom[site])
+            assert set(nodes.tolist()) < set(whole.critical[site].tolist())
+            assert torch.equal(fewer.contrast[site], whole.contrast[site])
 
 
 def test_enough_of_more_nodes_than_there_are() -> None:
     lm = small()
     batch = labelled(lm, [encode_request(lm, request) for request in REQUESTS])
-    with pytest.raises(KeditError, match=r"^model\.trace\.nodes: 41 and 1 at the bottom are more nodes than the 40"):
-        choose(lm, [batch], TraceConfig(nodes=41, enough=0.5), torch.Generator())
+    with pytest.raises(
+        KeditError, match=r"^model\.trace\.nodes: 41 critical and 1 contrast nodes are more than the 40"
+    ):
+        choose(lm, [batch], TraceConfig(nodes=41, coverage=0.5), torch.Generator())
 
 
 @pytest.mark.parametrize("nodes", [1, 4, 50])

@@ -32,14 +32,14 @@ def test_regimes(regime: str, data: str, words: Any, tmp_path: Path, rows_of: Ro
     main(words(**{"model.regime": regime, "data": data}))
     folder, n = tmp_path / "runs" / "one", 4 if data == "Records" else 3
     rows = rows_of(folder)
-    assert [row["when"] for row in rows] == ["edit"] * n + ["end"] * (n if regime == "sequential" else 0)
+    assert [row["measured_at"] for row in rows] == ["edit"] * n + ["end"] * (n if regime == "sequential" else 0)
     assert {row["status"] for row in rows} == {"edited"}
     for row in rows:
         assert row["edit"].keys() >= {"steps", "loss", "answered", "nodes"}
         assert 1 <= row["edit"]["steps"] <= 4
         assert row["edit"]["nodes"] == 4 * 4
         assert (row["request"]["subject"] is None) == (data == "ZsRE")
-        if row["when"] == "edit" and regime != "sequential":
+        if row["measured_at"] == "edit" and regime != "sequential":
             rewrite = row["probes"][0]
             assert rewrite["after"]["nll_answer"] == pytest.approx(row["edit"]["loss"], abs=1e-3)
             assert rewrite["after"]["nll_answer"] < rewrite["before"]["nll_answer"] - 0.05
@@ -52,20 +52,20 @@ def test_regimes(regime: str, data: str, words: Any, tmp_path: Path, rows_of: Ro
         assert lines == [5] * 4 if regime != "sequential" else all(5 <= line <= 10 for line in lines)
 
     results = json.loads((folder / "summary.json").read_text())["results"]
-    for when, result in results.items():
-        means = {kind: records_mean(rows, when, kind) for kind in ("rewrite", "paraphrase", "neighborhood")}
+    for measured_at, result in results.items():
+        means = {kind: records_mean(rows, measured_at, kind) for kind in ("rewrite", "paraphrase", "neighborhood")}
         assert result["rewrite"]["token_accuracy"]["after"] == pytest.approx(100 * means["rewrite"], abs=1e-3)
         want = 100 * sum(means.values()) / 3
         assert result["score"]["tokens_arithmetic"]["after"] == pytest.approx(want, abs=1e-3)
 
 
-def records_mean(rows: Rows, when: str, kind: str) -> float:
+def records_mean(rows: Rows, measured_at: str, kind: str) -> float:
     """Mean over records of the mean over a kind's probes: correct tokens, or, of neighbours, unchanged ones."""
     means = []
     for row in rows:
         own = []
         for probe in row["probes"]:
-            if row["when"] != when or probe["kind"] != kind:
+            if row["measured_at"] != measured_at or probe["kind"] != kind:
                 continue
             before, after = probe["before"]["top1"], probe["after"]["top1"]
             if kind == "neighborhood":
@@ -95,14 +95,14 @@ D_FF, N_SITES = 40, 4
 @pytest.mark.parametrize(
     ("more", "least", "most"),
     [
-        ({"trace.pick": "all"}, D_FF, D_FF),
-        ({"trace.pick": "random", "scope": "edit"}, 5, 10),
+        ({"trace.node_source": "all"}, D_FF, D_FF),
+        ({"trace.node_source": "random", "scope": "edit"}, 5, 10),
         ({"trace.mode": "kbest", "trace.tie_kv": "true", "contrast.original": "greedy"}, 2, 5),
         ({"parity": "true", "train.lr": TrainConfig().lr, "train.passes": TrainConfig().passes}, 5, 30),
         ({"scope": "dataset", "train.objective": "joint", "contrast.lr": 0.001, "train.retrace": 1}, 5, 5),
         (
             {
-                "trace.enough": 0.5,
+                "trace.coverage": 0.5,
                 "keep.weight": 2,
                 "keep.prompts": 4,
                 "train.layer_weights": "true",
@@ -130,7 +130,7 @@ def test_every_option_runs(
 
 
 def test_a_loss_that_is_not_finite_fails_the_edit(words: Any, tmp_path: Path, rows_of: RowsOf) -> None:
-    main(words(**{"model.train.lr": 1e30, "model.trace.pick": "all", "model.regime": "sequential"}))
+    main(words(**{"model.train.lr": 1e30, "model.trace.node_source": "all", "model.regime": "sequential"}))
     folder = tmp_path / "runs" / "one"
     rows = rows_of(folder)
     assert len(rows) == 8
@@ -146,7 +146,12 @@ def test_a_loss_that_is_not_finite_fails_the_edit(words: Any, tmp_path: Path, ro
 @pytest.mark.parametrize(
     "more",
     [
-        {"model.scope": "edit", "model.keep.weight": 1, "model.keep.prompts": 4, "model.train.layer_weights": "true"},
+        {
+            "model.scope": "edit",
+            "model.locality.weight": 1,
+            "model.locality.prompts": 4,
+            "model.train.layer_weights": "true",
+        },
         {"model.scope": "dataset", "model.train.shared_adam": "true", "data": "ZsRE"},
     ],
 )

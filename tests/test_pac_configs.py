@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kedit.methods.pac import ContrastConfig, KeepConfig, TraceConfig, TrainConfig, parity_train
+from kedit.methods.pac import ContrastConfig, LocalityConfig, TraceConfig, TrainConfig, parity_train
 from tests.config_files import CONTROLS, DATA_OF_PAC, PAC_CONFIGS, ROOT, leaves
 
 
@@ -18,7 +18,7 @@ def test_pac_shows_its_defaults() -> None:
     assert args["trace"] == asdict(TraceConfig(nodes=200, memory=1.34))  # chosen for it; the model is small
     assert args["train"] == asdict(TrainConfig())
     assert args["contrast"] == asdict(ContrastConfig())
-    assert args["keep"] == asdict(KeepConfig())
+    assert args["locality"] == asdict(LocalityConfig())
 
 
 @pytest.mark.parametrize("data", DATA_OF_PAC)
@@ -47,8 +47,15 @@ def test_the_released_run_of_pac_is_shown_as_it_is_in_effect(file: Path) -> None
         "theta": "updated",
         "merge": True,
     }
-    assert args["keep"]["weight"] == 0
-    released = {"score": "zscore", "nodes": 15, "bottom": 1, "mode": "per_matrix", "pick": "traced", "enough": None}
+    assert args["locality"]["weight"] == 0
+    released = {
+        "score": "zscore",
+        "nodes": 15,
+        "contrast_nodes": 1,
+        "mode": "per_matrix",
+        "node_source": "traced",
+        "coverage": None,
+    }
     assert args["trace"].items() >= (released | {"tie_kv": False, "include_gate": False}).items()
     assert (args["regime"], args["scope"]) == ("batch", "batch")
     assert data["batch_size"] == data["limit"]  # the edit batch is the edit set

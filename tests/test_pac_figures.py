@@ -168,14 +168,14 @@ def test_a_run_in_which_no_trace_succeeds(
     ("more", "message"),
     [
         (
-            ["--model.trace.pick", "random"],
-            "importance.enabled: nothing is traced with model.trace.pick: random; use traced",
+            ["--model.trace.node_source", "random"],
+            "importance.enabled: nothing is traced with model.trace.node_source: random; use traced",
         ),
         (
-            ["--model.trace.pick", "all"],
-            "importance.enabled: nothing is traced with model.trace.pick: all; use traced",
+            ["--model.trace.node_source", "all"],
+            "importance.enabled: nothing is traced with model.trace.node_source: all; use traced",
         ),
-        (["--importance", "5"], "importance: wants options of its own below it, not '5'"),
+        (["--importance", "5"], "importance: expects options of its own below it, not '5'"),
     ],
 )
 def test_what_traces_nothing_is_refused(
@@ -194,9 +194,9 @@ def check_refused(words: list[str], message: str, tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2
-    said = capsys.readouterr().err.splitlines()
-    assert [line for line in said if "importance" in line] == [said[-1]]
-    assert said[-1].endswith(message)
+    base_labels = capsys.readouterr().err.splitlines()
+    assert [line for line in base_labels if "importance" in line] == [base_labels[-1]]
+    assert base_labels[-1].endswith(message)
     assert not (tmp_path / "runs" / "one" / "results.jsonl").exists()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kedit.delta.delta import Delta, edited
 from kedit.errors import KeditError
-from kedit.methods.pac import KeepConfig, Keeper, Objective, Site
+from kedit.methods.pac import LocalityConfig, LocalityTerm, Objective, Site
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.request import EditRecord, EditRequest, Probe
@@ -45,13 +45,15 @@ LEFT = {
 }
 
 
-def everything(keeper: Keeper) -> tuple[list[tuple[int, ...]], Any]:
+def everything(locality_term: LocalityTerm) -> tuple[list[tuple[int, ...]], Any]:
     """All general prompts and their reference (the cases named have none of their own)."""
-    return keeper.draw(["no such"], torch.Generator().manual_seed(0))
+    return locality_term.draw(["no such"], torch.Generator().manual_seed(0))
 
 
-def keeper_of(lm: LM, records: list[EditRecord] = RECORDS, seed: int = 0, **options: Any) -> Keeper:
-    return Keeper(lm, KeepConfig(**({"weight": 1.0, "prompts": 6, "others": 2} | options)), records, FACTS, seed)
+def keeper_of(lm: LM, records: list[EditRecord] = RECORDS, seed: int = 0, **options: Any) -> LocalityTerm:
+    return LocalityTerm(
+        lm, LocalityConfig(**({"weight": 1.0, "prompts": 6, "others": 2} | options)), records, FACTS, seed
+    )
 
 
 def test_kept_prompts_name_nothing_of_the_run() -> None:
@@ -69,8 +71,8 @@ def test_half_of_a_draw_is_of_other_subjects() -> None:
     own = {tuple(lm.encode(f"The capital of {other} is")) for other in subjects}
     general = {tuple(lm.encode(text)) for text in LEFT}
     for seed in range(8):
-        keeper = keeper_of(lm, seed=seed)
-        found, reference = keeper.draw(["a"], torch.Generator().manual_seed(seed))
+        locality_term = keeper_of(lm, seed=seed)
+        found, reference = locality_term.draw(["a"], torch.Generator().manual_seed(seed))
         assert len(found) == len(reference.tokens) == 2 + 4  # two others of at most three
         assert set(found[:2]) <= own
         assert set(found[2:]) <= general
@@ -137,22 +139,26 @@ def test_the_locality_term_reaches_top(objective: Objective) -> None:
     """Its weight times the KL of the drawn prompts is in the loss, and its gradient in that of T+."""
     lm = small()
     requests, sides = asked(lm), sides_of(lm)
-    keeper = keeper_of(lm, prompts=3, others=0)
+    locality_term = keeper_of(lm, prompts=3, others=0)
     go(course_of(lm, sides, requests), sides.take(draw(lm)))
     found: dict[float, tuple[float, dict[Site, Tensor]]] = {}
     for keep_weight in (0.0, 7.0):
         generator = torch.Generator().manual_seed(5)
-        options: dict[str, Any] = {"objective": objective, "keep": KeepConfig(keep_weight), "generator": generator}
-        course = course_of(lm, sides, requests, 1, keeper=keeper if keep_weight else None, **options)
+        options: dict[str, Any] = {
+            "objective": objective,
+            "locality": LocalityConfig(keep_weight),
+            "generator": generator,
+        }
+        course = course_of(lm, sides, requests, 1, locality_term=locality_term if keep_weight else None, **options)
         sides.take(draw(lm)).zero_grad()
         loss = course.loss()
         assert loss is not None
         loss.backward()
-        grads = {site: value.grad.clone() for site, value in sides.top.values.items() if value.grad is not None}
+        grads = {site: value.grad.clone() for site, value in sides.critical.values.items() if value.grad is not None}
         found[keep_weight] = (float(loss.detach()), grads)
     generator = torch.Generator().manual_seed(5)
     torch.randperm(len(requests), generator=generator)  # the pass
-    texts, _ = keeper.draw([], generator)
+    texts, _ = locality_term.draw([], generator)
     before = next_token(lm, texts)
     with edited(lm.model, sides.delta()):
         after = next_token(lm, texts)
@@ -172,7 +178,7 @@ def test_the_locality_term_reaches_top(objective: Objective) -> None:
     (-(p * logp).sum(1) - (1 - p.sum(1)) * rest).mean().mul(7).backward()
     for site, one in found[7.0][1].items():
         grad: Any = modules[site.path].weight.grad
-        want = lines_of(site, grad, sides.top.index[site])
+        want = lines_of(site, grad, sides.critical.index[site])
         torch.testing.assert_close(one - found[0.0][1][site], want, atol=1e-4, rtol=5e-3)
         assert want.abs().max() > 1e-3
 
@@ -181,9 +187,9 @@ def test_the_locality_term_reaches_top(objective: Objective) -> None:
 def test_no_prompt_is_left_to_keep(others: int) -> None:
     """All facts name what the run edits: said, and neither a traceback nor a mean of nothing."""
     with pytest.raises(KeditError, match=r"model\.keep"):
-        Keeper(
+        LocalityTerm(
             small(),
-            KeepConfig(1.0, others=others),
+            LocalityConfig(1.0, others=others),
             [fact("d", "The Nile is in", None, "Egypt")],
             [fact("1", "The capital of {} is", "Egypt", "Cairo")],
             0,
@@ -194,8 +200,8 @@ def test_no_prompt_is_left_to_keep(others: int) -> None:
 def test_what_is_kept_at_several_positions(positions: int) -> None:
     """The reference holds the last tokens of every drawn prompt, in their order; a step compares the same places."""
     lm = small()
-    keeper = keeper_of(lm, positions=positions)
-    prompts, reference = keeper.draw(["a", "b"], torch.Generator().manual_seed(1))
+    locality_term = keeper_of(lm, positions=positions)
+    prompts, reference = locality_term.draw(["a", "b"], torch.Generator().manual_seed(1))
     rows = []
     for ids in prompts:
         logp = lm.model(torch.tensor([ids])).logits[0, -positions:].float().log_softmax(-1)
@@ -206,6 +212,8 @@ def test_what_is_kept_at_several_positions(positions: int) -> None:
     torch.testing.assert_close(likeliest, reference.logp, rtol=0, atol=1e-4)
     sides = sides_of(lm)
     sides.take(draw(lm))
-    course = course_of(lm, sides, asked(lm)[:2], keeper=keeper, keep=KeepConfig(weight=1.0, positions=positions))
+    course = course_of(
+        lm, sides, asked(lm)[:2], locality_term=locality_term, locality=LocalityConfig(weight=1.0, positions=positions)
+    )
     course.loss()
-    assert course.terms["keep"] == pytest.approx(0.0, abs=1e-5)  # nothing has changed yet
+    assert course.terms["locality"] == pytest.approx(0.0, abs=1e-5)  # nothing has changed yet

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kedit.methods import PAC
-from kedit.methods.pac import ContrastConfig, KeepConfig, Selection, TraceConfig, encode_request, parity_train
+from kedit.methods.pac import ContrastConfig, LocalityConfig, Selection, TraceConfig, encode_request, parity_train
 from kedit.model.lm import LM
 from tests.pac_runs import REQUESTS, TRACE, dense, kept_choices, run, same, small
 
@@ -71,28 +71,28 @@ def released(lm: LM, kind: str, orders: list[list[int]]) -> tuple[dict[str, Tens
 
     def step(nodes: dict[str, list[int]]) -> None:
         for path, m in matrices.items():
-            keep = torch.zeros(40, dtype=torch.bool)
-            keep[nodes[path]] = True
+            locality = torch.zeros(40, dtype=torch.bool)
+            locality[nodes[path]] = True
             if path.endswith(name_in):
-                m.weight.grad[~keep] = 0
+                m.weight.grad[~locality] = 0
                 if m.bias is not None:
-                    m.bias.grad[~keep] = 0
+                    m.bias.grad[~locality] = 0
             else:
-                m.weight.grad[:, ~keep] = 0  # the bias of a value matrix is trained whole
+                m.weight.grad[:, ~locality] = 0  # the bias of a value matrix is trained whole
         adam.step()
 
     found, todo = [], list(orders)
     for _ in range(6):
         ranks = assess(todo.pop(0))
-        top = {path: rank[:NODES] for path, rank in ranks.items()}
-        bottom = {path: rank[-BOTTOM:] for path, rank in ranks.items()}
-        found += [top, bottom]
+        critical = {path: rank[:NODES] for path, rank in ranks.items()}
+        contrast = {path: rank[-BOTTOM:] for path, rank in ranks.items()}
+        found += [critical, contrast]
         for _ in range(2):
             for some in in_twos(todo.pop(0)):
                 gradient(some, of_original=False)
-                step(top)
+                step(critical)
                 gradient(some, of_original=True)
-                step(bottom)
+                step(contrast)
     assert not todo
     return {name: p.detach() - start[name] for name, p in model.named_parameters()}, found
 
@@ -111,13 +111,13 @@ def test_parity(kind: str, chosen: list[Selection], monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(torch, "randperm", drawn)
     lm = small(kind)
-    (batch,) = run(PAC(parity=True, trace=TraceConfig(nodes=NODES, bottom=BOTTOM)), lm)
+    (batch,) = run(PAC(parity=True, trace=TraceConfig(nodes=NODES, contrast_nodes=BOTTOM)), lm)
     monkeypatch.undo()
     assert [outcome.info["steps"] for outcome in batch.outcomes] == [12] * 5
     assert len(orders) == 18
     assert len({tuple(order) for order in orders}) > 12
     moved, nodes = released(lm, kind, orders)
-    traced = [part for selection in chosen for part in (selection.top, selection.bottom)]
+    traced = [part for selection in chosen for part in (selection.critical, selection.contrast)]
     mine = [{site.path: own.tolist() for site, own in part.items()} for part in traced]
     assert mine == [{path: sorted(own) for path, own in part.items()} for part in nodes]
     assert len({str(part) for part in mine}) > 3, "the paths never changed"
@@ -134,6 +134,6 @@ def test_parity(kind: str, chosen: list[Selection], monkeypatch: pytest.MonkeyPa
 def test_parity_is_a_set_of_options() -> None:
     """`parity` is `parity_train()` but for how the assessment goes through the requests."""
     (one,) = run(PAC(parity=True, trace=TRACE, contrast=ContrastConfig(0.0)), small(), REQUESTS[:1])
-    without = PAC(train=parity_train(), trace=TRACE, contrast=ContrastConfig(0.0), keep=KeepConfig(0.0))
+    without = PAC(train=parity_train(), trace=TRACE, contrast=ContrastConfig(0.0), locality=LocalityConfig(0.0))
     (two,) = run(without, small(), REQUESTS[:1])
     assert same(one.deltas[0], two.deltas[0])

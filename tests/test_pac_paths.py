@@ -139,8 +139,8 @@ def test_scores_and_selection_are_the_dense_ones(kind: str) -> None:
                 assert float(scores[site].abs().max()) < 1e-4 * float(reference(gradients[site], "abs_sum").max())
                 continue
             assert_near(scores[site], value)
-            assert selection.top[site].tolist() == sorted(value.topk(15).indices.tolist())
-            assert selection.bottom[site].tolist() == [int(value.argmin())]
+            assert selection.critical[site].tolist() == sorted(value.topk(15).indices.tolist())
+            assert selection.contrast[site].tolist() == [int(value.argmin())]
 
 
 def test_padding_does_not_matter() -> None:

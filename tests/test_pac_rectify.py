@@ -40,7 +40,7 @@ def batch_of(lm: LM, requests: list[EditRequest] = REQUESTS) -> Labelled:
 
 
 def draw(found: list[Site], seed: int) -> Selection:
-    return Selection.random(found, nodes=4, bottom=2, generator=torch.Generator().manual_seed(seed))
+    return Selection.random(found, nodes=4, contrast_nodes=2, generator=torch.Generator().manual_seed(seed))
 
 
 class Dense:
@@ -60,21 +60,21 @@ class Dense:
             parameter.requires_grad_(True)
 
     def mask(self, selection: Selection, *parts: Part) -> None:
-        keep: dict[nn.Parameter, Tensor] = {p: torch.zeros_like(p, dtype=torch.bool) for p in self.trained}
+        locality: dict[nn.Parameter, Tensor] = {p: torch.zeros_like(p, dtype=torch.bool) for p in self.trained}
         for site in self.found:
             module = self.modules[site.path]
             nodes = torch.cat([getattr(selection, part)[site] for part in parts])
-            view = keep[module.weight] if weight(module).shape == module.weight.shape else keep[module.weight].T  # type: ignore[index]
+            view = locality[module.weight] if weight(module).shape == module.weight.shape else locality[module.weight].T  # type: ignore[index]
             if site.kind == "value":
                 view[:, nodes] = True
             else:
                 view[nodes + site.offset] = True
-            if module.bias in keep:  # type: ignore[operator]
+            if module.bias in locality:  # type: ignore[operator]
                 if site.kind != "value":
-                    keep[module.bias][nodes + site.offset] = True  # type: ignore[index]
+                    locality[module.bias][nodes + site.offset] = True  # type: ignore[index]
                 elif self.bias == "code":
-                    keep[module.bias][:] = True  # type: ignore[index]
-        for parameter, mask in keep.items():
+                    locality[module.bias][:] = True  # type: ignore[index]
+        for parameter, mask in locality.items():
             assert parameter.grad is not None
             parameter.grad *= mask
 
@@ -97,9 +97,9 @@ def test_slices_train_as_masked_dense_weights_do(kind: str, bias: Bias) -> None:
         selection = draw(found, seed)
         slim.take(selection, small)
         small = small or torch.optim.Adam(slim.parameters(), lr=1e-3)
-        parts: list[Part] = ["top", "bottom"]
+        parts: list[Part] = ["critical", "contrast"]
         for part in parts * 2:
-            wanted = batch if part == "top" else other
+            wanted = batch if part == "critical" else other
             big.zero_grad(set_to_none=False)
             full = wanted.loss(dense.lm)
             full.backward()
@@ -163,15 +163,15 @@ def test_an_unselected_part_stays_where_it_is() -> None:
     adam = torch.optim.Adam(slim.parameters(), lr=1e-3)
     with slim.installed():
         batch.loss(lm).backward()
-    slim.mask("top")
+    slim.mask("critical")
     adam.step()
     kept = {}
     for site in found:
         moved = slim.values[site].detach().abs().amax(1) > 0
-        assert torch.equal(slim.index[site][moved], first.top[site])
+        assert torch.equal(slim.index[site][moved], first.critical[site])
         kept[site] = slim.values[site].detach()[moved].clone()
     slim.take(draw(found, 1), adam)
     for site in found:
-        rows = torch.searchsorted(slim.index[site], first.top[site])
+        rows = torch.searchsorted(slim.index[site], first.critical[site])
         assert torch.equal(slim.values[site].detach()[rows], kept[site])
         assert slim.values[site].detach().abs().sum() == kept[site].abs().sum()

@@ -38,7 +38,7 @@ def test_nothing_else_is_touched(kind: str, train: TrainConfig, chosen: list[Sel
     after = bits(lm)
     nodes: dict[str, set[int]] = {}
     for selection in chosen:
-        for part in (selection.top, selection.bottom):
+        for part in (selection.critical, selection.contrast):
             for site, own in part.items():
                 nodes.setdefault(site.path, set()).update(own.tolist())
     assert len(chosen) == 2 * (3 if train.retrace else 1)
@@ -73,18 +73,18 @@ def test_weights_are_left_as_they_were(regime: Any) -> None:
 @pytest.mark.parametrize(
     ("contrast", "parts"),
     [
-        (ContrastConfig(0.0), ["top"]),
-        (ContrastConfig(), ["top", "bottom"]),
-        (ContrastConfig(merge=False), ["top"]),
-        (ContrastConfig(theta="instead"), ["top", "bottom"]),
-        (ContrastConfig(theta="instead", merge=False), ["top"]),
+        (ContrastConfig(0.0), ["critical"]),
+        (ContrastConfig(), ["critical", "contrast"]),
+        (ContrastConfig(merge=False), ["critical"]),
+        (ContrastConfig(theta="instead"), ["critical", "contrast"]),
+        (ContrastConfig(theta="instead", merge=False), ["critical"]),
     ],
 )
 def test_which_sides_a_delta_has(contrast: ContrastConfig, parts: list[str], chosen: list[Selection]) -> None:
     """T- is left alone without lambda, and out of the delta without `merge`."""
     (batch,) = run(pac(contrast=contrast), small())
     (selection,) = chosen
-    for site in selection.top:
+    for site in selection.critical:
         nodes = torch.cat([getattr(selection, part)[site] for part in parts]).sort().values
         change = dense(batch.deltas[0])[site.path]
         moved = change.abs().amax(0 if site.kind == "value" else 1) > 0
@@ -168,8 +168,8 @@ def test_an_edit_trains_only_its_own_nodes(chosen: list[Selection]) -> None:
     one, two = (run(pac(scope="edit"), small(), REQUESTS[:n])[0].deltas[0] for n in (1, 2))
     selection = chosen[-1]
     first, both = dense(one), dense(two)
-    for site in selection.top:
-        own = torch.cat([selection.top[site], selection.bottom[site]])
+    for site in selection.critical:
+        own = torch.cat([selection.critical[site], selection.contrast[site]])
         moved = (both[site.path] != first[site.path]).any(0 if site.kind == "value" else 1)
         assert set(moved.nonzero()[:, 0].tolist()) <= set(own.tolist()), site.path
         assert moved.any()
@@ -210,6 +210,6 @@ def test_an_edit_that_diverges_in_its_last_step_has_failed(scope: Any) -> None:
     """There is no further loss to say so, and yet no such change may be kept."""
     train = replace(TRAIN, lr=1e30, passes=1, mini_batch=5)
     lm = small()
-    batches = run(pac(scope=scope, train=train, trace=TraceConfig(pick="all"), regime="sequential"), lm)
+    batches = run(pac(scope=scope, train=train, trace=TraceConfig(node_source="all"), regime="sequential"), lm)
     assert all(outcome.error is not None for outcome in batches[0].outcomes)
     assert all(torch.equal(value, bits(small())[name]) for name, value in bits(lm).items())

@@ -47,18 +47,18 @@ def test_the_best_sums_are_those_of_brute_force(seed: int, rounded: bool) -> Non
 @pytest.mark.parametrize("tied", [False, True])
 def test_nodes_on_the_best_complete_paths(tied: bool) -> None:
     scores = some_scores()
-    selection = select(scores, TraceConfig(mode="kbest", nodes=7, bottom=2, tie_kv=tied))
+    selection = select(scores, TraceConfig(mode="kbest", nodes=7, contrast_nodes=2, tie_kv=tied))
     paths = [p for p in product(range(6), repeat=4) if not tied or (p[0] == p[1] and p[2] == p[3])]
 
     def total(path: tuple[int, ...]) -> float:
         return sum(float(value[i].double()) for value, i in zip(scores.values(), path, strict=True))
 
     paths.sort(key=total)
-    top = [{path[i] for path in paths[-7:]} for i in range(4)]
-    low = [path for path in paths if all(node not in taken for node, taken in zip(path, top, strict=True))][:2]
+    critical = [{path[i] for path in paths[-7:]} for i in range(4)]
+    low = [path for path in paths if all(node not in taken for node, taken in zip(path, critical, strict=True))][:2]
     for i, one in enumerate(scores):
-        assert selection.top[one].tolist() == sorted(top[i])
-        assert selection.bottom[one].tolist() == sorted({path[i] for path in low})
+        assert selection.critical[one].tolist() == sorted(critical[i])
+        assert selection.contrast[one].tolist() == sorted({path[i] for path in low})
 
 
 def test_equal_scores_go_to_the_first_nodes_and_never_to_both_ends() -> None:
@@ -68,29 +68,29 @@ def test_equal_scores_go_to_the_first_nodes_and_never_to_both_ends() -> None:
         (0, 2, 1, 1, 2, 1): ([1, 2, 4], [0, 3]),
         (5, 0, 0, 0, 0, 0): ([0, 1, 2], [3, 4]),
     }
-    for value, (top, bottom) in values.items():
-        selection = select({one: torch.tensor(value).float()}, TraceConfig(nodes=3, bottom=2))
-        assert (selection.top[one].tolist(), selection.bottom[one].tolist()) == (top, bottom)
-        assert selection.top[one].dtype == torch.int64
+    for value, (critical, contrast) in values.items():
+        selection = select({one: torch.tensor(value).float()}, TraceConfig(nodes=3, contrast_nodes=2))
+        assert (selection.critical[one].tolist(), selection.contrast[one].tolist()) == (critical, contrast)
+        assert selection.critical[one].dtype == torch.int64
 
 
 def test_tied_keys_and_values_share_their_nodes() -> None:
     scores = some_scores(layers=3)
-    selection = select(scores, TraceConfig(nodes=2, bottom=1, tie_kv=True))
+    selection = select(scores, TraceConfig(nodes=2, contrast_nodes=1, tie_kv=True))
     for layer in range(3):
         key, value = site(layer, "key"), site(layer, "value")
         order = (scores[key] + scores[value]).argsort()
-        assert selection.top[key].tolist() == selection.top[value].tolist() == sorted(order[-2:].tolist())
-        assert selection.bottom[key].tolist() == selection.bottom[value].tolist() == order[:1].tolist()
-    apart = select(scores, TraceConfig(nodes=2, bottom=1))
-    assert any(apart.top[one].tolist() != selection.top[one].tolist() for one in scores)
+        assert selection.critical[key].tolist() == selection.critical[value].tolist() == sorted(order[-2:].tolist())
+        assert selection.contrast[key].tolist() == selection.contrast[value].tolist() == order[:1].tolist()
+    apart = select(scores, TraceConfig(nodes=2, contrast_nodes=1))
+    assert any(apart.critical[one].tolist() != selection.critical[one].tolist() for one in scores)
 
 
 def test_no_contrast_when_none_is_wanted() -> None:
     for mode in ("per_matrix", "kbest"):
-        selection = select(some_scores(), TraceConfig(nodes=6, bottom=0, mode=mode))
-        assert all(len(nodes) == 0 for nodes in selection.bottom.values())
-        assert all(len(nodes) > 0 for nodes in selection.top.values())
+        selection = select(some_scores(), TraceConfig(nodes=6, contrast_nodes=0, mode=mode))
+        assert all(len(nodes) == 0 for nodes in selection.contrast.values())
+        assert all(len(nodes) > 0 for nodes in selection.critical.values())
 
 
 def test_controls() -> None:
@@ -99,18 +99,18 @@ def test_controls() -> None:
     def draw(seed: int) -> list[Tensor]:
         drawn = Selection.random(found, 15, 3, torch.Generator().manual_seed(seed))
         for one in found:
-            top, bottom = drawn.top[one].tolist(), drawn.bottom[one].tolist()
-            assert (len(top), len(bottom), len({*top, *bottom})) == (15, 3, 18)
-            assert (top, bottom) == (sorted(top), sorted(bottom))
-            assert max(top) < 40
-        return list(drawn.top.values())
+            critical, contrast = drawn.critical[one].tolist(), drawn.contrast[one].tolist()
+            assert (len(critical), len(contrast), len({*critical, *contrast})) == (15, 3, 18)
+            assert (critical, contrast) == (sorted(critical), sorted(contrast))
+            assert max(critical) < 40
+        return list(drawn.critical.values())
 
     first, again, other = draw(1), draw(1), draw(2)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     assert not torch.equal(first[0], first[1])
     whole = Selection.all(found)
-    assert all(whole.top[one].tolist() == list(range(40)) and len(whole.bottom[one]) == 0 for one in found)
+    assert all(whole.critical[one].tolist() == list(range(40)) and len(whole.contrast[one]) == 0 for one in found)
 
 
 def test_layer_profile() -> None:
@@ -125,7 +125,7 @@ def test_layer_profile() -> None:
 def test_wrong_options_are_named() -> None:
     for words, message in (
         ({"nodes": 0}, r"model\.trace\.nodes: 0 is less than 1"),
-        ({"bottom": -1}, r"model\.trace\.bottom: -1 is less than 0"),
+        ({"contrast": -1}, r"model\.trace\.bottom: -1 is less than 0"),
         ({"memory": 0.0}, r"model\.trace\.memory: 0 is not above 0"),
         ({"memory": float("nan")}, r"model\.trace\.memory: nan"),
     ):
@@ -133,10 +133,10 @@ def test_wrong_options_are_named() -> None:
             TraceConfig(**words)  # type: ignore[arg-type]
     found = some_scores()
     for run in (
-        lambda: select(found, TraceConfig(nodes=6, bottom=1)),
+        lambda: select(found, TraceConfig(nodes=6, contrast_nodes=1)),
         lambda: Selection.random(list(found), 6, 1, torch.Generator()),
     ):
-        with pytest.raises(KeditError, match=r"model\.trace\.nodes: 6 and 1 at the bottom are more nodes than the 6"):
+        with pytest.raises(KeditError, match=r"model\.trace\.nodes: 6 and 1 contrast nodes are more than the 6"):
             run()
     with pytest.raises(KeditError, match=r"model\.trace\.nodes: 1296 paths take every node of layers\.0\.key"):
-        select(found, TraceConfig(mode="kbest", nodes=6**4, bottom=1))
+        select(found, TraceConfig(mode="kbest", nodes=6**4, contrast_nodes=1))

@@ -47,12 +47,12 @@ def test_a_side_that_is_not_trained(shared: bool) -> None:
     course = course_of(lm, sides, requests)
 
     def now() -> dict[str, dict[Site, Tensor]]:
-        found = {"top": values(sides.top), "bottom": values(sides.bottom)}
+        found = {"critical": values(sides.critical), "contrast": values(sides.contrast)}
         if shared:
-            nodes = {"top": selection.top, "bottom": selection.bottom}
+            nodes = {"critical": selection.critical, "contrast": selection.contrast}
             for name, own in nodes.items():
-                index = sides.top.index
-                found[name] = {s: v[torch.searchsorted(index[s], own[s])] for s, v in values(sides.top).items()}
+                index = sides.critical.index
+                found[name] = {s: v[torch.searchsorted(index[s], own[s])] for s, v in values(sides.critical).items()}
         return found
 
     moved = []
@@ -60,9 +60,13 @@ def test_a_side_that_is_not_trained(shared: bool) -> None:
         before = now()
         assert step(course, optimizer) is not None
         after = now()
-        moved.append([part for part in ("top", "bottom") if not same(before[part], after[part])])
-    alone = [["top"], ["bottom"], ["top"], ["bottom"]]
-    assert moved == ([["top"], ["top", "bottom"], ["top", "bottom"], ["top", "bottom"]] if shared else alone)
+        moved.append([part for part in ("critical", "contrast") if not same(before[part], after[part])])
+    alone = [["critical"], ["contrast"], ["critical"], ["contrast"]]
+    assert moved == (
+        [["critical"], ["critical", "contrast"], ["critical", "contrast"], ["critical", "contrast"]]
+        if shared
+        else alone
+    )
 
 
 def test_a_new_optimiser_after_forget_alone() -> None:
@@ -77,7 +81,7 @@ def test_a_new_optimiser_after_forget_alone() -> None:
     assert second is not first
     assert not second.state
     owned = {id(p) for group in second.param_groups for p in group["params"]}
-    assert owned == {id(p) for p in (*sides.top.parameters(), *sides.bottom.parameters())}
+    assert owned == {id(p) for p in (*sides.critical.parameters(), *sides.contrast.parameters())}
 
 
 @pytest.mark.parametrize("objective", ["alternate", "joint"])
@@ -87,12 +91,12 @@ def test_nodes_of_an_earlier_trace_keep_their_changes(objective: Objective) -> N
     requests, first, second = asked(lm), draw(lm, 0), draw(lm, 1)
     sides = sides_of(lm)
     go(course_of(lm, sides, requests, passes=2, objective=objective), sides.take(first))
-    before = {"top": values(sides.top), "bottom": values(sides.bottom)}
-    index = {"top": dict(sides.top.index), "bottom": dict(sides.bottom.index)}
+    before = {"critical": values(sides.critical), "contrast": values(sides.contrast)}
+    index = {"critical": dict(sides.critical.index), "contrast": dict(sides.contrast.index)}
     sides.forget()
     go(course_of(lm, sides, requests, passes=2, objective=objective), sides.take(second))
-    wanted = {"top": second.top, "bottom": second.bottom}
-    for part, side in (("top", sides.top), ("bottom", sides.bottom)):
+    wanted = {"critical": second.critical, "contrast": second.contrast}
+    for part, side in (("critical", sides.critical), ("contrast", sides.contrast)):
         for site, nodes in wanted[part].items():
             moved = side.values[site].detach().clone()
             moved[torch.searchsorted(side.index[site], index[part][site])] -= before[part][site]
@@ -117,12 +121,12 @@ def test_the_delta_is_the_sum_of_both_sides_or_that_of_top() -> None:
     lm = small("gptj")
     sides = sides_of(lm, bias="code")
     go(course_of(lm, sides, asked(lm)), sides.take(draw(lm)))
-    top, bottom = dense(sides.top.delta()), dense(sides.bottom.delta())
+    critical, contrast = dense(sides.critical.delta()), dense(sides.contrast.delta())
     both, alone = dense(sides.delta(merge=True)), dense(sides.delta(merge=False))
-    for path, change in top.items():
-        assert bottom[path].any()
+    for path, change in critical.items():
+        assert contrast[path].any()
         assert torch.equal(alone[path], change)
-        torch.testing.assert_close(both[path], change + bottom[path])
+        torch.testing.assert_close(both[path], change + contrast[path])
 
 
 def test_layer_weights_scale_the_learning_rate() -> None:
@@ -133,6 +137,6 @@ def test_layer_weights_scale_the_learning_rate() -> None:
     sides = sides_of(lm, lr=1e-3, bias="code")
     step(course_of(lm, sides, asked(lm)), sides.take(draw(lm), weights))
     for site, w in weights.items():
-        assert float(sides.top.values[site].detach().abs().max()) == pytest.approx(1e-3 * w, rel=1e-3)
-        assert float(sides.top.biases[site].detach().abs().max()) == pytest.approx(1e-3 * w, rel=1e-3)
-    assert not any(value.any() for value in values(sides.bottom).values())
+        assert float(sides.critical.values[site].detach().abs().max()) == pytest.approx(1e-3 * w, rel=1e-3)
+        assert float(sides.critical.biases[site].detach().abs().max()) == pytest.approx(1e-3 * w, rel=1e-3)
+    assert not any(value.any() for value in values(sides.contrast).values())

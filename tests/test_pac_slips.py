@@ -20,18 +20,21 @@ TRAINED = ("--model.train.lr", "--model.train.passes")
     [
         ({"train.lr": 0}, "model.train.lr: 0 is not above 0"),
         ({"train.rollback": 1.5}, "model.train.rollback: 1.5 is no share; give 0 to 1, 0 for never"),
-        ({"train.rollback": 0.5, "train.best": "false"}, "model.train.rollback: 0.5 wants model.train.best: true"),
-        ({"trace.nodes": 40}, "model.trace.nodes: 40 and 1 at the bottom are more nodes than the 40 of model.layers.0"),
-        ({"trace.nodes": 50, "trace.enough": 0.5}, "model.trace.nodes: 50 and 1 at the bottom are more nodes than"),
-        ({"trace.nodes": 40, "trace.pick": "random"}, "model.trace.nodes: 40 and 1 at the bottom are more nodes than"),
+        ({"train.rollback": 0.5, "train.best": "false"}, "model.train.rollback: 0.5 expects model.train.best: true"),
+        ({"trace.nodes": 40}, "model.trace.nodes: 40 and 1 contrast nodes are more than the 40 of model.layers.0"),
+        ({"trace.nodes": 50, "trace.coverage": 0.5}, "model.trace.nodes: 50 and 1 contrast nodes are more than"),
+        (
+            {"trace.nodes": 40, "trace.node_source": "random"},
+            "model.trace.nodes: 40 and 1 contrast nodes are more than",
+        ),
         ({"parity": "true"}, "model.parity: the released run replaces model.train; give one of the two, not both"),
         ({"parity": "true", "scope": "edit", "train": "null"}, "model.parity: the released run traces an edit set"),
         ({"contrast.theta": "instead", "train.shared_adam": "true"}, "model.contrast.theta: instead keeps T- apart"),
         ({"contrast.lr": 0.1, "train.shared_adam": "true"}, "model.contrast.lr: one Adam has one learning rate"),
-        ({"keep.prompts": 0}, "model.keep.prompts: 0 is less than 1"),
+        ({"keep.prompts": 0}, "model.locality.prompts: 0 is less than 1"),
         ({"contrast.weight": -1}, "model.contrast.weight: -1 is negative"),
-        ({"trace.enough": 1.5}, "model.trace.enough: 1.5 is not above 0 and at most 1"),
-        ({"train.objective": "both"}, "model.train.objective: wants one of alternate, joint, not 'both'"),
+        ({"trace.coverage": 1.5}, "model.trace.coverage: 1.5 is not above 0 and at most 1"),
+        ({"train.objective": "both"}, "model.train.objective: expects one of alternate, joint, not 'both'"),
     ],
 )
 def test_slips(
@@ -45,7 +48,7 @@ def test_slips(
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    (said,) = [line for line in error.splitlines() if line.startswith("kedit: error: ")]
-    assert said.removeprefix("kedit: error: ").startswith(message)
-    assert len(error[error.index(said) :].strip().splitlines()) <= 2
+    (base_labels,) = [line for line in error.splitlines() if line.startswith("kedit: error: ")]
+    assert base_labels.removeprefix("kedit: error: ").startswith(message)
+    assert len(error[error.index(base_labels) :].strip().splitlines()) <= 2
     assert not list(tmp_path.rglob("summary.json"))

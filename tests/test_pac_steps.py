@@ -54,16 +54,16 @@ def test_losses_are_those_at_the_weights_of_theta(
     contrast_config = ContrastConfig(LAMBDA, theta=theta)
     course = course_of(lm, sides, requests, objective=objective, per_edit=per_edit, contrast=contrast_config)
     for i in range(6 if objective == "alternate" else 3):
-        top, bottom = sides.top.delta(), sides.bottom.delta()
-        with torch.no_grad(), edited(lm.model, *([top, bottom] if theta == "updated" else [top])):
+        critical, contrast = sides.critical.delta(), sides.contrast.delta()
+        with torch.no_grad(), edited(lm.model, *([critical, contrast] if theta == "updated" else [critical])):
             edit = float(both_losses(lm, requests, per_edit)[0])
-        with torch.no_grad(), edited(lm.model, *([top, bottom] if theta == "updated" else [bottom])):
+        with torch.no_grad(), edited(lm.model, *([critical, contrast] if theta == "updated" else [contrast])):
             contrast = LAMBDA * float(both_losses(lm, requests, per_edit)[1])
         want = edit + contrast if objective == "joint" else (edit, contrast)[i % 2]
         assert step(course, optimizer) == pytest.approx(want, abs=2e-5)
         if i > 1:
-            assert all(value.any() for side in (sides.top, sides.bottom) for value in values(side).values())
-            other = top if theta == "instead" else Delta()
+            assert all(value.any() for side in (sides.critical, sides.contrast) for value in values(side).values())
+            other = critical if theta == "instead" else Delta()
             with torch.no_grad(), edited(lm.model, other):
                 away = LAMBDA * float(both_losses(lm, requests, per_edit)[1])
             assert abs(away - contrast) > 1e-4, "the two weights cannot be told apart here"
@@ -97,7 +97,7 @@ def test_joint_gradient_is_that_of_the_sum(kind: str, greedy: bool) -> None:
     loss.backward()
     course.before_step()
     total = 0.0
-    for side in (sides.top, sides.bottom):
+    for side in (sides.critical, sides.contrast):
         for site, value in side.values.items():
             grad: Any = modules[site.path].weight.grad
             want = lines_of(site, grad, side.index[site])
@@ -115,7 +115,7 @@ def test_the_gradient_norm_is_that_of_the_trained_side(shared: bool) -> None:
     sides = sides_of(lm, shared=shared)
     optimizer = sides.take(selection)
     course = course_of(lm, sides, requests)
-    for name, nodes in ("edit", selection.top), ("contrast", selection.bottom):
+    for name, nodes in ("edit", selection.critical), ("contrast", selection.contrast):
         whole = LM(copy.deepcopy(lm.model), lm.tokenizer, lm.name)
         modules = dict(whole.model.named_modules())
         for path, change in dense(sides.delta()).items():
@@ -140,7 +140,7 @@ def test_lambda_cancels_in_adam() -> None:
             group["eps"] = 1e-30
         course = course_of(lm, sides, asked(lm), contrast=ContrastConfig(scale))
         go(course, optimizer)
-        moved.append(torch.cat([value.flatten() for value in values(sides.bottom).values()]))
+        moved.append(torch.cat([value.flatten() for value in values(sides.contrast).values()]))
         norms.append(course.terms["contrast_gradient"])
     assert moved[0].abs().max() > 1e-2
     torch.testing.assert_close(moved[0], moved[1], atol=2e-4, rtol=1e-3)
@@ -155,6 +155,6 @@ def test_without_a_contrast_bottom_is_not_taken(shared: bool) -> None:
     course = course_of(lm, sides, requests)
     assert len(go(course, sides.take(selection))) == course.most == 3
     delta = sides.delta()
-    for site, nodes in selection.top.items():
+    for site, nodes in selection.critical.items():
         assert torch.equal(delta.slices[site.path].index, nodes)
         assert delta.slices[site.path].values.any()

@@ -7,7 +7,7 @@ import torch
 
 from kedit.delta.delta import edited
 from kedit.errors import KeditError
-from kedit.methods.pac import Labelled, Objective, Request, Sides
+from kedit.methods.pac import Labelled, Objective, Request, TrainableNodes
 from kedit.model.lm import LM
 from tests.pac_cases import (
     asked,
@@ -108,7 +108,7 @@ def test_the_edit_ends_when_all_are_answered(mini_batch: int) -> None:
     course.sides.take(draw(lm))
     assert course.loss() is None
     assert course.learned
-    assert not any(value.any() for value in values(course.sides.top).values())
+    assert not any(value.any() for value in values(course.sides.critical).values())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite(which: str) -> None:
     objective = "alternate" if which == "contrast" else "joint"
     course = course_of(lm, sides, asked(lm), objective=objective, best=False, rollback=0.0)
     assert step(course, optimizer) is not None
-    next(iter(sides.top.values.values())).data.fill_(torch.inf)
+    next(iter(sides.critical.values.values())).data.fill_(torch.inf)
     with pytest.raises(
         KeditError, match=rf"^the {which} loss is (nan|inf) after \d steps; a smaller model\.train\.lr may"
     ):
@@ -146,7 +146,7 @@ def test_weights_that_are_not_finite_after_a_pass() -> None:
     optimizer = sides.take(draw(lm))
     course = course_of(lm, sides, asked(lm), objective="joint", mini_batch=len(asked(lm)))
     assert step(course, optimizer) is not None
-    next(iter(sides.top.values.values())).data.fill_(torch.inf)
+    next(iter(sides.critical.values.values())).data.fill_(torch.inf)
     with pytest.raises(KeditError, match=r"^the weights are not finite after the last step; a smaller model"):
         course.loss()
 
@@ -200,26 +200,28 @@ def test_best_ends_with_the_pass_after_which_most_were_answered(seed: int) -> No
                 for group in optimizer.param_groups:
                     group["lr"] = 3.0
             if number % 4 == 0:
-                moments.append((values(sides.top), values(sides.bottom), ranked(lm, sides, requests)))
+                moments.append((values(sides.critical), values(sides.contrast), ranked(lm, sides, requests)))
         course.finish()
-        runs.append((moments, values(sides.top), values(sides.bottom)))
-    (moments, top, bottom), (plain, last_top, _) = runs
+        runs.append((moments, values(sides.critical), values(sides.contrast)))
+    (moments, critical, contrast), (plain, last_top, _) = runs
     assert all(same(one[0], other[0]) for one, other in zip(moments, plain, strict=True))
     assert same(last_top, plain[-1][0])
     ranks = [rank for *_, rank in moments]
     chosen = ranks.index(max(ranks))
-    assert same(top, moments[chosen][0])
-    assert same(bottom, moments[chosen][1])
+    assert same(critical, moments[chosen][0])
+    assert same(contrast, moments[chosen][1])
     assert chosen < passes - 4
     assert ranks[chosen][0] > ranks[-1][0]
 
 
-def ranked(lm: LM, sides: Sides, requests: list[Request]) -> tuple[int, float]:
+def ranked(lm: LM, sides: TrainableNodes, requests: list[Request]) -> tuple[int, float]:
     """How many of the requests are answered, and less their losses."""
     with edited(lm.model, sides.delta()), torch.no_grad():
-        said = [logits_alone(lm, request.text).argmax(-1).tolist() == list(request.text.target) for request in requests]
+        base_labels = [
+            logits_alone(lm, request.text).argmax(-1).tolist() == list(request.text.target) for request in requests
+        ]
         losses = [float(both_losses(lm, [request], True)[0]) for request in requests]
-    return sum(said), -sum(losses)
+    return sum(base_labels), -sum(losses)
 
 
 def test_best_puts_nothing_back_where_the_last_pass_is_the_best() -> None:
@@ -228,9 +230,9 @@ def test_best_puts_nothing_back_where_the_last_pass_is_the_best() -> None:
     course = course_of(lm, sides, asked(lm), passes=60, stop=True, best=True, mini_batch=2)
     go(course, sides.take(draw(lm, nodes=20)))
     assert course.learned
-    kept = values(sides.top)
+    kept = values(sides.critical)
     course.finish()
-    assert same(values(sides.top), kept)
+    assert same(values(sides.critical), kept)
 
 
 @pytest.mark.parametrize("rollback", [0.0, 0.75])
@@ -241,22 +243,22 @@ def test_a_pass_that_undid_too_much_is_gone_back_from(rollback: float) -> None:
     requests = asked(lm)
     course = course_of(lm, sides, requests, passes=60, stop=False, rollback=rollback, mini_batch=len(requests))
     optimizer = sides.take(draw(lm, nodes=20))
-    best, kept = (0, 0.0), values(sides.top)
+    best, kept = (0, 0.0), values(sides.critical)
     while best[0] < len(requests):
         assert step(course, optimizer) is not None  # T+
         assert step(course, optimizer) is not None  # T-: the pass is over
         if (rank := ranked(lm, sides, requests)) > best or not best[0]:
-            best, kept = rank, values(sides.top)
+            best, kept = rank, values(sides.critical)
     assert course.loss() is not None  # looks first
     rates = [group["lr"] for group in optimizer.param_groups]
     with torch.no_grad():
-        for value in sides.top.values.values():
+        for value in sides.critical.values.values():
             value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(0)))
-    ruined = values(sides.top)
+    ruined = values(sides.critical)
     assert ranked(lm, sides, requests)[0] < 0.75 * best[0]
     assert course.loss() is not None  # T-, still of that pass
     assert course.loss() is not None  # looks first
-    assert same(values(sides.top), kept if rollback else ruined)
+    assert same(values(sides.critical), kept if rollback else ruined)
     assert [group["lr"] for group in optimizer.param_groups] == [rate * (0.5 if rollback else 1) for rate in rates]
     assert bool(optimizer.state) is not bool(rollback)
     assert {own.rollbacks for own in course.progress.values()} == {1 if rollback else 0}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from kedit.delta import pathway as pathway_module
 from kedit.delta.delta import Delta, Factors, Weights, edited
-from kedit.delta.lanes import LaneBank
-from kedit.delta.pathway import Bank, Pathway
+from kedit.delta.lanes import BatchedDeltas
+from kedit.delta.pathway import Pathway, PathwayRouter
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.model.architecture import weight
@@ -134,7 +134,7 @@ def test_a_token_goes_to_the_widest_open_gate(
     pathways = [made(gate={"wide": "mlp"}.get(g, g), seed=i, hidden=width.get(g, 5)) for i, g in enumerate(gates)]
     keys = torch.randn(2, 160, D, generator=torch.Generator().manual_seed(9))
     monkeypatch.setattr(pathway_module, "CHUNK", chunk)
-    bank = Bank(pathways)
+    bank = PathwayRouter(pathways)
     assert (bank._linear is not None or bank._hidden is not None) == stacked
     want, chosen = naive(pathways, keys.flatten(0, 1))
     assert set(chosen) == {-1, 0, 1, 2, 3}
@@ -151,7 +151,7 @@ def test_the_bar_rises_with_the_number_of_gates() -> None:
     shut = [replace(made(seed=i), bias=torch.tensor(-1e6)) for i in range(1, 50)]
     margin = mine.margin(keys)
     for others, bar in (([], 0.0), (shut[:9], 0.7 * math.log(10)), (shut, 0.7 * math.log(50))):
-        acted = (Bank([*others, mine])(keys) != keys).any(1)
+        acted = (PathwayRouter([*others, mine])(keys) != keys).any(1)
         assert torch.equal(acted, margin > bar)
         assert 0 < acted.sum() < (margin > bar - 0.5).sum()
 
@@ -159,7 +159,7 @@ def test_the_bar_rises_with_the_number_of_gates() -> None:
 def test_without_a_gate_every_token_moves_and_nothing_else_acts() -> None:
     pathways = [made(gate="logistic"), made(gate="none", seed=1)]
     keys = torch.randn(20, D)
-    torch.testing.assert_close(Bank(pathways)(keys), keys + pathways[1].move(keys))
+    torch.testing.assert_close(PathwayRouter(pathways)(keys), keys + pathways[1].move(keys))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -167,7 +167,7 @@ def test_other_dtypes_are_moved_in_float32(dtype: torch.dtype) -> None:
     pathways = [made(gate="mlp", seed=i) for i in range(2)]
     keys = torch.randn(60, D, generator=torch.Generator().manual_seed(2)).to(dtype)
     want, chosen = naive(pathways, keys.float())
-    got = Bank(pathways)(keys)
+    got = PathwayRouter(pathways)(keys)
     assert got.dtype == dtype
     closed = [i for i, j in enumerate(chosen) if j < 0]
     assert 10 < len(closed) < 50
@@ -200,7 +200,7 @@ def test_lanes_equal_edited_models(kind: str) -> None:
     lm = tiny_lm(kind)
     deltas, before = deltas_of(lm), {name: value.clone() for name, value in lm.model.state_dict().items()}
     lanes = [1, -1, 0, 3, 2, 1]
-    with torch.no_grad(), LaneBank(lm.model, deltas).rows(torch.tensor(lanes)):
+    with torch.no_grad(), BatchedDeltas(lm.model, deltas).rows(torch.tensor(lanes)):
         got = lm.model(tokens(lm).expand(len(lanes), -1)).logits
     plain = logits(lm)
     for row, lane in enumerate(lanes):
@@ -273,5 +273,5 @@ def test_a_pathway_of_another_model_is_refused() -> None:
         with pytest.raises(KeditError, match=message):
             Weights(lm.model).add(delta)
         with pytest.raises(KeditError, match=message):
-            LaneBank(lm.model, [delta])
+            BatchedDeltas(lm.model, [delta])
     assert not module._forward_pre_hooks

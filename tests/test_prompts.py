@@ -16,7 +16,7 @@ from kedit.data import read_counterfact, read_records
 from kedit.data.datasets import Records
 from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.errors import KeditError
-from kedit.evaluation.score import EvalConfig, begins_with, contains, known, score
+from kedit.evaluation.score import EvalConfig, begins_with, contains, is_known, score
 from kedit.forward.greedy import greedy
 from kedit.keyvalue import NLL, ValueObjective
 from kedit.model.tokenization import encode, encode_subject, own_bos
@@ -140,8 +140,8 @@ def test_known_asks_behind_the_prompt_as_it_is() -> None:
     assert not answer[:1].isspace()  # or the test would show nothing
     request = EditRequest("1", prompt.replace("France", "{}"), "France", "Rome", answer)
     assert lm.encode(prompt + answer) == [*lm.encode(prompt), best]
-    assert known(lm, [EditRecord(request, ())]) == [True]
-    assert known(lm, [with_joiner(EditRecord(request, ()), "space")]) == [
+    assert is_known(lm, [EditRecord(request, ())]) == [True]
+    assert is_known(lm, [with_joiner(EditRecord(request, ()), "space")]) == [
         True
     ]  # behind a newline, there is none either
 

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from kedit.covariance import Covariance, collect
 from kedit.delta.delta import Delta, Factors, edited
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.delta.pathway import Pathway
 from kedit.errors import KeditError
 from kedit.keyvalue import solvers
 from kedit.methods import ROME, RROME
 from kedit.methods.rep import (
     AdapterConfig,
-    AdapterLanes,
+    AdapterTask,
+    AdapterTrainer,
     KeySource,
-    Task,
     closed_form,
     figures,
     parity_config,
@@ -33,7 +33,7 @@ from kedit.methods.rep import (
 from kedit.methods.rep.calibrate import threshold_of
 from kedit.methods.rep.keys import read_keys
 from kedit.methods.rep.phrases import PHRASES
-from kedit.methods.rep.plan import siblings
+from kedit.methods.rep.plan import confusable_names
 from kedit.methods.rep.train import PACE
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
@@ -52,32 +52,32 @@ def covariance(seed: int = 0, d: int = D) -> Covariance:
     return Covariance(spread @ spread.T / (4 * d), count=10**6, ridge=0.0)
 
 
-def task(seed: int = 0, positives: int = 6, negatives: int = 40, held: int = 8) -> Task:
+def task(seed: int = 0, positives: int = 6, negatives: int = 40, held: int = 8) -> AdapterTask:
     """Positives around one point, where little of the edit arrives, negatives around the origin."""
-    anchor, place = draw(seed, 2, D).float()
-    direction = covariance(seed).solve(anchor).float()
+    k_star, place = draw(seed, 2, D).float()
+    direction = covariance(seed).solve(k_star).float()
 
     def around(n: int, center: Tensor) -> Tensor:
         return center + 0.3 * draw(100 * seed + n, n, D).float()
 
-    name = place + 0.4 * anchor
+    name = place + 0.4 * k_star
 
-    return Task(
-        anchor=anchor,
+    return AdapterTask(
+        k_star=k_star,
         direction=direction / direction.norm(),
-        bare=anchor.clone(),
+        bare=k_star.clone(),
         positives=around(positives, name),
         negatives=around(negatives, 0 * name),
-        near=around(2, -name),
+        hard_negatives=around(2, -name),
         held_positives=around(held, name),
         held_negatives=around(5 * held, 0 * name),
         later=around(3, -2 * name),
     )
 
 
-def share(keys: Tensor, t: Task) -> Tensor:
+def share(keys: Tensor, t: AdapterTask) -> Tensor:
     """r(k)."""
-    return keys @ t.direction / (t.anchor @ t.direction)
+    return keys @ t.direction / (t.k_star @ t.direction)
 
 
 @pytest.mark.parametrize(("method", "solve"), [(ROME, "rome"), (RROME, "r_rome")])
@@ -107,16 +107,16 @@ def test_whitened_keys_have_the_width_as_their_mean_square() -> None:
 
 def test_closed_form_is_the_least_move_that_delivers_all() -> None:
     cov = covariance(5)
-    t = replace(task(5), direction=cov.solve(task(5).anchor).float())
+    t = replace(task(5), direction=cov.solve(task(5).k_star).float())
     (pathway,) = closed_form([t], AdapterConfig(gate="none"))
-    (half,) = stronger(Delta({}, {"m": (pathway,)}), {"m": [t.anchor]}, 0.5).pathways["m"]
+    (half,) = stronger(Delta({}, {"m": (pathway,)}), {"m": [t.k_star]}, 0.5).pathways["m"]
     keys = draw(6, 50, D).float()
     moves = pathway.move(keys)
     torch.testing.assert_close(share(keys + moves, t), torch.ones(50), atol=1e-4, rtol=0)
     torch.testing.assert_close(share(keys + half.move(keys), t), torch.full((50,), 0.5), atol=1e-4, rtol=0)
     sideways = draw(7, 50, 200, D)
     across = t.direction.double()
-    sideways -= (sideways @ across)[..., None] * t.anchor.double() / (across @ t.anchor.double())  # r stays 1
+    sideways -= (sideways @ across)[..., None] * t.k_star.double() / (across @ t.k_star.double())  # r stays 1
     for size in (1e-2, 1.0):
         others = moves.double()[:, None] + size * sideways
         assert (cov.quad(others, others) > cov.quad(moves, moves)[:, None]).all()
@@ -128,7 +128,7 @@ def test_closed_form_behind_a_gate_acts_where_it_is_open() -> None:
     found = figures(pathway, t)
     assert found["open"] == found["held_open"] == 1.0
     assert found["false"] == 0.0
-    assert found["reach"] == pytest.approx(1.0, abs=1e-3)
+    assert found["edit_strength"] == pytest.approx(1.0, abs=1e-3)
     before = found["reach_before"]
     assert before is not None
     assert abs(before - 1) > 0.02
@@ -181,7 +181,7 @@ def test_calibration_without_anything_held_back() -> None:
     assert threshold_of(gateless, t, AdapterConfig()) is gateless
 
 
-def train(lanes: AdapterLanes, steps: int) -> list[float]:
+def train(lanes: AdapterTrainer, steps: int) -> list[float]:
     optimizer = torch.optim.Adam(lanes.parameters(), lr=lanes.config.lr)
     losses = []
     for _ in range(steps):
@@ -198,10 +198,10 @@ def test_adapters_side_by_side_are_those_of_each_alone(gate: Any) -> None:
     """A step takes every positive and there is one negative of each kind, so that no draw matters."""
     tasks = [task(i) for i in range(3)]
     if gate == "mlp":
-        tasks = [replace(t, negatives=t.negatives[:1], near=t.near[:1]) for t in tasks]
+        tasks = [replace(t, negatives=t.negatives[:1], hard_negatives=t.hard_negatives[:1]) for t in tasks]
     config = AdapterConfig(gate=gate, steps=8, positives=6, rank=4, gate_width=0.3)
-    together = AdapterLanes(tasks, config)
-    alone = [AdapterLanes([t], config) for t in tasks]
+    together = AdapterTrainer(tasks, config)
+    alone = [AdapterTrainer([t], config) for t in tasks]
     with torch.no_grad():
         for i, single in enumerate(alone):
             for mine, shared in zip(single.parameters(), together.parameters(), strict=True):
@@ -223,14 +223,14 @@ def test_training_delivers_the_edit(gate: Any) -> None:
     config = AdapterConfig(
         gate=gate, steps=120, lr=5e-3, positives=12, negatives=32, rank=8, gate_width=0.5, threshold=0.5
     )
-    lanes = AdapterLanes([t], config)
+    lanes = AdapterTrainer([t], config)
     before = figures(lanes.pathways()[0], t)
     losses = train(lanes, config.steps)
     assert losses[-1] < 0.5 * losses[0]
     (pathway,) = lanes.pathways()
     found = figures(pathway, t)
-    assert before["reach"] == before["reach_before"] == found["reach_before"]
-    assert abs((found["reach"] or 0) - 1) < 0.1 < abs((before["reach"] or 0) - 1)
+    assert before["edit_strength"] == before["reach_before"] == found["reach_before"]
+    assert abs((found["edit_strength"] or 0) - 1) < 0.1 < abs((before["edit_strength"] or 0) - 1)
     assert found["open"] == 1.0
     assert (found["false"] or 0.0) < 0.2
     keys = t.positives
@@ -240,7 +240,7 @@ def test_training_delivers_the_edit(gate: Any) -> None:
 @pytest.mark.parametrize("absolute", [False, True])
 def test_the_scale_of_the_keys_is_folded_in(absolute: bool) -> None:
     t = task(1)
-    lanes = AdapterLanes(
+    lanes = AdapterTrainer(
         [t], AdapterConfig(gate="mlp", absolute=absolute, threshold=0.7, gate_width=0.5, anchored=True)
     )
     assert (float(lanes.scale) == 1.0) == absolute
@@ -261,14 +261,14 @@ def test_the_scale_of_the_keys_is_folded_in(absolute: bool) -> None:
 
 def test_without_a_projection_an_open_gate_doubles_the_key() -> None:
     t = task(3)
-    lanes = AdapterLanes([t], AdapterConfig(projection=False))
+    lanes = AdapterTrainer([t], AdapterConfig(projection=False))
     assert lanes.parameters() == []
     (pathway,) = lanes.pathways()
     assert torch.equal(pathway.move(t.positives), t.positives)
 
 
 def test_few_negatives_are_enough() -> None:
-    lanes = AdapterLanes([task()], AdapterConfig(gate="mlp", negatives=1))
+    lanes = AdapterTrainer([task()], AdapterConfig(gate="mlp", negatives=1))
     assert all(math.isfinite(loss) for loss in train(lanes, 2))
 
 
@@ -299,7 +299,7 @@ RECORDS = [
 ]
 CORPUS = TEXT[TEXT.index("Berlin") :][:400]
 OTHERS = ["Steve Jobs", "Toyota", "France", "LeBron James", "Microsoft"]
-CONFIG = AdapterConfig(contexts=1, others=2, held_back=0.0, corpus_tokens=150, phrases=0, siblings=0)
+CONFIG = AdapterConfig(contexts=1, others=2, held_back=0.0, corpus_tokens=150, phrases=0, confusable_names=0)
 
 
 @pytest.fixture
@@ -313,8 +313,8 @@ def source(lm: LM, config: AdapterConfig = CONFIG) -> KeySource:
 
 
 def tasks_of(
-    lm: LM, records: Sequence[EditRecord] = RECORDS, config: AdapterConfig = CONFIG, bank: LaneBank | None = None
-) -> list[Task]:
+    lm: LM, records: Sequence[EditRecord] = RECORDS, config: AdapterConfig = CONFIG, bank: BatchedDeltas | None = None
+) -> list[AdapterTask]:
     lanes = list(range(len(records))) if bank is not None else [-1] * len(records)
     directions = torch.ones(len(records), 40)
     return source(lm, config).tasks(records, 1, directions, lambda keys: keys.mean(0), bank, lanes)
@@ -353,23 +353,23 @@ def test_keys_are_those_of_the_texts_by_themselves(lm: LM) -> None:
     variants = torch.stack([last(name, context) for name in names for context in CONTEXTS])
     long = last("France", FRANCE.long_train[0] + " {}")
     torch.testing.assert_close(t.bare, original[0], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(t.anchor, torch.stack(original[:2]).mean(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(t.k_star, torch.stack(original[:2]).mean(0), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(t.direction, torch.ones(40) / 40**0.5)
     want = torch.cat([torch.stack(original[1:]), variants, long[None]])
     assert len(t.positives) == len(want)
     assert rows_in(t.positives, want)
     assert rows_in(want, t.positives)
     bare, tokens = key(lm, prompt, "France")
-    near = [bare[tokens.subject_first : tokens.subject_last]]
+    hard_negatives = [bare[tokens.subject_first : tokens.subject_last]]
     after = [keys[tokens.subject_last + 1 :] for keys, tokens in (key(lm, prompt, name) for name in ("France", *names))]
     request = RECORDS[0].request
     for answer in filter(None, (request.target_new, request.target_true)):
         whole, t_answer = key(lm, prompt, "France", answer=answer)
-        near.append(whole[t_answer.n_prompt :])
+        hard_negatives.append(whole[t_answer.n_prompt :])
         after.append(whole[t_answer.subject_last + 1 :])
     assert rows_in(t.later, torch.cat(after))
     assert rows_in(torch.cat(after), t.later)
-    torch.testing.assert_close(t.near, torch.cat(near), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(t.hard_negatives, torch.cat(hard_negatives), atol=1e-4, rtol=1e-4)
     subject = range(tokens.subject_first, tokens.subject_last + 1)
     outside = bare[[i for i in range(len(bare)) if i not in subject]]
     assert rows_in(outside, t.negatives)
@@ -385,9 +385,9 @@ def test_keys_are_those_of_the_texts_by_themselves(lm: LM) -> None:
 def test_phrases_train_and_tempt(lm: LM) -> None:
     """The same phrases after the subject and after others, and names that only begin like the subject."""
     without = tasks_of(lm, RECORDS[1:])[0]
-    with_all = tasks_of(lm, RECORDS[1:], replace(CONFIG, phrases=3, phrase_others=2, siblings=4))[0]
+    with_all = tasks_of(lm, RECORDS[1:], replace(CONFIG, phrases=3, phrase_others=2, confusable_names=4))[0]
     assert len(with_all.positives) == len(without.positives) + 3
-    rows = [row for row in source(lm, replace(CONFIG, phrases=3, phrase_others=2, siblings=4)).plan(RECORDS[1])]
+    rows = [row for row in source(lm, replace(CONFIG, phrases=3, phrase_others=2, confusable_names=4)).plan(RECORDS[1])]
     texts = [lm.decode(list(row.ids)) for row in rows if row.role == "tempting"]
     assert len(texts) == 3 * 2 + 4
     assert not any("Vincent van Gogh" in text for text in texts)
@@ -396,20 +396,20 @@ def test_phrases_train_and_tempt(lm: LM) -> None:
     ran = {row.ids for row in rows if row.role == "variant"}
     assert sum(tokens.ids in ran for tokens in own) == 3
     for row in (row for row in rows if row.role == "tempting"):
-        assert row.near[-1] == row.subject_last == len(row.ids) - 1
+        assert row.hard_negatives[-1] == row.subject_last == len(row.ids) - 1
         module = lm.arch.module(lm.model, "mlp_out", 1)
         (keys,) = read_keys(lm, [row.ids], module, None, [-1])
-        assert rows_in(keys[list(row.near)], with_all.near)
+        assert rows_in(keys[list(row.hard_negatives)], with_all.hard_negatives)
 
 
 def test_siblings_begin_like_the_subject_and_end_like_another() -> None:
-    found = siblings("Vincent van Gogh", ["Ada", "Lake Geneva"], 2, Random(0))
+    found = confusable_names("Vincent van Gogh", ["Ada", "Lake Geneva"], 2, Random(0))
     assert len(found) == 2
     for name in found:
         assert name.startswith("Vincent ")
         assert name.endswith(("Ada", "Geneva"))
         assert not name.endswith("Gogh")
-    assert siblings("IBM", ["Ada"], 1, Random(0)) == []
+    assert confusable_names("IBM", ["Ada"], 1, Random(0)) == []
 
 
 def test_what_tests_is_never_read(lm: LM) -> None:
@@ -444,7 +444,7 @@ def test_other_records_do_not_matter(lm: LM) -> None:
     both, alone = tasks_of(lm, config=config), [tasks_of(lm, [record], config)[0] for record in RECORDS]
     back = tasks_of(lm, RECORDS[::-1], config)[::-1]
     for one, other, third in zip(both, alone, back, strict=True):
-        for field in fields(Task):
+        for field in fields(AdapterTask):
             mine = getattr(one, field.name)
             torch.testing.assert_close(getattr(other, field.name), mine, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(getattr(third, field.name), mine, atol=1e-4, rtol=1e-4)
@@ -454,22 +454,22 @@ def test_prompts_of_other_edits_are_near_negatives(lm: LM) -> None:
     """Those that were claimed, of other subjects alone, and at most so many."""
     directions = torch.ones(1, 40)
 
-    def near(keys: KeySource, record: EditRecord) -> Tensor:
-        return keys.tasks([record], 1, directions, lambda k: k.mean(0), None, [-1])[0].near
+    def hard_negatives(keys: KeySource, record: EditRecord) -> Tensor:
+        return keys.tasks([record], 1, directions, lambda k: k.mean(0), None, [-1])[0].hard_negatives
 
     first, second = RECORDS
-    plain = near(source(lm), second)
+    plain = hard_negatives(source(lm), second)
     kept = source(lm)
     kept.claim([first], 1, None, [-1])
     rival = key(lm, first.request.prompt, first.request.named())[0]
-    more = near(kept, second)
+    more = hard_negatives(kept, second)
     torch.testing.assert_close(more[: len(plain)], plain)
     assert len(more) == len(plain) + len(rival)
     assert rows_in(rival, more[len(plain) :])
-    torch.testing.assert_close(near(kept, first), near(source(lm), first))
-    few = source(lm, replace(CONFIG, rivals=2))
+    torch.testing.assert_close(hard_negatives(kept, first), hard_negatives(source(lm), first))
+    few = source(lm, replace(CONFIG, other_edits=2))
     few.claim([first], 1, None, [-1])
-    some = near(few, second)
+    some = hard_negatives(few, second)
     assert len(some) == len(plain) + 2
     assert rows_in(some[len(plain) :], rival)
 
@@ -487,8 +487,8 @@ def test_keys_are_read_under_each_edit_of_its_own(lm: LM) -> None:
     with edited(lm.model, change(here, 7)):
         written = tasks_of(lm)
     torch.testing.assert_close([t.positives for t in written], [t.positives for t in plain])
-    same = tasks_of(lm, bank=LaneBank(lm.model, [change(here, 1), change(here, 3)]))
-    moved = tasks_of(lm, bank=LaneBank(lm.model, [Delta(), change(below, 5)]))
+    same = tasks_of(lm, bank=BatchedDeltas(lm.model, [change(here, 1), change(here, 3)]))
+    moved = tasks_of(lm, bank=BatchedDeltas(lm.model, [Delta(), change(below, 5)]))
     torch.testing.assert_close([t.positives for t in same], [t.positives for t in plain])
     torch.testing.assert_close(moved[0].positives, plain[0].positives, atol=1e-4, rtol=1e-4)
     assert float((moved[1].positives - plain[1].positives).abs().max()) > 0.1
@@ -509,17 +509,17 @@ def test_cached_keys_train_as_the_whole_model_does(name: str, lm: LM) -> None:
     config, steps = recipe(name), 5
     record = replace(RECORDS[0], variants=Variants(paraphrase_train=("Gallia the old",)))
     edit = Delta({lm.arch.path("mlp_out", 1): Factors(draw(1, 16, 1).float(), draw(2, 1, 40).float())})
-    bank = LaneBank(lm.model, [edit])
+    bank = BatchedDeltas(lm.model, [edit])
     (t,) = tasks_of(lm, [record], replace(config, corpus_tokens=0, contexts=-1), bank)
     t = replace(t, direction=F.normalize(draw(3, 40).float(), dim=0))
     texts = [("France", CONTEXTS[1]), ("France", CONTEXTS[2]), *(("Gallia the old", c) for c in CONTEXTS)]
     assert len(t.positives) == len(texts) == config.positives
-    lanes = AdapterLanes([t], config)
+    lanes = AdapterTrainer([t], config)
     assert (lanes.gate is None) == (name == "none")
     mine = [parameter.detach().clone().requires_grad_() for parameter in lanes.parameters()]
     cached = train(lanes, steps)
 
-    scale = 1.0 if config.absolute else math.sqrt(40) / float(t.anchor.norm())
+    scale = 1.0 if config.absolute else math.sqrt(40) / float(t.k_star.norm())
     prompts = [encode_subject(lm, record.request.prompt, s, None, c) for s, c in [("France", "{}"), *texts]]
     module = lm.arch.module(lm.model, "mlp_out", 1)
     seen: list[tuple[Tensor, Tensor]] = []
@@ -529,7 +529,7 @@ def test_cached_keys_train_as_the_whole_model_does(name: str, lm: LM) -> None:
         moved = k @ mine[0][0].T @ mine[1][0].T
         if config.anchored:
             a, b = PACE * mine[2][0]
-            moved = moved + (a + b * share(k, t))[..., None] * t.anchor
+            moved = moved + (a + b * share(k, t))[..., None] * t.k_star
         if name != "none":
             hidden, hidden_bias, read, bias = (parameter[0] for parameter in mine[-4:])
             moved = (F.gelu(scale * k @ hidden.T + hidden_bias) @ read + bias).sigmoid()[..., None] * moved
@@ -567,8 +567,8 @@ def test_cached_keys_train_as_the_whole_model_does(name: str, lm: LM) -> None:
     [
         ({"rank": 0}, "model.adapter.rank: 0 is less than 1"),
         ({"dropout": 1.0}, "model.adapter.dropout: 1.0 is not between 0 and 0.99"),
-        ({"threshold_range": [0.9, 0.8]}, "model.adapter.threshold_range: wants 0 < low <= high < 1"),
-        ({"threshold_range": [0.9]}, "model.adapter.threshold_range: wants 0 < low <= high < 1"),
+        ({"threshold_range": [0.9, 0.8]}, "model.adapter.threshold_range: expects 0 < low <= high < 1"),
+        ({"threshold_range": [0.9]}, "model.adapter.threshold_range: expects 0 < low <= high < 1"),
     ],
 )
 def test_bad_options_are_named(option: dict[str, Any], message: str) -> None:

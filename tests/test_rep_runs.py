@@ -21,7 +21,7 @@ from kedit.delta.serialization import load_delta
 from kedit.keyvalue.keys import mean_keys
 from kedit.methods import MEMIT, REP, ROME, RROME
 from kedit.methods.base.edit_batch import EditBatch
-from kedit.methods.rep import AdapterConfig, AdapterLanes, Task, closed_form, parity_config
+from kedit.methods.rep import AdapterConfig, AdapterTask, AdapterTrainer, closed_form, parity_config
 from kedit.methods.rep import module as rep_module
 from kedit.model.lm import LM
 from kedit.runtime.run_folder import CHECKPOINT
@@ -38,7 +38,7 @@ QUICK: dict[str, Any] = {
     "rank": 4,
     "others": 3,
     "phrases": 0,
-    "siblings": 0,
+    "confusable_names": 0,
     "corpus_tokens": 100,
     "contexts": 1,
 }
@@ -100,7 +100,10 @@ def test_an_adapter_beside_every_edit(editor: str, regime: str, words: Any, tmp_
     main(words(editor, regime))
     main(words(editor, regime, rep=False, name="plain"))
     rows, plain = rows_of(tmp_path / "one"), rows_of(tmp_path / "plain")
-    by_moment = {when: {row["case_id"]: row for row in rows if row["when"] == when} for when in ("editor", "edit")}
+    by_moment = {
+        measured_at: {row["case_id"]: row for row in rows if row["measured_at"] == measured_at}
+        for measured_at in ("editor", "edit")
+    }
     assert len(rows) == 2 * len(plain) == 4
     assert {row["status"] for row in rows} == {"edited"}
     for row in plain:
@@ -169,7 +172,7 @@ def test_every_kind_of_adapter_runs(
 def test_sequential(editor: str, words: Any, tmp_path: Path, rows_of: RowsOf) -> None:
     main(words(editor, "sequential"))
     rows = rows_of(tmp_path / "one")
-    assert [row["when"] for row in rows] == ["edit"] * 2 + ["end"] * 2
+    assert [row["measured_at"] for row in rows] == ["edit"] * 2 + ["end"] * 2
     delta, _ = load_delta(tmp_path / "one" / "delta")
     assert [len(pathways) for pathways in delta.pathways.values()] == [2] * len(delta.changes)
 
@@ -187,14 +190,14 @@ def test_sequential(editor: str, words: Any, tmp_path: Path, rows_of: RowsOf) ->
         ),
         (["--model.editor", "5"], "model.editor: there is no class '5' for it"),
         (["--model.editor.layr", "1"], "model.editor.layr: there is no such option; did you mean layer?"),
-        (["--model.editor.lm", "gpt2"], "model.editor.lm: wants options of its own below it, not 'gpt2'"),
+        (["--model.editor.lm", "gpt2"], "model.editor.lm: expects options of its own below it, not 'gpt2'"),
         (["--model.regime", "batch"], "model.regime: there is no such option; it is an option of the editor: model.ed"),
         (["--model.editor.regime", "batch"], "model.editor.regime: ROME knows single, sequential, not 'batch'"),
         (["--model.editor.v_lr", "-1"], "model.editor.v_lr: -1.0 is less than 0"),
         (["--model.editor.layer", "99"], "model.editor.layer: there is no layer 99; this model has layers 0 to 2"),
-        (["--model.mode", "open"], "model.mode: wants one of trained, closed_form, not 'open'"),
-        (["--model.adapter", "5"], "model.adapter: wants options of its own below it, not '5'"),
-        (["--model.adapter.gate", "mpl"], "model.adapter.gate: wants one of logistic, mlp, none, not 'mpl'"),
+        (["--model.mode", "open"], "model.mode: expects one of trained, closed_form, not 'open'"),
+        (["--model.adapter", "5"], "model.adapter: expects options of its own below it, not '5'"),
+        (["--model.adapter.gate", "mpl"], "model.adapter.gate: expects one of logistic, mlp, none, not 'mpl'"),
         (["--model.adapter.ranks", "3"], "model.adapter.ranks: there is no such option"),
         (["--model.adapter.rank", "0"], "model.adapter.rank: 0 is less than 1"),
     ],
@@ -242,15 +245,15 @@ def run(
 
 
 @pytest.fixture
-def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
+def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[AdapterTask]:
     """The tasks of all adapters, in their order."""
-    found: list[Task] = []
+    found: list[AdapterTask] = []
 
-    def lanes(tasks: list[Task], config: AdapterConfig) -> AdapterLanes:
+    def lanes(tasks: list[AdapterTask], config: AdapterConfig) -> AdapterTrainer:
         found.extend(tasks)
-        return AdapterLanes(tasks, config)
+        return AdapterTrainer(tasks, config)
 
-    monkeypatch.setattr(rep_module, "AdapterLanes", lanes)
+    monkeypatch.setattr(rep_module, "AdapterTrainer", lanes)
     return found
 
 
@@ -282,28 +285,28 @@ WEIGHTS = {ROME: [1.0], RROME: [1 / 3] * 3}
 
 
 @pytest.mark.parametrize("method", [ROME, RROME])
-def test_the_direction_is_that_in_which_the_edit_reads(method: Any, trained_on: list[Task]) -> None:
+def test_the_direction_is_that_in_which_the_edit_reads(method: Any, trained_on: list[AdapterTask]) -> None:
     """(W' - W) k = r(k) (W' - W) k*, and what reaches k* is v*: r(k*) = 1."""
     lm = small_lm()
     module = REP(method(layer=1, **SMALL), adapter=ADAPTER)
     batches = run(module, lm, n=2)
     path = lm.arch.path("mlp_out", 1)
-    plain = [delta for batch in batches for delta in batch.plain or []]
+    plain = [delta for batch in batches for delta in batch.baseline_deltas or []]
     records = [record for batch in batches for record in batch.records]
     contexts = module.editor.contexts[: len(WEIGHTS[method])]
     keys = mean_keys(lm, [record.request for record in records], contexts, WEIGHTS[method], 1)
     for delta, t, k_star in zip(plain, trained_on, keys, strict=True):
         assert delta is not None
-        torch.testing.assert_close(t.anchor.double(), k_star, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(t.k_star.double(), k_star, atol=1e-4, rtol=1e-4)
         change = delta.changes[path].dense()
-        r = t.positives @ t.direction / (t.anchor @ t.direction)
-        want = r[:, None] * (change @ t.anchor)
+        r = t.positives @ t.direction / (t.k_star @ t.direction)
+        want = r[:, None] * (change @ t.k_star)
         torch.testing.assert_close(t.positives @ change.T, want, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("parity", [False, True])
 @pytest.mark.parametrize("editor", ["ROME", "MEMIT"])
-def test_parity(editor: str, parity: bool, trained_on: list[Task]) -> None:
+def test_parity(editor: str, parity: bool, trained_on: list[AdapterTask]) -> None:
     """The paper's code hands the adapter C^-1 k* of ROME, and the bare key of MEMIT."""
     method = ROME(layer=1, **SMALL) if editor == "ROME" else MEMIT(layers=[0, 1], **SMALL)
     module = REP(method, parity=parity, adapter=AdapterConfig() if parity else ADAPTER)
@@ -314,16 +317,16 @@ def test_parity(editor: str, parity: bool, trained_on: list[Task]) -> None:
     assert module.source is not None
     assert len(module.source.contexts) == (3 + 20 if parity and editor == "MEMIT" else 3)
     for t in trained_on:
-        assert torch.equal(t.direction, t.anchor) == (parity and editor == "MEMIT")
+        assert torch.equal(t.direction, t.k_star) == (parity and editor == "MEMIT")
         assert (float(t.direction.norm()) == pytest.approx(1.0, abs=1e-5)) != (parity and editor == "MEMIT")
         assert len(t.held_positives) + len(t.held_negatives) == 0 or not parity
 
 
 def test_upper_adapters_see_the_lower_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layer 1's keys under an adapter at layer 0 that matters are not those under one that does not."""
-    found: list[list[Task]] = []
+    found: list[list[AdapterTask]] = []
 
-    def closed(tasks: list[Task], config: AdapterConfig) -> Any:
+    def closed(tasks: list[AdapterTask], config: AdapterConfig) -> Any:
         found[-1].extend(tasks)
         return closed_form(tasks, config)
 
@@ -337,16 +340,16 @@ def test_upper_adapters_see_the_lower_ones(monkeypatch: pytest.MonkeyPatch) -> N
     assert float((high.positives - other_high.positives).abs().max()) > 1e-2
 
 
-def test_each_request_of_a_batch_has_its_own_direction(trained_on: list[Task]) -> None:
+def test_each_request_of_a_batch_has_its_own_direction(trained_on: list[AdapterTask]) -> None:
     lm = small_lm()
     module = REP(MEMIT(regime="batch", layers=[1], **SMALL), adapter=ADAPTER)
     (batch,) = run(module, lm, batch_size=3, n=3)
     keys = mean_keys(lm, REQUESTS[:3], module.editor.contexts, [0.5, 0.25, 0.25], 1)
-    assert batch.plain is not None
-    (plain,) = batch.plain
+    assert batch.baseline_deltas is not None
+    (plain,) = batch.baseline_deltas
     assert plain is not None
     rights = torch.nn.functional.normalize(plain.changes[lm.arch.path("mlp_out", 1)].right, dim=-1)
     assert len(trained_on) == len(rights) == 3
     for t, k_star, right in zip(trained_on, keys, rights, strict=True):
-        torch.testing.assert_close(t.anchor.double(), k_star, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(t.k_star.double(), k_star, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(t.direction, right, atol=1e-5, rtol=1e-4)

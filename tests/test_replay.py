@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kedit.forward.replay import Site
-from kedit.keyvalue import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
+from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, optimise
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
 from kedit.request import EditRequest
@@ -90,7 +90,7 @@ def test_objective_equals_full_forward(kind: str, site: Site, layer: int) -> Non
 def test_every_step_equals_full_forward(kind: str) -> None:
     """The losses along an optimisation, and v* at its end, by replay and by full forward passes."""
     lm, request, layer = tiny_lm(kind), REQUESTS[1], 1
-    lanes = ValueLanes(
+    lanes = ValueOptimization(
         ValueObjective(lm, [request], CONTEXTS, layer, "mlp", TERMS), stop_loss=0.0, clamp_norm_factor=3.0
     )
     delta = torch.zeros(lm.d_model, requires_grad=True)
@@ -119,9 +119,9 @@ def test_lanes_equal_one_at_a_time(kind: str) -> None:
     """Lanes that stop at different steps end where they would have ended alone."""
     lm = tiny_lm(kind)
 
-    def run(requests: list[EditRequest], stop_loss: float) -> ValueLanes:
+    def run(requests: list[EditRequest], stop_loss: float) -> ValueOptimization:
         objective = ValueObjective(lm, requests, CONTEXTS, 1, "mlp", TERMS)
-        lanes = ValueLanes(objective, stop_loss=stop_loss, clamp_norm_factor=5.0)
+        lanes = ValueOptimization(objective, stop_loss=stop_loss, clamp_norm_factor=5.0)
         optimise(lanes, lr=0.2, steps=12)
         return lanes
 
@@ -159,7 +159,7 @@ def test_kl_is_zero_without_a_delta_and_the_clamp_holds() -> None:
     objective = ValueObjective(lm, REQUESTS, CONTEXTS, 1, "mlp", TERMS)
     losses = objective(torch.zeros(len(REQUESTS), lm.d_model))
     torch.testing.assert_close(losses["kl"], torch.zeros(len(REQUESTS)), atol=1e-6, rtol=0)
-    lanes = ValueLanes(objective, stop_loss=0.0, clamp_norm_factor=0.7)
+    lanes = ValueOptimization(objective, stop_loss=0.0, clamp_norm_factor=0.7)
     optimise(lanes, lr=1.0, steps=5)
     assert bool((lanes.delta.norm(dim=1) <= 0.7 * objective.v_init.norm(dim=1) * (1 + 1e-5)).all())
     assert bool((lanes.steps == 4).all())
@@ -168,7 +168,7 @@ def test_kl_is_zero_without_a_delta_and_the_clamp_holds() -> None:
 def test_a_lane_whose_loss_is_not_finite_fails_alone() -> None:
     lm = tiny_lm("gpt2")
     objective = ValueObjective(lm, REQUESTS, CONTEXTS, 1, "mlp", TERMS)
-    lanes = ValueLanes(objective, stop_loss=0.0)
+    lanes = ValueOptimization(objective, stop_loss=0.0)
     with torch.no_grad():
         lanes.delta[2] = float("nan")
     v_star = optimise(lanes, lr=0.1, steps=4)
@@ -182,7 +182,7 @@ def test_weights_and_forward_are_untouched() -> None:
     lm = tiny_lm("llama")
     before = {name: value.clone() for name, value in lm.model.state_dict().items()}
     objective = ValueObjective(lm, REQUESTS, CONTEXTS, 1, "mlp", TERMS)
-    optimise(ValueLanes(objective), lr=0.1, steps=3)
+    optimise(ValueOptimization(objective), lr=0.1, steps=3)
     assert all(torch.equal(before[name], value) for name, value in lm.model.state_dict().items())
     for module in lm.model.modules():
         assert not module._forward_hooks

@@ -128,8 +128,8 @@ def test_sequential_run_killed_again_and_again(
     main(resume)
 
     rows = rows_of(run)
-    for when in ("edit", "end"):
-        assert [row["case_id"] for row in rows if row["when"] == when] == [f"fact-{i}" for i in range(N)]
+    for measured_at in ("edit", "end"):
+        assert [row["case_id"] for row in rows if row["measured_at"] == measured_at] == [f"fact-{i}" for i in range(N)]
     assert_same_run(tmp_path / "whole", run, rows_of)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
 

@@ -14,7 +14,7 @@ import torch
 
 from kedit.cli import main
 from kedit.delta.delta import Delta, Factors, edited
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.fluency import entropy, ngram_entropy, sampled_texts, words_of
 from kedit.forward.sampling import sample
 from kedit.model.lm import LM
@@ -67,7 +67,7 @@ def test_sampling_in_lanes_is_sampling_from_the_edited_model(model_type: str) ->
     lm = tiny_lm(model_type)
     deltas = [a_delta(lm, 0), a_delta(lm, 1)]
     prompts = [lm.encode("The capital of France is")] * 3
-    mixed = sample(lm, prompts, 12, seed=[4, 4, 4], lanes=[1, -1, 0], bank=LaneBank(lm.model, deltas))
+    mixed = sample(lm, prompts, 12, seed=[4, 4, 4], lanes=[1, -1, 0], bank=BatchedDeltas(lm.model, deltas))
     expected = []
     for delta in (deltas[1], Delta(), deltas[0]):
         with edited(lm.model, delta):
@@ -125,15 +125,17 @@ def test_report_of_a_run(
     folder = tmp_path / "runs" / "one"
     rows = rows_of(folder)
     moments = ["edit", "end"] if regime == "sequential" else ["edit"]
-    assert list(dict.fromkeys(row["when"] for row in rows)) == moments
+    assert list(dict.fromkeys(row["measured_at"] for row in rows)) == moments
     for row in rows:
         assert row["fluency"].keys() == {"before", "after"}
         assert all(0 < value < 7 for value in row["fluency"].values())
     lines = json.loads((folder / "robustness.json").read_text())["figures"]
-    assert [(line["when"], line["kind"]) for line in lines] == [(w, k) for w in moments for k in (*KINDS, "fluency")]
+    assert [(line["measured_at"], line["kind"]) for line in lines] == [
+        (w, k) for w in moments for k in (*KINDS, "fluency")
+    ]
     summary = json.loads((folder / "summary.json").read_text())["results"]
     for line in lines[: len(KINDS)]:
-        cell = summary[line["when"]][line["kind"]][line["metric"]]
+        cell = summary[line["measured_at"]][line["kind"]][line["metric"]]
         assert (line["micro_after"], line["after"]) == (cell["micro"]["after"], cell["after"])
         assert line["n_probes"] == cell["n_probes"]
     assert figures(rows, 50) == lines
@@ -155,7 +157,7 @@ def test_nothing_without_queries(words: list[str], tmp_path: Path, rows_of: Call
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("5", "data.queries: wants options of its own below it, not '5'"),
+        ("5", "data.queries: expects options of its own below it, not '5'"),
         ("{shuffle: 3}", "data.queries.shuffle: there is no such option; did you mean shuffles?"),
         ("{shuffles: -3}", "data.queries.shuffles: -3 is less than 0"),
     ],

@@ -180,8 +180,8 @@ def test_two_commands_at_once(words: list[str], tmp_path: Path) -> None:
     assert [wait(pid) for pid in new] == [0, 0], [path.read_text() for path in log[2:]]
     for name in ("one", "new", "new-2"):
         rows = [json.loads(line) for line in (tmp_path / "runs" / name / RESULTS).read_text().splitlines()]
-        assert [(row["case_id"], row["when"]) for row in rows] == [
-            (f"fact-{i}", when) for when in ("edit", "end") for i in range(4)
+        assert [(row["case_id"], row["measured_at"]) for row in rows] == [
+            (f"fact-{i}", measured_at) for measured_at in ("edit", "end") for i in range(4)
         ]
     assert not (tmp_path / "runs" / "one-2").exists()
 

@@ -204,7 +204,7 @@ def made_row(case: str, r_min: float | None) -> dict[str, Any]:
     values = {"paraphrase_ood": {"subject_last": last}, "neighborhood": {"prompt_max": largest, "prompt_abs": largest}}
     return {
         "case_id": case,
-        "when": "edit",
+        "measured_at": "edit",
         "similarity": {"layers": {"5": values}, "r_min": r_min, "r_max": [0.4, 0.5]},
     }
 

@@ -75,9 +75,9 @@ def test_a_run_with_rep(
     out = capsys.readouterr().out
     folder = tmp_path / "runs" / "one"
     rows = rows_of(folder)
-    assert {row["when"] for row in rows} == {"edit", "editor"}
+    assert {row["measured_at"] for row in rows} == {"edit", "editor"}
     own = [row for row in rows if "similarity" in row]
-    assert [row["case_id"] for row in own] == [row["case_id"] for row in rows if row["when"] == "edit"]
+    assert [row["case_id"] for row in own] == [row["case_id"] for row in rows if row["measured_at"] == "edit"]
     kinds = {kind for row in own for kind in row["similarity"]["layers"]["1"]}
     assert kinds == set(KINDS)
     for row in own:
@@ -117,7 +117,7 @@ def test_every_layer_of_memit(words: list[str], tmp_path: Path, rows_of: Callabl
     editor = {"class_path": "MEMIT", "init_args": editor["init_args"] | {"layers": [0, 1]}}
     main([*words[:at], json.dumps(editor), *words[at + 1 :]])
     folder = tmp_path / "runs" / "one"
-    own = [row["similarity"] for row in rows_of(folder) if row["when"] == "edit"]
+    own = [row["similarity"] for row in rows_of(folder) if row["measured_at"] == "edit"]
     assert all(list(values["layers"]) == ["0", "1"] and "r_max" in values for values in own)
     lines = list(csv.DictReader((folder / "similarity.csv").read_text().splitlines()))
     assert [line["layer"] for line in lines] == ["0"] * (len(lines) // 2) + ["1"] * (len(lines) // 2)
@@ -151,7 +151,7 @@ def test_off_by_default_and_free(
             ["--model.editor.regime", "sequential"],
             "similarity.enabled: r(k) is of one edit alone; use model.regime: single, not sequential",
         ),
-        (["--similarity", "5"], "similarity: wants options of its own below it, not '5'"),
+        (["--similarity", "5"], "similarity: expects options of its own below it, not '5'"),
     ],
 )
 def test_what_cannot_be_measured_is_said(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kedit.delta.delta import Delta, Factors, Weights, edited
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.delta.pathway import Pathway
 from kedit.delta.serialization import load_delta, pack, save_delta, unpack
 from kedit.delta.slices import Slices
@@ -344,7 +344,7 @@ def test_a_delta_of_another_model_is_refused() -> None:
         with pytest.raises(KeditError, match=message):
             Weights(lm.model).add(Delta(slices={**good.slices, **delta.slices}, biases=delta.biases))
         with pytest.raises(KeditError, match=message):
-            LaneBank(lm.model, [Delta(), delta])
+            BatchedDeltas(lm.model, [Delta(), delta])
         assert same(lm.model, before)
     other = tiny_lm("gpt2")
     path = other.arch.path("mlp_out", 1)
@@ -381,7 +381,7 @@ def test_lanes_equal_edited_models(kind: str, dtype: torch.dtype, atol: float) -
     if dtype == torch.float64:  # pathways move keys, and factors are multiplied out, in float32
         deltas = [Delta(slices=delta.slices, biases=delta.biases) for delta in deltas]
     lanes = [1, -1, 0, 3, 2, 1, 4]
-    with torch.no_grad(), LaneBank(lm.model, deltas).rows(torch.tensor(lanes)):
+    with torch.no_grad(), BatchedDeltas(lm.model, deltas).rows(torch.tensor(lanes)):
         got = logits(lm, len(lanes))
     plain = logits(lm, len(lanes))
     for row, lane in enumerate(lanes):
@@ -406,7 +406,7 @@ def test_a_lane_of_a_half_precision_model_adds_in_float32() -> None:
         x, lanes = rand(3, 4, shape[1], seed=7).bfloat16(), torch.tensor([1, -1, 0])
         with torch.no_grad():
             plain = module(x)
-            with LaneBank(lm.model, deltas).rows(lanes):
+            with BatchedDeltas(lm.model, deltas).rows(lanes):
                 got, flat = module(x), module(x.flatten(0, 1))
         assert got.dtype == torch.bfloat16
         assert torch.equal(got.flatten(0, 1), flat)

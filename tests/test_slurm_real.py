@@ -151,7 +151,7 @@ def test_a_disturbed_array_ends_as_a_local_sweep(
     assert computed not in log, "once, ahead of the array"
 
     for numbered, alone in zip(tasks, SweepFolder(local).tasks, strict=True):
-        assert [row["batch"] for row in rows_of(numbered.folder) if row["when"] == "edit"] == list(range(N))
+        assert [row["batch"] for row in rows_of(numbered.folder) if row["measured_at"] == "edit"] == list(range(N))
         assert_same_run(alone.folder, numbered.folder, rows_of)
         assert_same_state(alone.folder, numbered.folder)
         assert steps_logged(alone.folder) == steps_logged(numbered.folder)

@@ -291,7 +291,7 @@ def test_refusals(
     assert "nothing was submitted yet" in refused(["slurm", "resubmit", file], capsys)
     message = refused([*words, "--gpus", "2"], capsys)
     assert re.fullmatch(r"gpus: 2, but rome-seed0-\w{6} has trainer.devices: 1; give the sweep's options .+", message)
-    assert refused([*words, "--cpus", "many"], capsys) == "cpus: wants a whole number, not 'many'"
+    assert refused([*words, "--cpus", "many"], capsys) == "cpus: expects a whole number, not 'many'"
     assert "partitoin" in refused([*words, "--partitoin", "gpu"], capsys)
     bad = sweep_file(tmp_path / "bad", "gpt2", options={"data.init_args.limt": 1})
     assert "data.limt: there is no such option" in refused(["slurm", "submit", str(bad)], capsys)

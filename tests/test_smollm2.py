@@ -10,7 +10,7 @@ import torch
 
 import kedit
 from kedit.cli import main
-from kedit.keyvalue import NLL, KLDivergence, ValueLanes, ValueObjective, WeightDecay, optimise
+from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, optimise
 from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.request import EditRequest
 from tests.test_replay import naive_loss
@@ -32,7 +32,7 @@ def lm() -> LM:
 
 
 def test_replay_equals_full_forward_at_every_step(lm: LM) -> None:
-    lanes = ValueLanes(ValueObjective(lm, REQUESTS, CONTEXTS, 5, "mlp", TERMS), stop_loss=0.0)
+    lanes = ValueOptimization(ValueObjective(lm, REQUESTS, CONTEXTS, 5, "mlp", TERMS), stop_loss=0.0)
     adam = torch.optim.Adam([lanes.delta], lr=0.5)
     references: list[torch.Tensor | None] = [None] * len(REQUESTS)
     for _ in range(3):
@@ -48,7 +48,7 @@ def test_replay_equals_full_forward_at_every_step(lm: LM) -> None:
 
 def test_lanes_equal_one_at_a_time(lm: LM) -> None:
     def v_star(requests: list[EditRequest]) -> torch.Tensor:
-        lanes = ValueLanes(ValueObjective(lm, requests, CONTEXTS, 5, "mlp", TERMS))
+        lanes = ValueOptimization(ValueObjective(lm, requests, CONTEXTS, 5, "mlp", TERMS))
         return optimise(lanes, lr=0.5, steps=8)
 
     together = v_star(REQUESTS)
@@ -97,8 +97,8 @@ def test_rep_carries_an_edit_to_other_names(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "rep" / "summary.json").read_text(encoding="utf-8"))["results"]
     assert results["editor"]["rewrite"]["exact"]["after"] == results["edit"]["rewrite"]["exact"]["after"] == 100.0
     alone, robust = (
-        [results[moment][kind]["exact"]["after"] for kind in ("paraphrase_id", "shuffle_id")]
-        for moment in ("editor", "edit")
+        [results[measured_at][kind]["exact"]["after"] for kind in ("paraphrase_id", "shuffle_id")]
+        for measured_at in ("editor", "edit")
     )
     assert all(more >= less for more, less in zip(robust, alone, strict=True))
     assert sum(robust) > sum(alone)

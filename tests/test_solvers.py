@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from kedit.covariance import Covariance
 from kedit.delta.delta import Delta, Factors, Weights, edited
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.keyvalue import solvers
@@ -263,7 +263,7 @@ def test_lanes_equal_edited_weights(kind: str) -> None:
     lm = tiny_lm(kind)
     paths = [lm.arch.path("mlp_out", i) for i in (1, 2)]
     deltas = [random_delta(lm.model, paths[: 1 + i % 2], seed=i, rank=1 + i) for i in range(3)]
-    bank = LaneBank(lm.model, deltas)
+    bank = BatchedDeltas(lm.model, deltas)
     ids = torch.tensor([lm.encode("The capital of France is Paris")])
     rows = torch.tensor([1, -1, 0, 2, 1])
     with torch.no_grad(), bank.rows(rows):

@@ -15,13 +15,13 @@ from kedit.cli.options.parts import TRAINER_DEFAULTS
 from kedit.covariance import StatsConfig
 from kedit.data import EditData
 from kedit.delta.delta import Delta, edited
-from kedit.keyvalue import ValueLanes
+from kedit.keyvalue import ValueOptimization
 from kedit.keyvalue.contexts import ContextConfig
 from kedit.keyvalue.keys import hidden_states, mean_keys
 from kedit.methods import EMMET, MEMIT
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.locate_then_edit import multi_layer
-from kedit.methods.locate_then_edit.multi_layer import Spread
+from kedit.methods.locate_then_edit.multi_layer import MultiLayerEditor
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.request import EditRecord, EditRequest
@@ -71,7 +71,7 @@ def options(**changed: Any) -> dict[str, Any]:
 
 
 def run(
-    module: Spread, lm: LM, requests: list[EditRequest] = REQUESTS, batch_size: int = 5, **trainer: Any
+    module: MultiLayerEditor, lm: LM, requests: list[EditRequest] = REQUESTS, batch_size: int = 5, **trainer: Any
 ) -> list[EditBatch]:
     keep = Keep()
     module.use_lm(lm)
@@ -96,7 +96,7 @@ def bits(lm: LM) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("method", [MEMIT, EMMET])
 @pytest.mark.parametrize("regime", ["single", "batch"])
-def test_weights_are_left_as_they_were(method: type[Spread], regime: Any, lm: LM) -> None:
+def test_weights_are_left_as_they_were(method: type[MultiLayerEditor], regime: Any, lm: LM) -> None:
     before = bits(lm)
     (batch,) = run(method(**options(regime=regime)), lm)
     assert [outcome.error for outcome in batch.outcomes] == [None] * 5
@@ -211,7 +211,7 @@ def test_a_request_without_a_value_is_left_out(regime: Any, lm: LM, monkeypatch:
     three = REQUESTS[:3]
     (want,) = run(MEMIT(**options(regime=regime)), lm, three[:2])
 
-    def last_fails(lanes: ValueLanes, i: int) -> str | None:
+    def last_fails(lanes: ValueOptimization, i: int) -> str | None:
         return "no" if i == lanes.objective.n_lanes - 1 else None
 
     monkeypatch.setattr(multi_layer, "lane_error", last_fails)

@@ -44,7 +44,9 @@ def test_fast_dev_run(editor: str, words: Any, tmp_path: Path, rows_of: Callable
     for row in rows:
         assert row["status"] == "edited"
         for probe in row["probes"]:
-            values = [v for when in ("before", "after") for v in probe[when].values() if isinstance(v, float)]
+            values = [
+                v for measured_at in ("before", "after") for v in probe[measured_at].values() if isinstance(v, float)
+            ]
             assert values
             assert all(math.isfinite(value) for value in values)
         anchor = row["edit"]["anchor"]
@@ -94,9 +96,9 @@ def test_a_knowledge_base_of_the_user(words: Any, tmp_path: Path, rows_of: Calla
         ("--model.align.layers top", "model.align.layers: "),
         ("--model.align.ratio -1", "model.align.ratio: -1.0 is less than 0"),
         ("--model.align.patience -1", "model.align.patience: -1 is less than 0"),
-        ("--model.align.weighting none", "model.align.weighting: wants one of grad_ratio, fixed, not 'none'"),
+        ("--model.align.weighting none", "model.align.weighting: expects one of grad_ratio, fixed, not 'none'"),
         ("--model.anchors.n_min 40", "model.anchors.n_min: 40 is more than n_max, 32"),
-        ("--model.anchors.recall often", "model.anchors.recall: wants one of greedy, first_top1, first_topk"),
+        ("--model.anchors.recall often", "model.anchors.recall: expects one of greedy, first_top1, first_topk"),
         ("--model.anchors.knowledge [nowhere.tsv]", "nowhere.tsv: no such file"),
         ("--model.anchors.templates nowhere.json", "nowhere.json: no such file"),
         ("--model.anchors.records [nowhere.json]", "nowhere.json: no such file"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kedit.cli import main
-from kedit.keyvalue import ValueLanes
+from kedit.keyvalue import ValueOptimization
 from tests.latent_cases import editor_words, steam_words, with_editor
 from tests.tiny import TEXT
 
@@ -23,8 +23,8 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
     return steam_words(tiny_folder("llama", n_layers=6), tmp_path)
 
 
-def by_case(rows: Rows, when: str) -> dict[str, dict[str, Any]]:
-    return {row["case_id"]: row for row in rows if row["when"] == when}
+def by_case(rows: Rows, measured_at: str) -> dict[str, dict[str, Any]]:
+    return {row["case_id"]: row for row in rows if row["measured_at"] == measured_at}
 
 
 def check_alike(rows: dict[str, dict[str, Any]], others: dict[str, dict[str, Any]]) -> None:
@@ -48,7 +48,7 @@ def test_both_are_as_in_runs_of_their_own(
     main([*words, "--run.name", "without"])
     main([*editor_words(words), "--run.name", "alone"])
     rows, without, alone = (rows_of(runs / name) for name in ("one", "without", "alone"))
-    assert {row["when"] for row in rows} == {"edit", "editor"}
+    assert {row["measured_at"] for row in rows} == {"edit", "editor"}
     check_alike(by_case(rows, "edit"), by_case(without, "edit"))
     check_alike(by_case(rows, "editor"), by_case(alone, "edit"))  # the editor's own figures, none of STEAM's
     summary = json.loads((runs / "one" / "summary.json").read_text())
@@ -66,30 +66,32 @@ def test_around_memit(words: list[str], regime: str, tmp_path: Path, rows_of: Ca
     main([*editor_words(words), "--run.name", "alone"])
     rows, alone = (rows_of(tmp_path / "runs" / name) for name in ("one", "alone"))
     check_alike(by_case(rows, "editor"), by_case(alone, "edit"))
-    assert [row["edit"]["loss"] for row in rows if row["when"] == "edit"] != [row["edit"]["loss"] for row in alone]
+    assert [row["edit"]["loss"] for row in rows if row["measured_at"] == "edit"] != [
+        row["edit"]["loss"] for row in alone
+    ]
 
 
 @pytest.mark.parametrize("fails", ["edit", "editor"])
 def test_a_failure_of_either_is_told_apart(
     fails: str, words: list[str], tmp_path: Path, rows_of: Callable[[Path], Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    close, calls = ValueLanes.close, [0]
+    close, calls = ValueOptimization.close, [0]
 
-    def breaks(self: ValueLanes) -> None:
+    def breaks(self: ValueOptimization) -> None:
         close(self)
         calls[0] += 1
         if calls[0] == (1 if fails == "edit" else 2):  # of the first batch: STEAM, then the editor alone
             self.failed[0] = True
 
-    monkeypatch.setattr(ValueLanes, "close", breaks)
+    monkeypatch.setattr(ValueOptimization, "close", breaks)
     main([*words, *COMPARE])
     folder = tmp_path / "runs" / "one"
     failed = [row for row in rows_of(folder) if row["status"] == "failed"]
-    assert [row["when"] for row in failed] == [fails]
+    assert [row["measured_at"] for row in failed] == [fails]
     assert failed[0]["error"].startswith("ROME alone: v*" if fails == "editor" else "v*")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["failed"] == {failed[0]["case_id"]: failed[0]["error"]}
-    others = [row for row in rows_of(folder) if row["case_id"] == failed[0]["case_id"] and row["when"] != fails]
+    others = [row for row in rows_of(folder) if row["case_id"] == failed[0]["case_id"] and row["measured_at"] != fails]
     assert [row["status"] for row in others] == ["edited"]
 
 
@@ -107,7 +109,7 @@ def test_what_similarity_measures_is_steam(words: list[str], tmp_path: Path, row
 
 def test_one_honest_edit(words: list[str], tmp_path: Path, rows_of: Callable[[Path], Rows]) -> None:
     main([*words, *COMPARE, "--trainer.fast_dev_run", "true"])
-    assert {row["when"] for row in rows_of(tmp_path / "runs" / "one")} == {"edit", "editor"}
+    assert {row["measured_at"] for row in rows_of(tmp_path / "runs" / "one")} == {"edit", "editor"}
 
 
 def test_sequential_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

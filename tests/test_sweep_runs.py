@@ -1,4 +1,4 @@
-"""`kedit sweep`: real runs one after another, skipped when done, gone on with when interrupted."""
+"""`kedit sweep`: real runs one after another, skipped when done, resumed when interrupted."""
 
 from __future__ import annotations
 

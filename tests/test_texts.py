@@ -102,8 +102,8 @@ def test_a_run(
     assert report["consistency_local"] == {"fitted_on": {"records": len(known)} | fitted.card()}
     assert report["figures"] == figures(rows, 50)
     moments = ["edit", "end"] if regime == "sequential" else ["edit"]
-    assert [(line["when"], line["name"]) for line in report["figures"]] == [
-        (when, name) for when in moments for name in ("fluency", "consistency_local")
+    assert [(line["measured_at"], line["name"]) for line in report["figures"]] == [
+        (measured_at, name) for measured_at in moments for name in ("fluency", "consistency_local")
     ]
 
     lm = load_lm(LMConfig(name=tiny_folder("llama", n_layers=3)))
@@ -118,7 +118,7 @@ def test_a_run(
             (after,) = sampled_texts(lm, [prompt], [seed])
         assert before is not None
         assert after is not None
-        sides = [("before", before)] if row["when"] == "edit" and regime == "sequential" else None
+        sides = [("before", before)] if row["measured_at"] == "edit" and regime == "sequential" else None
         for side, text in sides or [("before", before), ("after", after)]:
             found = row["texts"][side]
             assert found["fluency"] == pytest.approx(ngram_entropy(text), abs=1e-6)
@@ -189,4 +189,4 @@ def test_a_plain_value_is_refused(words: list[str], capsys: pytest.CaptureFixtur
     at = words.index("--texts.enabled")
     with pytest.raises(SystemExit):
         main([*ROME, *words[:at], *words[at + 4 :], "--texts", "5"])
-    assert "texts: wants options of its own below it, not '5'" in capsys.readouterr().err
+    assert "texts: expects options of its own below it, not '5'" in capsys.readouterr().err

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kedit.delta.delta import Delta
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.forward.residual_stream import states
 from kedit.methods.steam import Anchor, probe
 from kedit.model.tokenization import Tokens, encode
@@ -151,7 +151,7 @@ def arm_states(lm: LM, prompts: Sequence[Sequence[Tokens]], arms: Mapping[str, S
         lm,
         [(lane, t.ids[: t.n_prompt]) for lane, t in zip(lanes, texts, strict=True)],
         [t.n_prompt - 1 for t in texts],
-        LaneBank(lm.model, deltas) if deltas else None,
+        BatchedDeltas(lm.model, deltas) if deltas else None,
     )
     return dict(zip((BASE, *arms), found.split(len(rows)), strict=True))
 

@@ -1,7 +1,7 @@
 """How much of an edit reaches a key: r(k) = k.u / k*.u for every query of a record, and the bounds that r must keep.
 
 An edit changes its layer's output at a key by r(k) times what it changes at k* (specs/rep.md 1), so a form of the
-subject wants r near 1 and everything else wants 0. Tables and figures of these values are in
+subject expects r near 1 and everything else expects 0. Tables and figures of these values are in
 `kedit.analysis.similarity_report` and `kedit.analysis.similarity_figure`; what they mean: docs/metrics.md.
 """
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from kedit.delta.delta import Delta, Factors
-from kedit.delta.lanes import LaneBank
-from kedit.delta.pathway import Bank
+from kedit.delta.lanes import BatchedDeltas
+from kedit.delta.pathway import PathwayRouter
 from kedit.evaluation.score import EvalConfig, score
 from kedit.methods.rep.keys import read_keys
 from kedit.model.lm import LM
@@ -131,15 +131,15 @@ def similarities(
             native = read_keys(lm, rows, module, None, [-1] * len(rows))
             moved = native
         else:
-            native = read_keys(lm, rows, module, LaneBank(lm.model, plain), lanes)
-            moved = native if adapted is None else read_keys(lm, rows, module, LaneBank(lm.model, adapted), lanes)
+            native = read_keys(lm, rows, module, BatchedDeltas(lm.model, plain), lanes)
+            moved = native if adapted is None else read_keys(lm, rows, module, BatchedDeltas(lm.model, adapted), lanes)
         keys, keys_after = iter(native), iter(moved)
         for i, own in enumerate(queries):
             u = plain[i].changes[path].right.double()[0].to(lm.device)
             k_star = edit_key(torch.stack([k[-1].double() for k in _take(keys, len(contexts))]))
             _take(keys_after, len(contexts))
             reach = u / (k_star @ u)
-            bank = None if adapted is None else Bank(adapted[i].pathways[path])
+            bank = None if adapted is None else PathwayRouter(adapted[i].pathways[path])
             found[i][layer] = _values(own, _take(keys, len(own)), _take(keys_after, len(own)), reach, bank)
     return found
 
@@ -169,7 +169,7 @@ def edit_bounds(lm: LM, record: EditRecord, plain: Delta, peaks: Sequence[float]
         probes += [probe] * (1 + len(grid))
         lanes += [-1, *range(len(scaled), len(scaled) + len(grid))]
         scaled += [_scaled(plain, s / max(peak, 1e-9)) for s in grid]
-    scores = iter(score(lm, probes, lanes, LaneBank(lm.model, scaled), EvalConfig(generate=[])))
+    scores = iter(score(lm, probes, lanes, BatchedDeltas(lm.model, scaled), EvalConfig(generate=[])))
     exact = [s for s, one in zip(SCALES, _take(scores, len(SCALES)), strict=True) if one.exact]
     r_max = []
     for grid in grids:
@@ -207,7 +207,11 @@ def measure(
 
 
 def _values(
-    queries: Sequence[Query], native: Sequence[Tensor], moved: Sequence[Tensor], reach: Tensor, bank: Bank | None
+    queries: Sequence[Query],
+    native: Sequence[Tensor],
+    moved: Sequence[Tensor],
+    reach: Tensor,
+    bank: PathwayRouter | None,
 ) -> Values:
     """Readings of one record at one layer; keys are `[T_i, d_in]`, `reach` is u / k*.u."""
     values: Values = {}

@@ -52,8 +52,11 @@ def draw(rows: Iterable[Row], path: Path, method: Mapping[str, Any], data: Mappi
             values = {kind: np.array(values_of(rows, layer, kind, side)) for kind in kinds}
             outside[side] += [bool(x) for v in values.values() for x in (v < EDGES[0]) | (v > EDGES[-1])]
             _panel(panel, values)
-            when = {"before": f"{method.get('editor', method['method'])} alone", "after": f"with {method['method']}"}
-            panel.set_title(f"layer {layer}, {when[side]}" if adapted else f"layer {layer}", fontsize=11)
+            measured_at = {
+                "before": f"{method.get('editor', method['method'])} alone",
+                "after": f"with {method['method']}",
+            }
+            panel.set_title(f"layer {layer}, {measured_at[side]}" if adapted else f"layer {layer}", fontsize=11)
         across[0].set_ylabel("share of the kind's keys (%)")
     for panel in panels[-1]:
         panel.set_xlabel("r(k) = k·u / k*·u, share of the edit that the key receives (0: none, 1: all)")

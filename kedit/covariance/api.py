@@ -41,8 +41,8 @@ def covariances(
 ) -> dict[int, Covariance]:
     """Second moment of the keys of each layer, from the cache or from one pass over the text.
 
-    Another run that wants the same waits for this one; the processes of one run take turns at the text. A run that was
-    killed goes on where its last save was and ends with the same bits.
+    Another run that needs the same waits for this one; the processes of one run take turns at the text. A run that
+    was killed goes on where its last save was and ends with the same bits.
 
     Args:
         lm: The unedited model.
@@ -64,8 +64,8 @@ def covariances(
     run = _run_key(lm, config)
     keys = {layer: {**run, "module": lm.arch.path("mlp_out", layer)} for layer in layers}
     found = _cached(lm, keys, base, config)
-    if not distributed.agreed(len(found) == len(keys)):
-        with _locked(base, lm) if distributed.first() else nullcontext():
+    if not distributed.all_true(len(found) == len(keys)):
+        with _locked(base, lm) if distributed.is_main() else nullcontext():
             found |= _cached(lm, _rest(keys, found), base, config)
             missing = distributed.from_first(lambda: sorted(_rest(keys, found)))
             if missing:
@@ -136,7 +136,7 @@ def _compute(
     run = {**keys[layers[0]], "module": [keys[i]["module"] for i in layers], "batch": config.batch_tokens}
     nameless = {name: value for name, value in run.items() if name != "model"}
     digest = hashlib.sha256(json.dumps(nameless).encode()).hexdigest()[:12]
-    of = f"-{distributed.rank()}-of-{distributed.count()}" if distributed.count() > 1 else ""
+    of = f"-{distributed.rank()}-of-{distributed.world_size()}" if distributed.world_size() > 1 else ""
     partial = store.layer_path(base, keys[layers[0]]).with_name(f"partial-{digest}{of}.safetensors")
     dtype = getattr(torch, config.dtype)
     length = run["sequence_length"]
@@ -152,7 +152,7 @@ def _compute(
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
         result[layer] = Covariance(moment.mean().cpu(), moment.count, config.ridge, card)
-        if distributed.first():
+        if distributed.is_main():
             store.save_covariance(store.layer_path(base, keys[layer]), result[layer])
     partial.unlink(missing_ok=True)
     return result

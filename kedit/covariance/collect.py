@@ -176,10 +176,10 @@ def collect(
         own = state.chunks + distributed.rank()
         if own < len(chunks):
             state.advance(chunks[own])
-        before, state.chunks = state.chunks, min(state.chunks + distributed.count(), len(chunks))
+        before, state.chunks = state.chunks, min(state.chunks + distributed.world_size(), len(chunks))
         if any(before < mark <= state.chunks for mark in marks):
             state.mark(last=state.chunks == len(chunks))
-        if partial is not None and state.chunks < len(chunks) and distributed.agreed(time.monotonic() >= due):
+        if partial is not None and state.chunks < len(chunks) and distributed.all_true(time.monotonic() >= due):
             start = time.monotonic()
             state.save(partial, key or {})
             due = time.monotonic() + max(save_seconds, 9 * (time.monotonic() - start))
@@ -190,7 +190,7 @@ def collect(
 
 def _of_all(own: SecondMoment) -> SecondMoment:
     """The sums of all processes; of one alone, its own."""
-    if distributed.count() == 1:
+    if distributed.world_size() == 1:
         return own
     whole = SecondMoment(own.d_in, own.dtype, own.strips[0].device)
     sums = {name: distributed.total(strip.clone()) for name, strip in own.state().items()}

@@ -112,7 +112,7 @@ def woodbury(cov: Covariance, keys: Tensor, lam: float) -> Tensor:
         X `[d_in, n]`, float64.
     """
     if lam <= 0:
-        raise ValueError(f"woodbury wants lam > 0, got {lam}")
+        raise ValueError(f"woodbury expects lam > 0, got {lam}")
     keys = keys.to(cov.mean.device, torch.float64)
     scaled = torch.cholesky_solve(keys, cov.factor) / lam  # S
     small = torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device) + keys.T @ scaled

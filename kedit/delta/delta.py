@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kedit.delta.gate_state import Openings
-from kedit.delta.master_weights import Written
+from kedit.delta.gate_state import GateHistory
+from kedit.delta.master_weights import ParameterBackup
 from kedit.delta.open_blocks import enter, leave
-from kedit.delta.pathway import Bank, Pathway
+from kedit.delta.pathway import Pathway, PathwayRouter
 from kedit.delta.slices import Slices
 from kedit.errors import KeditError
 from kedit.model.architecture import weight
@@ -191,11 +191,11 @@ class Weights:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._matrices: defaultdict[str, Written] = defaultdict(Written)
-        self._biases: defaultdict[str, Written] = defaultdict(Written)
+        self._matrices: defaultdict[str, ParameterBackup] = defaultdict(ParameterBackup)
+        self._biases: defaultdict[str, ParameterBackup] = defaultdict(ParameterBackup)
         self._pathways: dict[str, tuple[Pathway, ...]] = {}
         self._hooks: dict[str, list[RemovableHandle]] = {}
-        self._openings = Openings(model)
+        self._openings = GateHistory(model)
         self._following: list[RemovableHandle] = []
 
     @torch.no_grad()
@@ -224,7 +224,7 @@ class Weights:
             self._pathways[path] = (*self._pathways.get(path, ()), *(p.to(device) for p in pathways))
             for hook in self._hooks.pop(path, ()):
                 hook.remove()
-            bank = Bank(self._pathways[path])
+            bank = PathwayRouter(self._pathways[path])
             if bank.remembers and not self._following:
                 self._following = self._openings.install()
             self._hooks[path] = bank.install(modules[path], self._openings, _block(self.model, path))

@@ -22,7 +22,7 @@ _NUMBERS = count()
 
 
 @dataclass
-class Texts:
+class GateContext:
     """Rows of a pass, as a bank needs them.
 
     Attributes:
@@ -33,10 +33,10 @@ class Texts:
     real: Tensor | None = None
     widest: Tensor | None = None
 
-    def rows(self, index: Tensor, gates: int) -> Texts:
+    def rows(self, index: Tensor, gates: int) -> GateContext:
         """Those of some rows, `index: [m]` int64, and of the first gates."""
         real, widest = (None if t is None else t[index.to(t.device)] for t in (self.real, self.widest))
-        return Texts(real, None if widest is None else widest[:, :gates])
+        return GateContext(real, None if widest is None else widest[:, :gates])
 
 
 @dataclass
@@ -48,7 +48,7 @@ class _Pass:
     seen: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
 
-class Openings:
+class GateHistory:
     """Follows the forward passes of `model`, its own ones: layers run by themselves read texts that end there.
 
     Beams of a beam search may inherit the openings of another beam of the same prompt.
@@ -69,14 +69,14 @@ class Openings:
             self.model.register_forward_hook(self._end, with_kwargs=True, always_call=True),
         ]
 
-    def texts(self, module: nn.Module, tokens: Sequence[int]) -> Texts:
+    def texts(self, module: nn.Module, tokens: Sequence[int]) -> GateContext:
         """What is known of the texts whose tokens, `[batch, T]`, `module` is given now.
 
         Raises:
             KeditError: The cache's rows are other ones than when it was filled.
         """
         if self._pass is None:
-            return Texts()
+            return GateContext()
         real = None if self._pass.real is None else self._pass.real[:, -tokens[-1] :]
         widest = kept(self._pass.cache).get((self._number, id(module)))
         for known in (real, widest):
@@ -85,7 +85,7 @@ class Openings:
                     f"model.adapter.hysteresis: a cache of {len(known)} texts goes on with {tokens[0]}; choose its "
                     "rows with kedit.delta.gate_state.choose_rows"
                 )
-        return Texts(real, widest)
+        return GateContext(real, widest)
 
     def note(self, module: nn.Module, widest: Tensor) -> None:
         """Keeps what `module`'s gates have seen after this pass, `[batch, J]`."""
@@ -105,7 +105,7 @@ class Openings:
 
 
 def kept(cache: Any) -> Mapping[tuple[int, int], Tensor]:
-    """Openings that came with the texts in `cache`; none for a cache that is empty, or is none."""
+    """GateHistory that came with the texts in `cache`; none for a cache that is empty, or is none."""
     if cache is None or not cache.get_seq_length():
         return {}
     return getattr(cache, _NAME, {})

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from kedit.delta.delta import Delta, Factors
-from kedit.delta.gate_state import Openings, Texts
-from kedit.delta.pathway import Bank
+from kedit.delta.gate_state import GateContext, GateHistory
+from kedit.delta.pathway import PathwayRouter
 from kedit.delta.slices import Slices
 
 _Part = Callable[[Tensor, Tensor], Tensor]
 """What one kind of change does: inputs x `[batch, T, d_in]` and outputs so far y `[batch, T, d_out]` -> y."""
 
 
-class LaneBank:
+class BatchedDeltas:
     """Deltas of the same model, stacked, ready to be added row by row.
 
     Args:
@@ -36,11 +36,11 @@ class LaneBank:
 
     def __init__(self, model: nn.Module, deltas: Sequence[Delta]) -> None:
         self.n_lanes = len(deltas)
-        self._openings = Openings(model)
+        self._openings = GateHistory(model)
         self._stacks: dict[nn.Module, list[_FactorStack | _SliceStack | _BiasStack]] = {}
-        self._banks: dict[nn.Module, dict[int, Bank]] = {}
+        self._banks: dict[nn.Module, dict[int, PathwayRouter]] = {}
         for path, module in {p: m for delta in deltas for p, m in delta.modules(model).items()}.items():
-            banks = {i: Bank(delta.pathways[path]) for i, delta in enumerate(deltas) if path in delta.pathways}
+            banks = {i: PathwayRouter(delta.pathways[path]) for i, delta in enumerate(deltas) if path in delta.pathways}
             if banks:
                 self._banks[module] = banks
             changes = {i: delta.changes[path] for i, delta in enumerate(deltas) if path in delta.changes}
@@ -86,7 +86,7 @@ class LaneBank:
 class _MoveRows:
     """Forward pre-hook: the keys of every row pass the pathways of its lane."""
 
-    def __init__(self, banks: dict[int, Bank], lanes: Tensor, openings: Openings) -> None:
+    def __init__(self, banks: dict[int, PathwayRouter], lanes: Tensor, openings: GateHistory) -> None:
         self.banks, self.lanes, self.openings = banks, lanes, openings
         self.present = [lane for lane in lanes.unique().tolist() if lane in banks]
         self.remembers = any(banks[lane].remembers for lane in self.present)
@@ -94,7 +94,7 @@ class _MoveRows:
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         keys = args[0].reshape(len(self.lanes), -1, args[0].shape[-1])
         moved = keys
-        texts = self.openings.texts(module, keys.shape[:2]) if self.remembers else Texts()
+        texts = self.openings.texts(module, keys.shape[:2]) if self.remembers else GateContext()
         seen: list[tuple[Tensor, Tensor]] = []  # rows of a lane, and how wide its gates have been in them
         for lane in self.present:
             rows, bank = (self.lanes == lane).nonzero()[:, 0].to(keys.device), self.banks[lane]

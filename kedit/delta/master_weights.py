@@ -15,7 +15,7 @@ _Where = tuple[int, Tensor] | None
 """Axis and lines; None: the whole parameter."""
 
 
-class Written:
+class ParameterBackup:
     """Memory of the changes of one parameter, a weight `[d_out, d_in]` or a bias `[d_out]`.
 
     What is overwritten for the first time is kept, and put back in the opposite order: an entry in a row and in a

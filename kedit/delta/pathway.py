@@ -1,7 +1,7 @@
 """REP's pathway: an adapter on the keys of one linear map, k_hat = k + 1[g(k) > tau] f(k) (REP section 4.3).
 
-A `Pathway` is one edit's adapter at one layer, frozen. A `Bank` holds those of many edits and routes every token
-to the one whose gate is open widest, or to none; a token that no gate wants keeps its key bit for bit.
+A `Pathway` is one edit's adapter at one layer, frozen. A `PathwayRouter` holds those of many edits and routes every
+token to the one whose gate is open widest, or to none; a token that no gate opens for keeps its key bit for bit.
 How the tensors are trained is in `kedit.methods.rep`, where they are put into a model in `kedit.delta.delta`.
 """
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kedit.delta.gate_state import Openings, Texts
+from kedit.delta.gate_state import GateContext, GateHistory
 from kedit.errors import KeditError
 
 CHUNK = 2**25  # numbers in the gates' hidden activations at once
@@ -110,13 +110,14 @@ class Pathway:
         return moved if self.offset is None else moved + self.offset
 
 
-class Bank:
+class PathwayRouter:
     """Pathways of many edits at one module; at most one acts on a token, the one that is open widest.
 
     Every gate is a chance of a false alarm, so the bar rises with their number J: a gate acts where its margin is
     above `bar` = GROWTH log J, which is 0 for a bank of one. A gate with a hysteresis that did so in a text is
     lent LENT of its widest opening there, at most the hysteresis, at every later token: a name that is recognised
-    beyond doubt lends much, a false alarm little. Texts that are read in many passes are followed by `Openings`.
+    beyond doubt lends much, a false alarm little. GateContext that are read in many passes are followed by
+    `GateHistory`.
 
     Args:
         pathways: In order of their edits; all of one width.
@@ -143,7 +144,7 @@ class Bank:
             parts.append((inner * read).sum(-1) + shift)
         return torch.cat(parts)
 
-    def __call__(self, keys: Tensor, texts: Texts | None = None) -> Tensor:
+    def __call__(self, keys: Tensor, texts: GateContext | None = None) -> Tensor:
         """k_hat for keys `[n, D]`, each by itself, or `[..., T, D]`, the tokens of texts in their order.
 
         Any float dtype; `keys` itself where no gate is open.
@@ -164,12 +165,12 @@ class Bank:
             result[mine] = (native + self.pathways[j].move(native)).to(flat.dtype)
         return result.view(keys.shape)
 
-    def wanted(self, keys: Tensor, texts: Texts | None = None) -> Tensor:
-        """How much every gate wants every token, as `__call__` compares with `bar`: `[n, J]`, n tokens in all."""
+    def wanted(self, keys: Tensor, texts: GateContext | None = None) -> Tensor:
+        """How far every gate opens for every token, as `__call__` compares with `bar`: `[n, J]`, n tokens in all."""
         margins = self.margins(keys.reshape(-1, keys.shape[-1]).float())
         if self._again is None or keys.ndim < 3:
             return margins
-        lent = self._lent(margins.view(*keys.shape[:-1], -1), texts or Texts())
+        lent = self._lent(margins.view(*keys.shape[:-1], -1), texts or GateContext())
         return margins + lent.view(margins.shape)
 
     @property
@@ -177,7 +178,7 @@ class Bank:
         """Whether some gate has a hysteresis, so that it matters which tokens are of the same text."""
         return self._again is not None
 
-    def _lent(self, margins: Tensor, texts: Texts) -> Tensor:
+    def _lent(self, margins: Tensor, texts: GateContext) -> Tensor:
         """What earlier openings of the same text lend to each token, both `[..., T, J]`; `texts` sees them all."""
         over = (margins - self.bar).clamp(min=0.0)
         if texts.real is not None:
@@ -188,7 +189,7 @@ class Bank:
         return (LENT * widest[..., :-1, :]).minimum(cast(Tensor, self._again))
 
     def install(
-        self, module: nn.Module, openings: Openings | None = None, block: nn.Module | None = None
+        self, module: nn.Module, openings: GateHistory | None = None, block: nn.Module | None = None
     ) -> list[RemovableHandle]:
         """Puts the bank before `module`; removing the handles takes it away again.
 
@@ -215,7 +216,7 @@ class Bank:
                 raise KeditError(
                     "model.adapter.hysteresis: this model's feed-forward blocks are not given whole texts; use 0"
                 )
-            texts = openings.texts(module, keys.shape[:2]) if openings is not None else Texts()
+            texts = openings.texts(module, keys.shape[:2]) if openings is not None else GateContext()
             moved = self(keys, texts).view(args[0].shape)
             if openings is not None and texts.widest is not None:
                 openings.note(module, texts.widest)

@@ -66,18 +66,20 @@ def collection(records: Iterable[EditRecord]) -> list[str]:
 def figures(rows: Iterable[Mapping[str, Any]], resamples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
     """Means of the texts in result rows: a line for each moment of measurement and quantity.
 
-    A line has `when`, `name` (`fluency` in bits, `consistency_local` in percent), `unit`, and `before`, `after`,
+    A line has `measured_at`, `name` (`fluency` in bits, `consistency_local` in percent), `unit`, and `before`, `after`,
     `change`, `ci` of after and `change_ci` (95 % bootstrap, over records) with `n_records`.
     """
     rows = [row for row in rows if row.get("texts") is not None]
     lines = []
-    for when in dict.fromkeys(str(row["when"]) for row in rows):
-        found = {str(row["case_id"]): row["texts"] for row in rows if row["when"] == when}
+    for measured_at in dict.fromkeys(str(row["measured_at"]) for row in rows):
+        found = {str(row["case_id"]): row["texts"] for row in rows if row["measured_at"] == measured_at}
         for key, name, unit, factor in (("fluency", "fluency", "bits", 1), ("consistency", LOCAL, "percent", 100)):
             pairs = [(texts["before"][key], texts["after"][key]) for texts in found.values()]
             both = [(factor * before, factor * after) for before, after in pairs if None not in (before, after)]
             if both:
-                lines.append({"when": when, "name": name, "unit": unit, **paired_cell(both, resamples, seed)})
+                lines.append(
+                    {"measured_at": measured_at, "name": name, "unit": unit, **paired_cell(both, resamples, seed)}
+                )
     return lines
 
 

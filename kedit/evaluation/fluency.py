@@ -17,7 +17,7 @@ from kedit.forward.sampling import sample
 from kedit.model.lm import LM
 
 if TYPE_CHECKING:
-    from kedit.delta.lanes import LaneBank
+    from kedit.delta.lanes import BatchedDeltas
 
 TOKENS = 100  # of a text, the prompt's included
 TOP_K = 5
@@ -48,7 +48,7 @@ def sampled_texts(
     prompts: Sequence[str],
     seeds: Sequence[str],
     lanes: Sequence[int] | None = None,
-    bank: LaneBank | None = None,
+    bank: BatchedDeltas | None = None,
 ) -> list[str | None]:
     """A text of 100 tokens that begins with each prompt, the prompt included.
 

@@ -22,7 +22,7 @@ from kedit.text.matching import begins_with, contains
 from kedit.text.prompts import joined
 
 if TYPE_CHECKING:
-    from kedit.delta.lanes import LaneBank
+    from kedit.delta.lanes import BatchedDeltas
     from kedit.model.lm import LM
 
 PORTABILITY = "portability"
@@ -125,7 +125,7 @@ def score(
     lm: LM,
     probes: Sequence[Probe],
     lanes: Sequence[int] | None = None,
-    bank: LaneBank | None = None,
+    bank: BatchedDeltas | None = None,
     config: EvalConfig | None = None,
     progress: Progress | None = None,
     shared: bool = False,
@@ -174,7 +174,7 @@ def score_records(
     lm: LM,
     records: Sequence[EditRecord],
     lanes: Sequence[int] | None = None,
-    bank: LaneBank | None = None,
+    bank: BatchedDeltas | None = None,
     config: EvalConfig | None = None,
     progress: Progress | None = None,
     shared: bool = False,
@@ -191,7 +191,7 @@ def score_records(
     return [[next(flat) for _ in range(n)] for n in counts]
 
 
-def known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = None) -> list[bool]:
+def is_known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = None) -> list[bool]:
     """Which facts the model knows: greedy decoding of the request's prompt begins with `target_true`.
 
     Raises:
@@ -238,7 +238,7 @@ def _generate(
     lm: LM,
     probes: Sequence[Probe],
     lanes: list[int],
-    bank: LaneBank | None,
+    bank: BatchedDeltas | None,
     config: EvalConfig,
     scores: list[ProbeScore],
     shared: bool,

@@ -16,7 +16,7 @@ from kedit.forward.logits import default_batch_tokens, frozen, lane_rows
 from kedit.model.tokenization import pad_right
 
 if TYPE_CHECKING:
-    from kedit.delta.lanes import LaneBank
+    from kedit.delta.lanes import BatchedDeltas
     from kedit.model.lm import LM
 
 Side = Literal["input", "output"]
@@ -62,7 +62,7 @@ def read(
     rows: Iterable[Row],
     module: nn.Module,
     side: Side = "input",
-    bank: LaneBank | None = None,
+    bank: BatchedDeltas | None = None,
     batch_tokens: int | None = None,
     native: bool = False,
 ) -> Iterator[tuple[list[Row], Tensor]]:

@@ -21,7 +21,7 @@ from kedit.model.tokenization import TooLong, encode
 from kedit.runtime import distributed
 
 if TYPE_CHECKING:
-    from kedit.delta.lanes import LaneBank
+    from kedit.delta.lanes import BatchedDeltas
     from kedit.model.lm import LM
 
 
@@ -30,7 +30,7 @@ def greedy(
     prompts: Sequence[str],
     max_new_tokens: int = 16,
     lanes: Sequence[int] | None = None,
-    bank: LaneBank | None = None,
+    bank: BatchedDeltas | None = None,
     stop: str = "",
     batch_tokens: int | None = None,
     shared: bool = False,
@@ -85,7 +85,7 @@ def greedy_ids(
     rows: Sequence[tuple[int, ...]],
     max_new_tokens: int,
     lanes: Sequence[int] | None = None,
-    bank: LaneBank | None = None,
+    bank: BatchedDeltas | None = None,
     stop: str = "",
     batch_tokens: int | None = None,
     shared: bool = False,
@@ -125,7 +125,7 @@ class _Ends:
 
 
 def _continue(
-    lm: LM, batch: list[tuple[tuple[int, ...], int]], max_new: int, bank: LaneBank | None, ends: _Ends
+    lm: LM, batch: list[tuple[tuple[int, ...], int]], max_new: int, bank: BatchedDeltas | None, ends: _Ends
 ) -> list[list[int]]:
     """Continue one batch. Finished rows leave it as soon as they are half of it."""
     takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters

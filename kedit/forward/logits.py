@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kedit.forward.thin_head import thin_head
 
 if TYPE_CHECKING:
-    from kedit.delta.lanes import LaneBank
+    from kedit.delta.lanes import BatchedDeltas
     from kedit.model.lm import LM
 
 
@@ -71,14 +71,14 @@ def frozen(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def lane_rows(bank: LaneBank | None, lanes: list[int]) -> AbstractContextManager[None]:
+def lane_rows(bank: BatchedDeltas | None, lanes: list[int]) -> AbstractContextManager[None]:
     """`bank.rows(lanes)`, or nothing where no row of the batch is edited."""
     if bank is None or all(lane < 0 for lane in lanes):
         return nullcontext()
     return bank.rows(torch.tensor(lanes, dtype=torch.long))
 
 
-def check_lanes(lanes: list[int], bank: LaneBank | None, n_rows: int) -> None:
+def check_lanes(lanes: list[int], bank: BatchedDeltas | None, n_rows: int) -> None:
     """Raise `ValueError` unless `lanes` names a lane of `bank` (or -1) for every row."""
     if len(lanes) != n_rows:
         raise ValueError(f"{len(lanes)} lanes for {n_rows} rows")

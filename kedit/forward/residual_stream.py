@@ -16,7 +16,7 @@ from kedit.forward.logits import default_batch_tokens, frozen, lane_rows
 from kedit.model.tokenization import pad_right
 
 if TYPE_CHECKING:
-    from kedit.delta.lanes import LaneBank
+    from kedit.delta.lanes import BatchedDeltas
     from kedit.model.lm import LM
 
 
@@ -24,7 +24,7 @@ def states(
     lm: LM,
     rows: Sequence[Row],
     columns: Sequence[int],
-    bank: LaneBank | None = None,
+    bank: BatchedDeltas | None = None,
     batch_tokens: int | None = None,
     last: Callable[[list[int], Tensor], None] | None = None,
 ) -> Tensor:

@@ -22,7 +22,7 @@ from kedit.forward.logits import check_lanes, frozen, lane_rows, logits_at
 from kedit.model.lm import LM
 
 if TYPE_CHECKING:
-    from kedit.delta.lanes import LaneBank
+    from kedit.delta.lanes import BatchedDeltas
 
 VERSION = 1  # part of the key of cached samples: raise it when the same seed would give other text
 BATCH_SIZE = 128  # SmolLM2, tokens per CPU second: 246 with 64 rows, 283 with 128, 279 with 256
@@ -41,7 +41,7 @@ def sample(
     mixed: bool = False,
     progress: Progress | None = None,
     lanes: Sequence[int] | None = None,
-    bank: LaneBank | None = None,
+    bank: BatchedDeltas | None = None,
 ) -> list[list[int]]:
     """Continue each prompt with tokens drawn from the model's own distribution.
 
@@ -72,9 +72,9 @@ def sample(
         ValueError: An empty prompt, or a `top_k` or `temperature` that means nothing.
     """
     if temperature <= 0 or (top_k is not None and top_k < 1):
-        raise ValueError(f"sample wants temperature > 0 and top_k >= 1, got {temperature} and {top_k}")
+        raise ValueError(f"sample expects temperature > 0 and top_k >= 1, got {temperature} and {top_k}")
     if not all(len(prompt) for prompt in prompts):
-        raise ValueError("sample wants at least one token in every prompt (a BOS or EOS will do)")
+        raise ValueError("sample expects at least one token in every prompt (a BOS or EOS will do)")
     counts = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     longest = max((len(prompt) + count for prompt, count in zip(prompts, counts, strict=True)), default=0)
     if longest > lm.context_length:
@@ -129,7 +129,13 @@ class _Plan:
 
 
 def _continue(
-    lm: LM, plan: _Plan, draws: Tensor, top_k: int | None, temperature: float, eos: int | None, bank: LaneBank | None
+    lm: LM,
+    plan: _Plan,
+    draws: Tensor,
+    top_k: int | None,
+    temperature: float,
+    eos: int | None,
+    bank: BatchedDeltas | None,
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Continue the rows of a batch with the uniform numbers `draws: [n, steps]`.
 

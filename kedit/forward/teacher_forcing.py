@@ -19,7 +19,7 @@ from kedit.model.tokenization import pad_right
 from kedit.runtime import distributed
 
 if TYPE_CHECKING:
-    from kedit.delta.lanes import LaneBank
+    from kedit.delta.lanes import BatchedDeltas
     from kedit.model.lm import LM
 
 Progress = Callable[[int, int], None]  # called with (rows done, rows in all)
@@ -51,7 +51,7 @@ class Span:
 def read(
     lm: LM,
     spans: Sequence[Span],
-    bank: LaneBank | None = None,
+    bank: BatchedDeltas | None = None,
     batch_tokens: int | None = None,
     progress: Progress | None = None,
     shared: bool = False,
@@ -76,7 +76,7 @@ def read(
     with frozen(lm.model):
         for batch in distributed.share(batches) if shared else batches:
             parts.append(_forward(lm, spans, batch, bank))
-            done += len(batch) * (distributed.count() if shared else 1)
+            done += len(batch) * (distributed.world_size() if shared else 1)
             if progress is not None:
                 progress(min(done, len(rows)), len(rows))
     found = [(nll.tolist(), top.tolist()) for nll, top in parts]
@@ -127,7 +127,7 @@ def _batches(rows: list[_Row], batch_tokens: int, spans: Sequence[Span], vocab_s
         yield batch
 
 
-def _forward(lm: LM, spans: Sequence[Span], batch: list[_Row], bank: LaneBank | None) -> tuple[Tensor, Tensor]:
+def _forward(lm: LM, spans: Sequence[Span], batch: list[_Row], bank: BatchedDeltas | None) -> tuple[Tensor, Tensor]:
     """Run one batch: -log p and argmax at every token of every answer, both `[n_tokens]`, on the device."""
     slots: dict[tuple[int, int], int] = {}  # (row, column) -> index into the logits that are computed
     wanted: list[int] = []

@@ -1,7 +1,7 @@
 """Keys and values of a locate-then-edit method: contexts, keys, the objective of v*, closed forms, many layers."""
 
 from kedit.keyvalue.objective import ValueObjective
-from kedit.keyvalue.optimization import ValueLanes, optimise
+from kedit.keyvalue.optimization import ValueOptimization, optimise
 from kedit.keyvalue.terms import NLL, KLDivergence, State, Term, WeightDecay
 
 __all__ = [
@@ -9,8 +9,8 @@ __all__ = [
     "KLDivergence",
     "State",
     "Term",
-    "ValueLanes",
     "ValueObjective",
+    "ValueOptimization",
     "WeightDecay",
     "optimise",
 ]

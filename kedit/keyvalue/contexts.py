@@ -41,7 +41,7 @@ class ContextConfig:
         check_values(vars(self), "model.contexts")
         at_least("model.contexts.top_k", self.top_k, 1)
         if any(len(pair) != 2 or pair[0] < 2 or pair[1] < 1 for pair in self.lengths):
-            raise KeditError(f"contexts.lengths wants pairs [tokens >= 2, how many >= 1], got {self.lengths}")
+            raise KeditError(f"contexts.lengths expects pairs [tokens >= 2, how many >= 1], got {self.lengths}")
         for text in self.texts or ():
             if slots(text) != 1:
                 raise KeditError(f"contexts.texts: {shown(text)} needs exactly one {{}}, where the prompt goes")

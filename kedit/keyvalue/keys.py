@@ -17,7 +17,7 @@ from kedit.forward.logits import check_lanes
 from kedit.model.tokenization import encode_subject
 
 if TYPE_CHECKING:
-    from kedit.delta.lanes import LaneBank
+    from kedit.delta.lanes import BatchedDeltas
     from kedit.model.lm import LM
     from kedit.request import EditRequest
 
@@ -40,7 +40,7 @@ def mean_keys(
     contexts: Sequence[str],
     weights: Sequence[float],
     layer: int,
-    bank: LaneBank | None = None,
+    bank: BatchedDeltas | None = None,
     lanes: Sequence[int] | None = None,
     batch_tokens: int | None = None,
 ) -> Tensor:
@@ -73,7 +73,7 @@ def hidden_states(
     lm: LM,
     requests: Sequence[EditRequest],
     layer: int,
-    bank: LaneBank | None = None,
+    bank: BatchedDeltas | None = None,
     lanes: Sequence[int] | None = None,
     batch_tokens: int | None = None,
 ) -> Tensor:
@@ -96,7 +96,7 @@ def _rows(
     requests: Sequence[EditRequest],
     contexts: Sequence[str],
     lanes: Sequence[int] | None,
-    bank: LaneBank | None,
+    bank: BatchedDeltas | None,
 ) -> dict[Row, _Users]:
     """What has to be run: tokens up to the subject's last one. Tokenised with the target, as the rows of v* are."""
     lane_of = [-1] * len(requests) if lanes is None else list(lanes)
@@ -116,7 +116,7 @@ def _sums(
     n: int,
     module: nn.Module,
     side: Side,
-    bank: LaneBank | None,
+    bank: BatchedDeltas | None,
     batch_tokens: int | None,
 ) -> Tensor:
     """Weighted sums `[n, width]` of the inputs or outputs of `module` at the rows' last tokens."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kedit.delta.delta import Delta, Factors, edited
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.errors import KeditError
 from kedit.keyvalue.keys import hidden_states, mean_keys
 from kedit.model.lm import LM
@@ -26,7 +26,7 @@ Solve = Callable[[Tensor, Tensor, int], Factors]
 
 
 @dataclass
-class System:
+class JointSolve:
     """Requests that are solved together, and what came of it.
 
     Attributes:
@@ -42,11 +42,11 @@ class System:
     error: str | None = None
 
 
-def spread(
+def solve_layers(
     lm: LM,
     requests: Sequence[EditRequest],
     targets: Tensor,
-    systems: Sequence[System],
+    systems: Sequence[JointSolve],
     layers: Sequence[int],
     contexts: Sequence[str],
     weights: Sequence[float],
@@ -89,13 +89,13 @@ def spread(
                 written.enter_context(edited(lm.model, Delta({path: systems[0].changes[path]})))
             else:
                 lane_of = {member: lane for lane, system in enumerate(systems) for member in system.members}
-                bank = LaneBank(lm.model, [Delta(system.changes) for system in systems])
+                bank = BatchedDeltas(lm.model, [Delta(system.changes) for system in systems])
                 private = {"bank": bank, "lanes": [lane_of[member] for member in range(len(requests))]}
         after = (targets - hidden_states(lm, requests, layers[-1], **private)).norm(dim=-1)
     return missing[0], after
 
 
-def _solve(system: System, path: str, keys: Tensor, residuals: Tensor, layer: int, solve: Solve) -> None:
+def _solve(system: JointSolve, path: str, keys: Tensor, residuals: Tensor, layer: int, solve: Solve) -> None:
     """One layer of one system; a failure empties the system and is remembered in it."""
     if system.error is not None:
         return

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kedit.keyvalue.objective import ValueObjective
 
 
-class ValueLanes:
+class ValueOptimization:
     """Optimisation state of `objective.n_lanes` independent value vectors.
 
     Args:
@@ -114,7 +114,7 @@ class ValueLanes:
         return (self.objective.v_init + self.delta).detach()
 
 
-def optimise(lanes: ValueLanes, lr: float = 0.5, steps: int = 25) -> Tensor:
+def optimise(lanes: ValueOptimization, lr: float = 0.5, steps: int = 25) -> Tensor:
     """Optimise v* with Adam, without Lightning: what the training steps of a method do.
 
     Args:

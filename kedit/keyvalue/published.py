@@ -58,7 +58,7 @@ def value_defaults(lm: LM) -> ValueDefaults:
 
 
 @dataclass(frozen=True)
-class SpreadDefaults:
+class MultiLayerDefaults:
     """Values for MEMIT and EMMET where the user gives none.
 
     Attributes:
@@ -88,31 +88,31 @@ MISTRAL: Shape = ("mistral", 32, 4096, 14336)
 QWEN_2: Shape = ("qwen2", 28, 3584, 18944)
 SMOLLM2: Shape = ("llama", 30, 576, 1536)
 
-MEMIT_TABLE: Mapping[Shape, SpreadDefaults] = MappingProxyType(
+MEMIT_TABLE: Mapping[Shape, MultiLayerDefaults] = MappingProxyType(
     {
-        GPT2_XL: SpreadDefaults((13, 14, 15, 16, 17), 20_000, steps=20, weight_decay=0.5, clamp=0.75),
-        GPT_J: SpreadDefaults((3, 4, 5, 6, 7, 8), 15_000, weight_decay=0.5, clamp=0.75),
-        LLAMA_2: SpreadDefaults((4, 5, 6, 7, 8), 15_000),
-        LLAMA_3: SpreadDefaults((4, 5, 6, 7, 8), 15_000, weight_decay=0.5, clamp=0.75, lr=0.1),
-        MISTRAL: SpreadDefaults((4, 5, 6, 7, 8), 15_000),
-        QWEN_2: SpreadDefaults((4, 5, 6, 7, 8), 15_000),
-        SMOLLM2: SpreadDefaults((4, 5, 6, 7, 8), 2000),  # our choice; 15 000 leaves most facts as they were
+        GPT2_XL: MultiLayerDefaults((13, 14, 15, 16, 17), 20_000, steps=20, weight_decay=0.5, clamp=0.75),
+        GPT_J: MultiLayerDefaults((3, 4, 5, 6, 7, 8), 15_000, weight_decay=0.5, clamp=0.75),
+        LLAMA_2: MultiLayerDefaults((4, 5, 6, 7, 8), 15_000),
+        LLAMA_3: MultiLayerDefaults((4, 5, 6, 7, 8), 15_000, weight_decay=0.5, clamp=0.75, lr=0.1),
+        MISTRAL: MultiLayerDefaults((4, 5, 6, 7, 8), 15_000),
+        QWEN_2: MultiLayerDefaults((4, 5, 6, 7, 8), 15_000),
+        SMOLLM2: MultiLayerDefaults((4, 5, 6, 7, 8), 2000),  # our choice; 15 000 leaves most facts as they were
     }
 )
 
 # mom2_update_weight as in the authors' own settings; EasyEdit has 10 000 for gpt2-xl and 100 000 for the others.
-EMMET_TABLE: Mapping[Shape, SpreadDefaults] = MappingProxyType(
+EMMET_TABLE: Mapping[Shape, MultiLayerDefaults] = MappingProxyType(
     {
-        GPT2_XL: SpreadDefaults((17,), 1000, steps=20, weight_decay=0.5, clamp=0.75),
-        GPT_J: SpreadDefaults((5,), 1, weight_decay=0.5, clamp=0.75),
-        LLAMA_2: SpreadDefaults((5,), 1),
-        LLAMA_3: SpreadDefaults((5,), 100_000, weight_decay=0.5, clamp=0.75),
-        SMOLLM2: SpreadDefaults((5,), 5000),  # our choice
+        GPT2_XL: MultiLayerDefaults((17,), 1000, steps=20, weight_decay=0.5, clamp=0.75),
+        GPT_J: MultiLayerDefaults((5,), 1, weight_decay=0.5, clamp=0.75),
+        LLAMA_2: MultiLayerDefaults((5,), 1),
+        LLAMA_3: MultiLayerDefaults((5,), 100_000, weight_decay=0.5, clamp=0.75),
+        SMOLLM2: MultiLayerDefaults((5,), 5000),  # our choice
     }
 )
 
 
-def memit_defaults(lm: LM) -> SpreadDefaults:
+def memit_defaults(lm: LM) -> MultiLayerDefaults:
     """The row of the model's shape, or the five layers up to a quarter of its depth.
 
     Without a row, lambda grows with the width of the keys from the 15 000 of Llama-2-7B (width 11 008): k^T C^-1 k,
@@ -120,13 +120,13 @@ def memit_defaults(lm: LM) -> SpreadDefaults:
     """
     n, d_in = lm.arch.n_layers, _shape(lm)[-1]
     last = min(n - 1, round(0.25 * n))
-    by_depth = SpreadDefaults(tuple(range(max(0, last - 4), last + 1)), 15_000 * d_in / 11_008)
+    by_depth = MultiLayerDefaults(tuple(range(max(0, last - 4), last + 1)), 15_000 * d_in / 11_008)
     return MEMIT_TABLE.get(_shape(lm), by_depth)
 
 
-def emmet_defaults(lm: LM) -> SpreadDefaults:
+def emmet_defaults(lm: LM) -> MultiLayerDefaults:
     """The row of the model's shape, or ROME's layer with the values of Llama-2-7B."""
-    return EMMET_TABLE.get(_shape(lm), SpreadDefaults((value_defaults(lm).layer,), 1))
+    return EMMET_TABLE.get(_shape(lm), MultiLayerDefaults((value_defaults(lm).layer,), 1))
 
 
 def _shape(lm: LM) -> Shape:

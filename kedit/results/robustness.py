@@ -13,7 +13,7 @@ from rich.table import Table
 from kedit.results.intervals import paired_cell
 from kedit.results.rows import edits_of
 from kedit.results.summary import summarise
-from kedit.results.tables import MOMENTS
+from kedit.results.tables import MEASURED_AT
 from kedit.runtime.run_folder import csv_text
 
 FIGURES = (
@@ -29,7 +29,7 @@ FIGURES = (
 """Kinds of probe with the metric that is reported of them."""
 
 COLUMNS: tuple[str, ...] = (
-    "when", "kind", "metric", "micro_before", "micro_after", "before", "after", "ci_low", "ci_high",
+    "measured_at", "kind", "metric", "micro_before", "micro_after", "before", "after", "ci_low", "ci_high",
     "change", "change_ci_low", "change_ci_high", "n_records", "n_probes",
 )  # fmt: skip
 
@@ -43,15 +43,17 @@ def figures(rows: Iterable[Mapping[str, Any]], resamples: int = 2000, seed: int 
     """
     rows = list(rows)
     lines = []
-    for when in dict.fromkeys(str(row["when"]) for row in rows):
-        own = [row for row in rows if row["when"] == when]
-        summary = summarise(own, when, resamples, seed)
+    for measured_at in dict.fromkeys(str(row["measured_at"]) for row in rows):
+        own = [row for row in rows if row["measured_at"] == measured_at]
+        summary = summarise(own, measured_at, resamples, seed)
         for kind, metric in FIGURES:
             cell = summary.get(kind, {}).get(metric)
             if cell is not None:
-                lines.append(_line(when, kind, metric, cell, cell["micro"]))
+                lines.append(_line(measured_at, kind, metric, cell, cell["micro"]))
         if (cell := fluency_cell(own, resamples, seed)) is not None:
-            lines.append(_line(when, "fluency", "entropy", cell, {"before": cell["before"], "after": cell["after"]}))
+            lines.append(
+                _line(measured_at, "fluency", "entropy", cell, {"before": cell["before"], "after": cell["after"]})
+            )
     return lines
 
 
@@ -75,7 +77,9 @@ def robustness_table(lines: Sequence[Mapping[str, Any]]) -> Table:
         "id: variants that may train, ood: that never do; fluency: entropy in bits"
     )
     table = Table(title="robustness", caption=caption, title_justify="left", caption_justify="left")
-    alone = {line["kind"]: line for line in lines if line["when"] == "editor"}  # of a method that adds to an editor
+    alone = {
+        line["kind"]: line for line in lines if line["measured_at"] == "editor"
+    }  # of a method that adds to an editor
     table.add_column("probe")
     for name, wanted in (
         ("micro\nbefore", not alone), ("micro\neditor", bool(alone)), ("micro\nafter", True),
@@ -83,13 +87,17 @@ def robustness_table(lines: Sequence[Mapping[str, Any]]) -> Table:
     ):  # fmt: skip
         if wanted:
             table.add_column(name, justify="right", no_wrap=True)
-    moments = [when for when in dict.fromkeys(line["when"] for line in lines) if when != "editor"]
-    moments = [when for when in moments if edits_of(when) is None]  # the curve has a table of its own
-    for when in moments:
-        if len(moments) > 1 or when != "edit":
+    moments = [
+        measured_at for measured_at in dict.fromkeys(line["measured_at"] for line in lines) if measured_at != "editor"
+    ]
+    moments = [
+        measured_at for measured_at in moments if edits_of(measured_at) is None
+    ]  # the curve has a table of its own
+    for measured_at in moments:
+        if len(moments) > 1 or measured_at != "edit":
             table.add_section()
-            table.add_row(f"[bold]{MOMENTS.get(when, when)}[/bold]")
-        for line in (line for line in lines if line["when"] == when):
+            table.add_row(f"[bold]{MEASURED_AT.get(measured_at, measured_at)}[/bold]")
+        for line in (line for line in lines if line["measured_at"] == measured_at):
             digits = 2 if line["kind"] == "fluency" else 1
             cells = []
             for name in ("micro_before", "micro_after", "before", "after"):
@@ -103,10 +111,12 @@ def robustness_table(lines: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _line(when: str, kind: str, metric: str, cell: Mapping[str, Any], micro: Mapping[str, Any]) -> dict[str, Any]:
+def _line(
+    measured_at: str, kind: str, metric: str, cell: Mapping[str, Any], micro: Mapping[str, Any]
+) -> dict[str, Any]:
     low, high = cell["ci"] or (None, None)
     change_low, change_high = cell["change_ci"] or (None, None)
-    values = (when, kind, metric, micro["before"], micro["after"], cell["before"], cell["after"], low, high,
+    values = (measured_at, kind, metric, micro["before"], micro["after"], cell["before"], cell["after"], low, high,
               cell["change"], change_low, change_high, cell["n_records"], cell["n_probes"])  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
 

@@ -49,7 +49,7 @@ def result_row(
     before: Sequence[ProbeScore] | None,
     after: Sequence[ProbeScore] | None,
     batch: int,
-    when: str,
+    measured_at: str,
     **more: Any,
 ) -> dict[str, Any]:
     """One line of `results.jsonl`.
@@ -59,8 +59,8 @@ def result_row(
         before: Scores on the unedited model, where there are any.
         after: Scores on the edited model, where there are any.
         batch: Index of the record's edit batch.
-        when: Moment of the measurement (`edit`: after its own edit batch; `end`: after the last one; `at_10`: after
-            the tenth edit).
+        measured_at: Moment of the measurement (`edit`: after its own edit batch; `end`: after the last one; `at_10`:
+            after the tenth edit).
         more: What else the line should say (request, protocol, norms), JSON-able.
     """
     probes = []
@@ -75,10 +75,10 @@ def result_row(
                 "after": None if after is None else after[i].as_row(),
             }
         )
-    return {"case_id": record.request.case_id, "batch": batch, "when": when, **more, "probes": probes}
+    return {"case_id": record.request.case_id, "batch": batch, "measured_at": measured_at, **more, "probes": probes}
 
 
-def edits_of(when: str) -> int | None:
+def edits_of(measured_at: str) -> int | None:
     """Number of edits of a moment of `metrics.eval_at` (`at_10`: 10); None for any other."""
-    name, _, edits = when.partition("_")
+    name, _, edits = measured_at.partition("_")
     return int(edits) if name == "at" and edits.isdigit() else None

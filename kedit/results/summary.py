@@ -1,4 +1,4 @@
-"""From result rows to the numbers of a report: `Scoreboard`, and `summarise` for rows read from a file.
+"""From result rows to the numbers of a report: `SummaryAccumulator`, and `summarise` for rows read from a file.
 
 A summary is a function of the rows of `results.jsonl` and of nothing else, so anybody can compute it again.
 A row holds one record: its probes, each with what the model said before and after the edit. Rates are in
@@ -27,7 +27,7 @@ from kedit.results.intervals import (
 )
 from kedit.results.rows import METRICS, RATES, Saved, result_row, unchanged
 
-__all__ = ["INVARIANT", "SCORED", "TITLES", "Scoreboard", "flat", "result_row", "summarise"]
+__all__ = ["INVARIANT", "SCORED", "TITLES", "SummaryAccumulator", "flat", "result_row", "summarise"]
 
 TITLES: Mapping[str, str] = MappingProxyType(
     {"rewrite": "efficacy", "paraphrase": "generality", "neighborhood": "locality"}
@@ -51,18 +51,18 @@ _Column = tuple[str, str, str]  # kind, metric, "before" or "after"
 _Case = dict[_Column, tuple[float, int]]  # sum over the record's probes, and how many they are
 
 
-class Scoreboard:
+class SummaryAccumulator:
     """Collects result rows, keeps only their sums, and summarises them at any time.
 
     A record that comes twice (a run that was resumed) counts once, as it was measured last.
 
     Args:
-        when: Only rows of this moment count; None takes all, and refuses to mix several.
+        measured_at: Only rows of this moment count; None takes all, and refuses to mix several.
         invariant: Kinds of probe for which `unchanged` is reported.
     """
 
-    def __init__(self, when: str | None = None, invariant: Sequence[str] = INVARIANT) -> None:
-        self.when = when
+    def __init__(self, measured_at: str | None = None, invariant: Sequence[str] = INVARIANT) -> None:
+        self.measured_at = measured_at
         self.invariant = tuple(invariant)
         self._cases: dict[str, _Case] = {}
         self._moments: set[str] = set()
@@ -77,10 +77,10 @@ class Scoreboard:
         Raises:
             KeditError: A row of another moment or protocol than those before it.
         """
-        moment = str(row.get("when", ""))
-        if self.when is not None and moment != self.when:
+        measured_at = str(row.get("measured_at", ""))
+        if self.measured_at is not None and measured_at != self.measured_at:
             return
-        self._moments.add(moment)
+        self._moments.add(measured_at)
         self._protocols.add(json.dumps(row.get("protocol"), sort_keys=True))
         self._check()
         case: dict[_Column, list[float]] = defaultdict(list)
@@ -100,7 +100,7 @@ class Scoreboard:
                     case[kind, metric, "after"].append(value)
         self._cases[str(row["case_id"])] = {key: (float(sum(v)), len(v)) for key, v in case.items()}
 
-    def merge(self, other: Scoreboard) -> None:
+    def merge(self, other: SummaryAccumulator) -> None:
         """Take over what another board (of another process) has collected."""
         self._cases.update(other._cases)
         self._moments |= other._moments
@@ -146,10 +146,10 @@ class Scoreboard:
 
 
 def summarise(
-    rows: Iterable[Mapping[str, Any]], when: str | None = None, resamples: int = 2000, seed: int = 0
+    rows: Iterable[Mapping[str, Any]], measured_at: str | None = None, resamples: int = 2000, seed: int = 0
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """`Scoreboard.summary` of result rows, e.g. of the lines of a `results.jsonl`."""
-    board = Scoreboard(when)
+    """`SummaryAccumulator.summary` of result rows, e.g. of the lines of a `results.jsonl`."""
+    board = SummaryAccumulator(measured_at)
     for row in rows:
         board.add(row)
     return board.summary(resamples, seed)

@@ -12,7 +12,7 @@ from kedit.results.summary import INVARIANT, PORT, TITLES, TOKEN_COLUMNS, TOKENS
 SHOWN = ("success", "exact", "generated")
 PAPER = {"PAC": {kind: (metric,) for kind, metric in TOKEN_COLUMNS} | {"score": (TOKENS,)}}
 """What a method's paper reports beside these."""
-MOMENTS = {
+MEASURED_AT = {
     "edit": "measured after each edit",
     "end": "measured after the last edit",
     "editor": "the editor alone, measured after each edit",
@@ -56,11 +56,11 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table.add_column(f"with {method['method']}" if alone else "after", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("probes", justify="right")
-    results = {when: kinds for when, kinds in summary["results"].items() if when != "editor"}
-    for when, kinds in results.items():
-        if len(results) > 1 or when != "edit":
+    results = {measured_at: kinds for measured_at, kinds in summary["results"].items() if measured_at != "editor"}
+    for measured_at, kinds in results.items():
+        if len(results) > 1 or measured_at != "edit":
             table.add_section()
-            table.add_row(f"[bold]{MOMENTS.get(when, when)}[/bold]")
+            table.add_row(f"[bold]{MEASURED_AT.get(measured_at, measured_at)}[/bold]")
         for kind, metrics in kinds.items():
             table.add_section()
             name = TITLES.get(kind, kind).replace("_", " ")

@@ -95,7 +95,7 @@ class Claim:
             number += 1
 
     def keep(self) -> None:
-        """Leave the folder, whatever is in it: the user is told that it can be gone on with."""
+        """Leave the folder, whatever is in it: the user is told that it can be resumed."""
         self._made = []
 
     def release(self) -> None:

@@ -18,7 +18,7 @@ from kedit.errors import KeditError
 T = TypeVar("T")
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes the run has."""
     return distributed.get_world_size() if _several() else 1
 
@@ -28,21 +28,21 @@ def rank() -> int:
     return distributed.get_rank() if _several() else 0
 
 
-def first() -> bool:
+def is_main() -> bool:
     """Whether this is the process that writes files and speaks to the user."""
     return rank() == 0
 
 
 def share(work: Sequence[T]) -> list[T]:
-    """This process's part of some work: every `count()`-th piece, so that round n holds pieces that are neighbours."""
-    return list(work[rank() :: count()])
+    """This process's part of some work: every `world_size()`-th piece, so that neighbours are done in one round."""
+    return list(work[rank() :: world_size()])
 
 
 def gather(value: T) -> list[T]:
     """What each process gives, by rank; each gets all."""
     if not _several():
         return [value]
-    found: list[Any] = [None] * count()
+    found: list[Any] = [None] * world_size()
     distributed.all_gather_object(found, value)
     return found
 
@@ -62,7 +62,7 @@ def from_first(make: Callable[[], T]) -> T:
     if not _several():
         return make()
     told: list[Any] = [None, None]
-    if first():
+    if is_main():
         try:
             told[0] = make()
         except KeditError as error:
@@ -73,7 +73,7 @@ def from_first(make: Callable[[], T]) -> T:
     return told[0]
 
 
-def agreed(yes: bool) -> bool:
+def all_true(yes: bool) -> bool:
     """Whether every process says yes."""
     if not _several():
         return yes

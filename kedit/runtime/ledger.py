@@ -1,7 +1,7 @@
 """The ledger of `results.jsonl`: a checksum of every line that a run wrote, kept in memory and beside its checkpoint.
 
 A checkpoint vouches for the first bytes of the ledger, and through them for lines. What is lost, altered, doubled or
-not the run's own is found by line, when a run is gone on with and at its end.
+not the run's own is found by line, when a run is resumed and at its end.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ class Entry:
 
     Attributes:
         crc: CRC-32 of its bytes.
-        when: The moment that it is about.
+        measured_at: The moment that it is about.
         case: Its record.
     """
 
     crc: int
-    when: str
+    measured_at: str
     case: str
 
     def __str__(self) -> str:
-        return f"{self.case} ({self.when})"
+        return f"{self.case} ({self.measured_at})"
 
     def line(self) -> bytes:
         """As the ledger's file holds it."""
-        return f"{self.crc:08x} {json.dumps([self.when, self.case])}\n".encode("ascii")
+        return f"{self.crc:08x} {json.dumps([self.measured_at, self.case])}\n".encode("ascii")
 
 
 class Ledger:
@@ -59,7 +59,7 @@ class Ledger:
     def note(self, rows: Iterable[Mapping[str, Any]], lines: Iterable[bytes]) -> None:
         """Takes up rows and the lines that they were written as."""
         for row, line in zip(rows, lines, strict=True):
-            self.entries.append(Entry(zlib.crc32(line), str(row["when"]), str(row["case_id"])))
+            self.entries.append(Entry(zlib.crc32(line), str(row["measured_at"]), str(row["case_id"])))
 
     def save(self) -> dict[str, Any]:
         """Appends what is new to the file.
@@ -111,10 +111,10 @@ class Ledger:
         size = 0
         for line in data.splitlines(keepends=True):
             crc, _, rest = line.partition(b" ")
-            when, case = json.loads(rest)
-            if when == "end":
+            measured_at, case = json.loads(rest)
+            if measured_at == "end":
                 break
-            self.entries.append(Entry(int(crc, 16), when, case))
+            self.entries.append(Entry(int(crc, 16), measured_at, case))
             size += len(line)
         if path.resolve() == self.path.resolve():  # else all of it is written anew
             self._saved, self._size, self._crc = len(self.entries), size, zlib.crc32(data[:size])

@@ -33,7 +33,7 @@ def stages() -> Iterator[Report]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not (console.is_terminal and distributed.first()),
+        disable=not (console.is_terminal and distributed.is_main()),
     ) as bar:
         tasks: dict[str, TaskID] = {}
 

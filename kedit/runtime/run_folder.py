@@ -78,7 +78,7 @@ def keep_rows(path: Path, batches: int, edits: int) -> None:
     with writing(partial):
         with partial.open("w", encoding="utf-8") as file:
             for row in read_rows(path):
-                if row["when"] != "end" and row["batch"] < batches and row.get("edits", 0) <= edits:
+                if row["measured_at"] != "end" and row["batch"] < batches and row.get("edits", 0) <= edits:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())

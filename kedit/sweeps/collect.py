@@ -18,8 +18,8 @@ from kedit.sweeps.folder import Numbered, SweepFolder
 
 COLUMNS = (
     "task", "index", "config", "method", "editor", "model", "model_fingerprint", "dtype", "seed", "regime", "measured",
-    "moment", "data", "data_fingerprint", "records", "failed_records", "protocol", "kind", "metric", "before", "after",
-    "ci_low", "ci_high", "change", "change_ci_low", "change_ci_high", "n_records", "n_probes", "commit",
+    "measured_at", "data", "data_fingerprint", "records", "failed_records", "protocol", "kind", "metric", "before",
+    "after", "ci_low", "ci_high", "change", "change_ci_low", "change_ci_high", "n_records", "n_probes", "commit",
 )  # fmt: skip
 """Of the CSV file; the grid's axes follow, as `grid:AXIS`."""
 
@@ -69,14 +69,14 @@ class Group:
     Attributes:
         protocol: Theirs, as the summaries have it.
         data: What the summaries say of the data.
-        moment: When it was measured: `edit`, `end`, `editor`.
+        measured_at: When it was measured: `edit`, `end`, `editor`.
         differs: What sets this group's protocol apart from the others', e.g. `scoring.port_suffix = ...`.
         lines: By kind and metric, then by setting.
     """
 
     protocol: Mapping[str, Any]
     data: Mapping[str, Any]
-    moment: str
+    measured_at: str
     differs: tuple[str, ...]
     lines: tuple[Line, ...]
 
@@ -139,10 +139,10 @@ def csv_rows(result: Collected) -> tuple[list[str], list[dict[str, Any]]]:
             **{name: method[name] for name in ("model", "model_fingerprint", "dtype", "seed", "regime")},
             **{f"grid:{axis}": task.options.get(axis, task.labels.get(axis)) for axis in axes},
         }  # fmt: skip
-        for moment, kinds in summary["results"].items():
+        for measured_at, kinds in summary["results"].items():
             for kind, metrics in kinds.items():
                 for metric, cell in metrics.items():
-                    row = same | {"moment": moment, "kind": kind, "metric": metric}
+                    row = same | {"measured_at": measured_at, "kind": kind, "metric": metric}
                     row |= {name: cell.get(name) for name in ("before", "after", "change", "n_records", "n_probes")}
                     row["ci_low"], row["ci_high"] = cell.get("ci") or (None, None)
                     row["change_ci_low"], row["change_ci_high"] = cell.get("change_ci") or (None, None)
@@ -155,26 +155,26 @@ def _groups(runs: Sequence[Run]) -> Iterator[Group]:
     found: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         protocol, data = run.summary["protocol"], run.summary["data"]
-        for moment in run.summary["results"]:
-            key = (json.dumps(protocol, sort_keys=True), data["name"], data["fingerprint"], moment)
+        for measured_at in run.summary["results"]:
+            key = (json.dumps(protocol, sort_keys=True), data["name"], data["fingerprint"], measured_at)
             found.setdefault(key, []).append(run)
     protocols = [_leaves(json.loads(key)) for key in dict.fromkeys(key[0] for key in found)]
     common = set.intersection(*(set(leaves.items()) for leaves in protocols)) if protocols else set()
     settings = _settings(runs)
-    for (protocol, _, _, moment), members in found.items():
+    for (protocol, _, _, measured_at), members in found.items():
         own = json.loads(protocol)
         titled = ("regime", "measured", "fast_dev_run")  # what a table's title says in any case
         differs = [f"{name} = {value}" for name, value in _leaves(own).items() if (name, value) not in common]
         differs = [text for text in differs if text.partition(" ")[0] not in titled]
-        lines = tuple(_lines(members, moment, settings))
-        yield Group(own, members[0].summary["data"], moment, tuple(differs), lines)
+        lines = tuple(_lines(members, measured_at, settings))
+        yield Group(own, members[0].summary["data"], measured_at, tuple(differs), lines)
 
 
-def _lines(runs: Sequence[Run], moment: str, settings: Mapping[str, str]) -> Iterator[Line]:
+def _lines(runs: Sequence[Run], measured_at: str, settings: Mapping[str, str]) -> Iterator[Line]:
     """What a report shows (`kedit.results.tables`), metric by metric."""
     cells: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for run in runs:
-        for kind, metrics in run.summary["results"][moment].items():
+        for kind, metrics in run.summary["results"][measured_at].items():
             for metric in shown_metrics(run.method, kind, metrics):
                 by_setting = cells.setdefault((kind, metric), {})
                 by_setting.setdefault(settings[run.numbered.name], []).append(metrics[metric])

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kedit.results.summary import TITLES
-from kedit.results.tables import MOMENTS, interval, number
+from kedit.results.tables import MEASURED_AT, interval, number
 from kedit.runtime.run_folder import csv_text
 from kedit.sweeps.collect import Collected, Group, Line, csv_rows
 
@@ -51,9 +51,9 @@ def heading(result: Collected) -> str:
 def title(group: Group) -> str:
     """What a group's runs have in common."""
     data, protocol = group.data, group.protocol
-    when = MOMENTS["editor"] if group.moment == "editor" else _measured(group)
+    measured_at = MEASURED_AT["editor"] if group.measured_at == "editor" else _measured(group)
     parts = [f"{data['name']} ({data['records']} records, {data['fingerprint'][:6]})", f"regime {protocol['regime']}"]
-    parts += [when, *group.differs]
+    parts += [measured_at, *group.differs]
     if protocol["fast_dev_run"]:
         parts.append("fast_dev_run: the numbers mean nothing")
     return ", ".join(parts)
@@ -62,7 +62,7 @@ def title(group: Group) -> str:
 def _measured(group: Group) -> str:
     """When, in the words of the protocol, or of the moment where a run has several."""
     if group.protocol["regime"] == "sequential":
-        return MOMENTS.get(group.moment, group.moment)
+        return MEASURED_AT.get(group.measured_at, group.measured_at)
     return f"measured {group.protocol['measured']}"
 
 

@@ -1,9 +1,9 @@
-"""The folder of a sweep: its list of tasks, and for each task a folder with results, log and what became of it.
+"""The folder of a sweep: its list of tasks, and for each task a folder with results, log and its status.
 
 sweep.json             the tasks; their numbers never change, what is added later comes at the end
 tasks/NAME/            the folder of that run, as `kedit fit` writes it
 tasks/NAME/log.txt     what it said, all attempts
-tasks/NAME/task.json   what became of it: the mark by which it is skipped when it is done
+tasks/NAME/task.json   its status: the mark by which it is skipped when it is done
 """
 
 from __future__ import annotations

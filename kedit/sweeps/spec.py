@@ -117,12 +117,12 @@ def _expand(path: Path, content: dict[str, Any]) -> Sweep:
         raise KeditError(f"{unknown[0]}: there is no such key; there are {', '.join(KEYS)}")
     name = content.get("name", path.stem)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise KeditError(f"name: wants letters, digits, '.', '_' and '-', not {shown(name)}")
+        raise KeditError(f"name: expects letters, digits, '.', '_' and '-', not {shown(name)}")
     files = _configs(content.get("configs"))
     common = _options("options", content.get("options"))
     grid = content.get("grid") or {}
     if not isinstance(grid, dict):
-        raise KeditError("grid: wants a mapping of options to lists of values")
+        raise KeditError("grid: expects a mapping of options to lists of values")
     axes = {str(axis): _points(str(axis), values) for axis, values in grid.items()}
     for axis, points in axes.items():
         for option in dict.fromkeys(option for point in points for option in point.options):
@@ -143,7 +143,7 @@ def _configs(names: Any) -> dict[str, Any]:
     """Configuration files and what they hold."""
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise KeditError("configs: wants a list of configuration files, e.g. [configs/rome_smollm2.yaml]")
+        raise KeditError("configs: expects a list of configuration files, e.g. [configs/rome_smollm2.yaml]")
     files = {}
     for name in names:
         if PurePath(name).as_posix() in files:
@@ -159,7 +159,7 @@ def _options(where: str, options: Any) -> dict[str, Any]:
     if options is None:
         return {}
     if not isinstance(options, dict):
-        raise KeditError(f"{where}: wants a mapping of options to values, not {shown(options)}")
+        raise KeditError(f"{where}: expects a mapping of options to values, not {shown(options)}")
     for name, value in options.items():
         if not isinstance(name, str) or not _OPTION.fullmatch(name):
             raise KeditError(f"{where}: {shown(name)} is no option, such as model.init_args.seed")
@@ -180,7 +180,7 @@ def _points(axis: str, values: Any) -> list[_Point]:
     elif isinstance(values, list) and values:
         points = [_Point(_label(axis, value), _options("grid", {axis: value})) for value in values]
     else:
-        raise KeditError(f"{where}: wants a list of values, or labels with options below them, not {shown(values)}")
+        raise KeditError(f"{where}: expects a list of values, or labels with options below them, not {shown(values)}")
     seen: set[str] = set()
     for point in points:
         if (content := _canonical(point.options)) in seen:
@@ -222,7 +222,7 @@ def _without(tasks: Sequence[Task], exclude: Any, axes: Sequence[str]) -> Iterat
     """The tasks that no entry of `exclude` is about."""
     entries = [] if exclude is None else exclude
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and entry for entry in entries):
-        raise KeditError("exclude: wants a list of mappings, e.g. [{config: memit_smollm2, model.init_args.seed: 1}]")
+        raise KeditError("exclude: expects a list of mappings, e.g. [{config: memit_smollm2, model.init_args.seed: 1}]")
     for n, entry in enumerate(entries, 1):
         if unknown := [key for key in entry if key not in axes]:
             raise KeditError(f"exclude: entry {n}: {unknown[0]} is neither config nor in the grid")

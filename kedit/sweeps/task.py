@@ -26,7 +26,7 @@ TAIL = 5  # last lines of a failed task's log that are recorded
 
 
 def run_task(numbered: Numbered) -> dict[str, Any]:
-    """Run a task, or go on with it, and record what became of it.
+    """Run a task, or go on with it, and record its status.
 
     Args:
         numbered: The task. Its log is appended to.

@@ -17,7 +17,7 @@ from kedit.cli.options.layers import begin_anew, class_first
 from kedit.cli.options.messages import of_kedit
 from kedit.data import EditData, datasets_index
 from kedit.errors import KeditError
-from kedit.evaluation.score import known
+from kedit.evaluation.score import is_known
 from kedit.keyvalue.published import value_defaults
 from kedit.methods.steam import AnchorBank, AnchorConfig, probe_of, telling
 from kedit.methods.steam.bank import PROBED, within_relations
@@ -127,4 +127,4 @@ def _edited(lm: LM, wanted: int | None) -> int:
 def _known(lm: LM, records: list[EditRecord], only: bool) -> list[EditRecord]:
     if not only:
         return records
-    return [record for record, yes in zip(records, known(lm, records), strict=True) if yes]
+    return [record for record, yes in zip(records, is_known(lm, records), strict=True) if yes]

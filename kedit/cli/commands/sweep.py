@@ -26,7 +26,7 @@ ROOT = Path("runs") / "sweeps"
 
 
 def sweep(words: list[str]) -> None:
-    """Run what is not done yet, and say in a line per task what became of it.
+    """Run what is not done yet, and say in a line per task its status.
 
     Args:
         words: What stands after `kedit sweep`.

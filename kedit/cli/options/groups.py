@@ -73,4 +73,4 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def _no_group(option: str, value: Any) -> KeditError:
-    return KeditError(f"{option}: wants options of its own below it, not {shown(value)}")
+    return KeditError(f"{option}: expects options of its own below it, not {shown(value)}")

@@ -109,13 +109,13 @@ def explain(message: str) -> str:
         return _required(found.group(1), option)
     if found := _first(SUBCLASS, lines):
         value = shown(found.group(2).strip("'"))
-        return f"{option}: for a {found.group(1)} it wants options below it, and no class_path; not {value}"
+        return f"{option}: for a {found.group(1)} it expects options below it, and no class_path; not {value}"
     if found := _first(UNKNOWN[0], lines) or _first(UNKNOWN[1], lines):
         name = ".".join(x for x in (option, *found.groups()) if x)
         return f"{name}: there is no such option{_meant(found.groups()[-1], classes)}"
     if found := next((hit for pattern in NO_CLASS if (hit := _first(pattern, lines))), None):
         if _first(OPTIONS, lines):
-            return f"{option}: wants options of its own below it, not {shown(found.group(1))}"
+            return f"{option}: expects options of its own below it, not {shown(found.group(1))}"
         return f"{option}: there is no class {shown(found.group(1))} for it{_choices(option)}"
     if lines[0].startswith("Problems parsing config"):
         where = re.findall(r"line (\d+), column (\d+)", message)
@@ -123,21 +123,21 @@ def explain(message: str) -> str:
         place = f" at line {where[-1][0]}, column {where[-1][1]}" if where else ""
         return f"config: not valid YAML{place}: {why or lines[0].partition(': ')[2]}"
     if found := _first(NO_GROUP, lines):
-        return f"{option}: wants options of its own below it, not {shown(found.group(1))}"
+        return f"{option}: expects options of its own below it, not {shown(found.group(1))}"
     if found := _first(NO_NAME, lines):
         return f"{option or 'config'}: a key below it is no name of an option: {found.group(1)[:60]}"
     if option and _first(NO_MAPPING, lines):
         if option in ("model", "data", "model.editor"):
-            return f"{option}: wants class_path, the name of a class, and init_args, a mapping of its options"
-        return f"{option}: wants options of its own below it"
+            return f"{option}: expects class_path, the name of a class, and init_args, a mapping of its options"
+        return f"{option}: expects options of its own below it"
     if found := _first(DIGITS, lines):
-        return f"{option}: wants a number, not one of more than {found.group(1)} digits"
+        return f"{option}: expects a number, not one of more than {found.group(1)} digits"
     if lines[0].startswith("Unexpected config"):
         return "config: the file is empty or no mapping of options; see configs/rome_smollm2.yaml"
     if (wanted := _wanted(lines)) not in ("", "null"):
         value = next((found.group(1) for line in lines if (found := VALUE.search(line))), "")
         value = re.sub(r"^NestedArg\(key='\w+', val='(.*)'\)$", r"'\1'", value)
-        return f"{option}: wants {wanted}" + (f", not {shown(value)}" if value else "")
+        return f"{option}: expects {wanted}" + (f", not {shown(value)}" if value else "")
     noise = (
         "Given value",
         "Problem with",
@@ -167,7 +167,7 @@ def _required(names: str, option: str) -> str:
 
 
 def _wanted(lines: list[str]) -> str:
-    """What the innermost option wants: the types of its own branches, which follow its key."""
+    """What the innermost option expects: the types of its own branches, which follow its key."""
     start = max((i for i, line in enumerate(lines) if KEY.search(line)), default=0)
     wanted: list[str] = []
     for line in lines[start:]:

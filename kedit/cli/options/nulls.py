@@ -1,7 +1,7 @@
 """`null` on the command line, however deep the option is; and YAML that no person would write is refused.
 
 jsonargparse 4 writes the value of an option inside a nested class back into words, where a null becomes the text `None`
-(`--model.adapter.threshold null`). So `None` is read as null: no option of kedit's wants that text.
+(`--model.adapter.threshold null`). So `None` is read as null: no option of kedit's takes that text.
 """
 
 from __future__ import annotations

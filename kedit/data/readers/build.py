@@ -90,7 +90,7 @@ def check_notes(item: Item, meta: Mapping[str, Any]) -> None:
 
 
 def conflicting(records: Sequence[EditRecord]) -> int:
-    """Records whose prompt another one wants to end otherwise."""
+    """Records whose prompt another one expects to end otherwise."""
     wishes: dict[str, set[str]] = defaultdict(set)
     for record in records:
         wishes[record.request.text].add(record.request.target_new)

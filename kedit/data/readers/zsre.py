@@ -47,7 +47,7 @@ class Cleaning:
         no_op: With the true answer as the new target; dropped, or kept without a true target.
         kept: What is left.
         trimmed: Of those kept, the ones whose new target had white space around it.
-        conflicting: Of those kept, the ones whose prompt another record wants to end otherwise; kept.
+        conflicting: Of those kept, the ones whose prompt another record expects to end otherwise; kept.
     """
 
     read: int

@@ -43,7 +43,7 @@ class EditCallback(Callback):
         """
 
 
-def tell(trainer: Trainer, hook: str, module: EditingModule, *about: Any) -> None:
+def call_hooks(trainer: Trainer, hook: str, module: EditingModule, *about: Any) -> None:
     """Calls a hook of every edit callback of the trainer, in their order."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EditCallback):

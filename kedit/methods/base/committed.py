@@ -16,7 +16,7 @@ from kedit.runtime.journal import Entry
 Outcomes = list[tuple[dict[str, Any], str | None]]
 
 
-class Committed:
+class AppliedEdits:
     """Edits that accumulate in a model.
 
     Args:

@@ -35,9 +35,9 @@ class EditBatch:
         records: The records it edits.
         outcomes: One per record, once the edit has ended.
         deltas: In the `single` regime one delta per record (None where it failed); otherwise one for the batch.
-        plain: What the editor alone would have changed, where the method adds to an editor (REP, STEAM).
-        plain_outcomes: One per record, where that was an optimisation of its own (STEAM); None: `outcomes` are its too.
-        seconds: Wall-clock time of the edit, measuring not included.
+        baseline_deltas: What the editor alone would have changed, where the method adds to an editor (REP, STEAM).
+        baseline_outcomes: One per record, where that was an optimisation of its own (STEAM); None: `outcomes` are its
+        too. seconds: Wall-clock time of the edit, measuring not included.
     """
 
     index: int
@@ -45,8 +45,8 @@ class EditBatch:
     outcomes: list[Outcome] = field(default_factory=list)
     deltas: list[Delta | None] = field(default_factory=list)
     seconds: float = 0.0
-    plain: list[Delta | None] | None = None
-    plain_outcomes: list[Outcome] | None = None
+    baseline_deltas: list[Delta | None] | None = None
+    baseline_outcomes: list[Outcome] | None = None
 
 
 def batch_seed(seed: int, index: int) -> int:

@@ -1,15 +1,15 @@
-"""`Course`: the phases of one edit, one after the other, in step with the run's other processes."""
+"""`PhaseRunner`: the phases of one edit, one after the other, in step with the run's other processes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from kedit.delta.delta import Delta
-from kedit.methods.base.phase import Edit, Meeting, Phase
+from kedit.methods.base.phase import Barrier, EditProgram, Phase
 from kedit.runtime import distributed
 
 
-class Course:
+class PhaseRunner:
     """Runs an algorithm from phase to phase.
 
     Every process takes every step of an epoch, as Lightning wants it: one that has to wait for others takes steps in
@@ -24,7 +24,7 @@ class Course:
         deltas: What the algorithm returned.
     """
 
-    def __init__(self, edit: Edit | None, changed: Callable[[], None]) -> None:
+    def __init__(self, edit: EditProgram | None, changed: Callable[[], None]) -> None:
         self.phase: Phase | None = None
         self.deltas: list[Delta | None] = []
         self._edit, self._changed = edit, changed
@@ -39,9 +39,9 @@ class Course:
         phase = self.phase
         if phase is not None and (phase.done or step - self._start >= phase.steps):
             self._next(step)
-        if distributed.count() == 1:
+        if distributed.world_size() == 1:
             return self.phase is not None
-        while distributed.agreed(self.phase is None or isinstance(self.phase, Meeting)):
+        while distributed.all_true(self.phase is None or isinstance(self.phase, Barrier)):
             if self.phase is None:
                 return False
             self._next(step)

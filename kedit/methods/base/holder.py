@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from kedit.errors import KeditError
-from kedit.evaluation.score import known
+from kedit.evaluation.score import is_known
 from kedit.model.lm import LM, LMConfig, load_lm
 from kedit.model.tokenization import check
 from kedit.request import EditRecord
@@ -18,7 +18,7 @@ class ModelHolder(LightningModule):
 
     Args:
         lm: The model.
-        lanes: How many requests are optimised side by side; 0 lets the machine decide.
+        lanes: How many requests are optimised side by side; 0 lets kedit choose.
     """
 
     needs_subject = True
@@ -27,7 +27,7 @@ class ModelHolder(LightningModule):
     def __init__(self, lm: LMConfig, lanes: int) -> None:
         super().__init__()
         if lanes < 0:
-            raise KeditError(f"model.lanes: {lanes} is negative; 0 lets the machine decide")
+            raise KeditError(f"model.lanes: {lanes} is negative; 0 lets kedit choose")
         self.lm_config, self.lanes = lm, lanes
         self._lm: LM | None = None
 
@@ -47,7 +47,7 @@ class ModelHolder(LightningModule):
         self.base = lm.model  # a submodule: Lightning moves it to the device
 
     def prepare_records(self, records: list[EditRecord]) -> list[EditRecord]:
-        """Checks every request against the tokenizer and drops what the data module wants dropped.
+        """Checks every request against the tokenizer and drops what the data module leaves out.
 
         Raises:
             KeditError: A request names no subject and the method needs one (said before the model is loaded), a
@@ -60,7 +60,7 @@ class ModelHolder(LightningModule):
             check(self.lm, record.request)
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is not None and data.filter_known:
-            return [record for record, yes in zip(records, known(self.lm, records), strict=True) if yes]
+            return [record for record, yes in zip(records, is_known(self.lm, records), strict=True) if yes]
         return records
 
     def check_fit(self, record: EditRecord) -> None:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from kedit.delta.delta import Delta
 from kedit.delta.serialization import pack, unpack
 from kedit.errors import KeditError
-from kedit.methods.base.callback import tell
-from kedit.methods.base.committed import Committed, Outcomes, as_entry, outcomes_of
+from kedit.methods.base.callback import call_hooks
+from kedit.methods.base.committed import AppliedEdits, Outcomes, as_entry, outcomes_of
 from kedit.methods.base.edit_batch import EditBatch, Outcome, batch_seed
-from kedit.methods.base.edit_loop import Course
+from kedit.methods.base.edit_loop import PhaseRunner
 from kedit.methods.base.holder import ModelHolder
-from kedit.methods.base.phase import Edit, Phase
+from kedit.methods.base.phase import EditProgram, Phase
 from kedit.methods.base.resume import check_loops, read_state, taking_back
 from kedit.model.lm import LMConfig
 from kedit.model.tokenization import TooLong
@@ -45,17 +45,17 @@ class EditingModule(ModelHolder, ABC):
         lm: The model to edit.
         regime: `single`: each request on the unedited model. `batch`: an edit batch at once on the unedited
             model. `sequential`: edit batches accumulate and are never rolled back.
-        lanes: In the single regime, how many requests are optimised side by side; 0 lets the machine decide.
+        lanes: In the single regime, how many requests are optimised side by side; 0 lets kedit choose.
         seed: Every edit batch seeds itself from this and its number.
 
     Attributes:
-        edits_done: Edit batches committed or measured so far.
+        edits_done: EditProgram batches committed or measured so far.
     """
 
     regimes: tuple[Regime, ...] = ("single", "batch", "sequential")
 
     found_out: tuple[str, ...] = ("model", "contexts")
-    """What `describe` says that is known only once the run has started, or may differ when it is gone on with."""
+    """What `describe` says that is known only once the run has started, or may differ when it is resumed."""
 
     merges_deltas = False
     """Whether checkpoints keep the sum of the deltas: where they touch the same lines again and again (PAC)."""
@@ -69,9 +69,9 @@ class EditingModule(ModelHolder, ABC):
         self.regime: Regime = regime
         self.seed = seed
         self.edits_done = 0
-        self._committed = Committed(self.merges_deltas)
+        self._committed = AppliedEdits(self.merges_deltas)
         self._restored: dict[str, Any] | None = None
-        self._course: Course | None = None
+        self._course: PhaseRunner | None = None
         self._idle = nn.Parameter(torch.zeros(1))  # what the optimiser holds before the first phase
 
     def unfit_records(self, records: list[EditRecord]) -> dict[str, str]:
@@ -80,7 +80,7 @@ class EditingModule(ModelHolder, ABC):
         for record in records:
             try:
                 self.check_fit(record)
-                tell(self.trainer, "on_check_record", self, record)
+                call_hooks(self.trainer, "on_check_record", self, record)
             except TooLong as error:
                 found[record.request.case_id] = str(error)
         return found
@@ -94,7 +94,7 @@ class EditingModule(ModelHolder, ABC):
         """Called once, with the unedited model on its device: contexts, statistics, whatever the run needs."""
 
     @abstractmethod
-    def edit(self, batch: EditBatch) -> Edit:
+    def edit(self, batch: EditBatch) -> EditProgram:
         """The algorithm: yield phases, fill `batch.outcomes`' info and errors, return the deltas.
 
         Returns:
@@ -159,7 +159,7 @@ class EditingModule(ModelHolder, ABC):
         data = self._data
         if self.regime == "single":
             data.make_batches(size=self.lane_count(), sort_by_length=self.lane_count() > 1)
-        data.width = distributed.count() if self.regime == "single" else 1
+        data.width = distributed.world_size() if self.regime == "single" else 1
         rounds = -(-len(data.batches) // data.width)
         loop = self.trainer.fit_loop
         limit = loop.max_epochs
@@ -209,9 +209,9 @@ class EditingModule(ModelHolder, ABC):
         records = list(data.batches[index]) if index < len(data.batches) else []
         self.batch = EditBatch(index, records, [Outcome(record) for record in records])
         seed_everything(batch_seed(self.seed, index), workers=False, verbose=False)
-        tell(self.trainer, "on_edit_start", self, self.batch)
+        call_hooks(self.trainer, "on_edit_start", self, self.batch)
         self._started = time.perf_counter()
-        self._course = Course(
+        self._course = PhaseRunner(
             self.edit(self.batch) if records else None, lambda: self.trainer.strategy.setup_optimizers(self.trainer)
         )
         self._course.begin()
@@ -224,7 +224,7 @@ class EditingModule(ModelHolder, ABC):
     def training_step(self, batch: list[EditRecord], batch_idx: int) -> Tensor | None:
         """The method's loss; nothing to learn from in a step that is taken because other processes need it."""
         loss = None if self._phase is None else self._phase.loss()
-        return (self._idle * 0).sum() if loss is None and distributed.count() > 1 else loss
+        return (self._idle * 0).sum() if loss is None and distributed.world_size() > 1 else loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The phase's masks, on gradients that mixed precision has unscaled."""
@@ -242,15 +242,15 @@ class EditingModule(ModelHolder, ABC):
         assert self._course is not None
         self._course.finish()  # the steps may be spent; with fast_dev_run there was only one
         self.batch.deltas = self._course.deltas
-        if self.regime != "single" and distributed.count() > 1:  # one model: all go on with the same bits
+        if self.regime != "single" and distributed.world_size() > 1:  # one model: all go on with the same bits
             packed = distributed.from_first(lambda: [None if d is None else pack(d) for d in self.batch.deltas])
-            if not distributed.first():
+            if not distributed.is_main():
                 self.batch.deltas = [None if d is None else unpack(d).to(self.device) for d in packed]
         self.batch.seconds = time.perf_counter() - self._started
         if self.regime == "sequential":
             self._committed.add(self.batch)
         self.edits_done = self._data.done_after(self.trainer.current_epoch)
-        tell(self.trainer, "on_edit_end", self, self.batch)
+        call_hooks(self.trainer, "on_edit_end", self, self.batch)
 
     # -- checkpoints: deltas and state, never the base weights -------------------------------------------
 
@@ -274,7 +274,7 @@ class EditingModule(ModelHolder, ABC):
         """What a run must share with the checkpoint that it goes on from."""
         data = self._data
         same = {key: value for key, value in self.describe().items() if key not in self.found_out}
-        counts = {"edit_batches": len(data.batches), "processes": distributed.count()}
+        counts = {"edit_batches": len(data.batches), "processes": distributed.world_size()}
         return same | {"data": data.fingerprint} | counts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

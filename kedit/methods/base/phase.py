@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kedit.delta.delta import Delta
 from kedit.errors import KeditError
-from kedit.keyvalue import ValueLanes
-from kedit.methods.pac import Steps
-from kedit.methods.rep import AdapterLanes
+from kedit.keyvalue import ValueOptimization
+from kedit.methods.pac import RectifyLoop
+from kedit.methods.rep import AdapterTrainer
 from kedit.runtime import distributed
 
 
@@ -47,19 +47,19 @@ class Phase(Protocol):
         ...
 
 
-Edit = Generator[Phase, None, list[Delta | None]]
+EditProgram = Generator[Phase, None, list[Delta | None]]
 """What `EditingModule.edit` is: yields phases, returns deltas."""
 
 
-class Meeting:
+class Barrier:
     """Where processes that share an edit wait for each other, before they exchange what each has found."""
 
-    steps = 2**31  # never spent: it ends when all are there (`Course`)
+    steps = 2**31  # never spent: it ends when all are there (`PhaseRunner`)
 
     @property
     def done(self) -> bool:
         """Nobody has to be waited for."""
-        return distributed.count() == 1
+        return distributed.world_size() == 1
 
     def optimizer(self) -> torch.optim.Optimizer:
         """One that changes nothing."""
@@ -89,7 +89,7 @@ class ValuePhase:
             this makes `evaluations - 1` optimiser steps.
     """
 
-    def __init__(self, lanes: ValueLanes, lr: float, evaluations: int) -> None:
+    def __init__(self, lanes: ValueOptimization, lr: float, evaluations: int) -> None:
         self.lanes, self.lr, self.steps = lanes, lr, evaluations - 1
 
     @property
@@ -125,7 +125,7 @@ class AdapterPhase:
         lanes: The adapters and their losses.
     """
 
-    def __init__(self, lanes: AdapterLanes) -> None:
+    def __init__(self, lanes: AdapterTrainer) -> None:
         self.lanes, self.steps = lanes, lanes.config.steps
 
     @property
@@ -164,7 +164,7 @@ class RectifyPhase:
         error: Why it ended early: a loss that is not finite.
     """
 
-    def __init__(self, course: Steps, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, course: RectifyLoop, optimizer: torch.optim.Optimizer) -> None:
         self.course, self.steps, self._optimizer = course, course.most, optimizer
         self.error: KeditError | None = None
 

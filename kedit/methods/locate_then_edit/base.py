@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kedit.covariance import StatsConfig
 from kedit.errors import KeditError, at_least
-from kedit.keyvalue import NLL, KLDivergence, Term, ValueLanes, WeightDecay
+from kedit.keyvalue import NLL, KLDivergence, Term, ValueOptimization, WeightDecay
 from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.methods.base.module import EditingModule, Regime
 from kedit.model.lm import LMConfig
@@ -40,7 +40,7 @@ class LocateThenEdit(EditingModule):
         bare_weight: Share of the bare prompt in the mean over contexts that is v*'s loss; null: all alike.
         contexts: Texts put before the prompt while editing.
         stats: Where the covariance comes from.
-        lanes: Requests optimised side by side; 0 lets the machine decide.
+        lanes: Requests optimised side by side; 0 lets kedit choose.
         seed: Every edit batch seeds itself from this and its number.
 
     Attributes:
@@ -128,7 +128,7 @@ class LocateThenEdit(EditingModule):
 
     def terms(self, records: Sequence[EditRecord]) -> list[Term]:
         """The loss of v* (baselines 1.0, step 4) for some records, a lane each, with what a method adds to it."""
-        own: list[Term] = [NLL(), KLDivergence(self.kl_factor), WeightDecay(known(self.weight_decay))]
+        own: list[Term] = [NLL(), KLDivergence(self.kl_factor), WeightDecay(required(self.weight_decay))]
         return own if self.more_terms is None else [*own, *self.more_terms(records)]
 
     def method_state(self) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class LocateThenEdit(EditingModule):
         }
 
 
-def lane_info(lanes: ValueLanes, i: int) -> dict[str, Any]:
+def lane_info(lanes: ValueOptimization, i: int) -> dict[str, Any]:
     """Figures of one lane of a v* optimisation, JSON-able: what is not finite is None."""
     figures = {
         "loss": float(lanes.total[i]),
@@ -167,7 +167,7 @@ def lane_info(lanes: ValueLanes, i: int) -> dict[str, Any]:
     return {name: finite(value) for name, value in figures.items()} | steps
 
 
-def lane_error(lanes: ValueLanes, i: int) -> str | None:
+def lane_error(lanes: ValueOptimization, i: int) -> str | None:
     """Why a lane has no v*, or None where it has one."""
     if not bool(lanes.failed[i]):
         return None
@@ -179,7 +179,7 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def known(value: float | None) -> float:
+def required(value: float | None) -> float:
     """A hyperparameter that `setup` has filled in."""
     if value is None:
         raise RuntimeError("hyperparameters are filled in by setup()")

@@ -10,19 +10,19 @@ from kedit.covariance import Covariance
 from kedit.delta.delta import Factors
 from kedit.errors import at_least
 from kedit.keyvalue import solvers
-from kedit.keyvalue.published import SpreadDefaults, emmet_defaults
-from kedit.methods.locate_then_edit.base import known
-from kedit.methods.locate_then_edit.multi_layer import Spread
+from kedit.keyvalue.published import MultiLayerDefaults, emmet_defaults
+from kedit.methods.locate_then_edit.base import required
+from kedit.methods.locate_then_edit.multi_layer import MultiLayerEditor
 from kedit.model.lm import LM
 
 
-class EMMET(Spread):
+class EMMET(MultiLayerEditor):
     """ROME's equality constraint for many requests at once: one layer, Delta K = R, relaxed by a small ridge.
 
     Args:
         emmet_lambda: Ridge eps on K^T (sC)^-1 K. The published 0.1 makes this MEMIT with lambda = 0.1 s on the
-            same layers; 0 is the equality constraint itself, and wants linearly independent keys.
-        **kwargs: The options of `Spread`.
+            same layers; 0 is the equality constraint itself, and needs linearly independent keys.
+        **kwargs: The options of `MultiLayerEditor`.
     """
 
     def __init__(self, emmet_lambda: float = 0.1, **kwargs: Any) -> None:
@@ -30,13 +30,13 @@ class EMMET(Spread):
         at_least("model.emmet_lambda", emmet_lambda, 0)
         self.emmet_lambda = emmet_lambda
 
-    def model_defaults(self, lm: LM) -> SpreadDefaults:
+    def model_defaults(self, lm: LM) -> MultiLayerDefaults:
         """Published values, or ROME's layer by depth."""
         return emmet_defaults(lm)
 
     def solve(self, keys: Tensor, residuals: Tensor, cov: Covariance) -> Factors:
         """Delta = R (K^T (sC)^-1 K + eps I)^-1 K^T (sC)^-1, s = `mom2_update_weight`."""
-        return solvers.emmet(keys, residuals, cov, known(self.mom2_update_weight), self.emmet_lambda)
+        return solvers.emmet(keys, residuals, cov, required(self.mom2_update_weight), self.emmet_lambda)
 
     def describe(self) -> dict[str, Any]:
         """Provenance: the ridge too."""

@@ -14,21 +14,21 @@ from kedit.covariance import Covariance, covariances
 from kedit.data.batching import suffix_length
 from kedit.delta.delta import Delta, Factors
 from kedit.errors import KeditError, at_least
-from kedit.keyvalue import ValueLanes, ValueObjective
+from kedit.keyvalue import ValueObjective, ValueOptimization
 from kedit.keyvalue.contexts import ContextConfig, context_groups
 from kedit.keyvalue.keys import context_weights
-from kedit.keyvalue.multilayer import System, spread
-from kedit.keyvalue.published import SpreadDefaults
+from kedit.keyvalue.multilayer import JointSolve, solve_layers
+from kedit.keyvalue.published import MultiLayerDefaults
 from kedit.methods.base.edit_batch import EditBatch, Outcome
-from kedit.methods.base.phase import Edit, Meeting, Phase, ValuePhase
-from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, known, lane_error, lane_info
+from kedit.methods.base.phase import Barrier, EditProgram, Phase, ValuePhase
+from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, lane_error, lane_info, required
 from kedit.model.architecture import check_layers, weight
 from kedit.model.lm import LM
 from kedit.runtime import distributed
 from kedit.runtime.progress import stages
 
 
-class Spread(LocateThenEdit):
+class MultiLayerEditor(LocateThenEdit):
     """Base of the methods that spread an edit over layers; they differ in `solve` and `model_defaults`.
 
     Args:
@@ -69,7 +69,7 @@ class Spread(LocateThenEdit):
     # -- what a method defines --------------------------------------------------------------------------
 
     @abstractmethod
-    def model_defaults(self, lm: LM) -> SpreadDefaults:
+    def model_defaults(self, lm: LM) -> MultiLayerDefaults:
         """Published values for the model."""
         raise NotImplementedError
 
@@ -96,7 +96,7 @@ class Spread(LocateThenEdit):
             self.mom2_update_weight = d.mom2_update_weight
         data = self._data
         chunks = 1 if self.regime == "single" else -(-data.batch_size // self.lane_count())
-        self.steps_per_batch = chunks * (int(known(self.steps)) - 1)
+        self.steps_per_batch = chunks * (int(required(self.steps)) - 1)
         super().setup(stage)
 
     def start(self) -> None:
@@ -114,14 +114,14 @@ class Spread(LocateThenEdit):
 
     # -- the algorithm ----------------------------------------------------------------------------------
 
-    def edit(self, batch: EditBatch) -> Edit:
+    def edit(self, batch: EditBatch) -> EditProgram:
         """z of every request by gradient, then the layers one after the other (MEMIT's algorithm 1; baselines 1.0)."""
         z = yield from self._targets(batch)
         found = [i for i, outcome in enumerate(batch.outcomes) if outcome.error is None]
         alone = self.regime == "single"
-        systems = [System([i]) for i in range(len(found))] if alone else [System(list(range(len(found))))]
+        systems = [JointSolve([i]) for i in range(len(found))] if alone else [JointSolve(list(range(len(found))))]
         if found:
-            norms = spread(
+            norms = solve_layers(
                 self.lm,
                 [batch.records[i].request for i in found],
                 z[found],
@@ -157,7 +157,7 @@ class Spread(LocateThenEdit):
         found = []
         for chunk in own:
             found.append((yield from self._lanes(batch, chunk)).cpu())
-        yield Meeting()
+        yield Barrier()
         told = [[(batch.outcomes[i].info, batch.outcomes[i].error) for i in chunk] for chunk in own]
         parts = distributed.gather_shares(list(zip(found, told, strict=True)))
         for chunk, (targets, outcomes) in zip(chunks, parts, strict=True):
@@ -178,15 +178,15 @@ class Spread(LocateThenEdit):
             self.terms(records),
             bare_weight=self.bare_weight,
         )
-        lanes = ValueLanes(objective, self.stop_loss, known(self.clamp))
-        yield ValuePhase(lanes, known(self.v_lr), int(known(self.steps)))
+        lanes = ValueOptimization(objective, self.stop_loss, required(self.clamp))
+        yield ValuePhase(lanes, required(self.v_lr), int(required(self.steps)))
         lanes.close()
         for lane, i in enumerate(chunk):
             batch.outcomes[i].info = lane_info(lanes, lane) | self.more_info(batch.records[i])
             batch.outcomes[i].error = lane_error(lanes, lane)
         return lanes.v_star.double()
 
-    def _report(self, system: System, outcomes: list[Outcome], before: Tensor, after: Tensor) -> None:
+    def _report(self, system: JointSolve, outcomes: list[Outcome], before: Tensor, after: Tensor) -> None:
         """Figures of a system, or the reason of its failure, to its members' outcomes."""
         delta = Delta(system.changes)
         modules = delta.modules(self.lm.model).values()

@@ -8,17 +8,17 @@ from torch import Tensor
 
 from kedit.delta.delta import Factors
 from kedit.keyvalue import solvers
-from kedit.methods.locate_then_edit.single_layer import RankOne
+from kedit.methods.locate_then_edit.single_layer import SingleLayerEditor
 
 
-class ROME(RankOne):
+class ROME(SingleLayerEditor):
     """Rank-One Model Editing: W' k0 = v* for the bare prompt's key k0, along the mean key's direction.
 
     Args:
         prompt_keys: Take the direction from the bare prompt's key too, u = C^-1 k0, so that the denominator
             k0^T C^-1 k0 / ||C^-1 k0|| cannot be small ("p-ROME" of the R-ROME paper). False is ROME as published:
             the direction is that of the mean key over the contexts.
-        **kwargs: The options of `RankOne`.
+        **kwargs: The options of `SingleLayerEditor`.
     """
 
     def __init__(self, prompt_keys: bool = False, **kwargs: Any) -> None:

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from kedit.delta.delta import Factors
 from kedit.keyvalue import solvers
-from kedit.methods.locate_then_edit.single_layer import RankOne
+from kedit.methods.locate_then_edit.single_layer import SingleLayerEditor
 
 
-class RROME(RankOne):
+class RROME(SingleLayerEditor):
     """R-ROME: W' k = v* for the mean key k over the contexts, which is also the key of the denominator."""
 
     def solve(self, keys: Tensor, values: Tensor, v_star: Tensor, direction: Tensor) -> Factors:

@@ -10,16 +10,16 @@ from torch import Tensor
 from kedit.covariance import Covariance, covariances
 from kedit.delta.delta import Delta, Factors
 from kedit.errors import KeditError
-from kedit.keyvalue import ValueLanes, ValueObjective
+from kedit.keyvalue import ValueObjective, ValueOptimization
 from kedit.keyvalue.published import value_defaults
 from kedit.methods.base.edit_batch import EditBatch, Outcome
-from kedit.methods.base.phase import Edit, ValuePhase
-from kedit.methods.locate_then_edit.base import LocateThenEdit, known, lane_error, lane_info
+from kedit.methods.base.phase import EditProgram, ValuePhase
+from kedit.methods.locate_then_edit.base import LocateThenEdit, lane_error, lane_info, required
 from kedit.model.architecture import check_layers, weight
 from kedit.runtime.progress import stages
 
 
-class RankOne(LocateThenEdit):
+class SingleLayerEditor(LocateThenEdit):
     """Base of ROME and R-ROME; they differ in `solve` alone.
 
     Args:
@@ -43,7 +43,7 @@ class RankOne(LocateThenEdit):
         self.layer = d.layer if self.layer is None else self.layer
         check_layers(self.lm.arch, [self.layer], "model.layer")
         self.fill_in(d.lr, d.steps, d.weight_decay, d.clamp)
-        self.steps_per_batch = int(known(self.steps)) - 1
+        self.steps_per_batch = int(required(self.steps)) - 1
         super().setup(stage)
         data = self._data
         if self.regime == "sequential" and data.batch_size != 1:
@@ -59,7 +59,7 @@ class RankOne(LocateThenEdit):
                 found = covariances(self.lm, [self._layer], self.stats_config, progress=report)
             self.covariance = found[self._layer].to(self.device)
 
-    def edit(self, batch: EditBatch) -> Edit:
+    def edit(self, batch: EditBatch) -> EditProgram:
         """v* of every request by gradient, then one closed form each (ROME's section 3.1; baselines 1.3)."""
         objective = ValueObjective(
             self.lm,
@@ -70,8 +70,8 @@ class RankOne(LocateThenEdit):
             terms=self.terms(batch.records),
             bare_weight=self.bare_weight,
         )
-        lanes = ValueLanes(objective, self.stop_loss, known(self.clamp))
-        yield ValuePhase(lanes, known(self.v_lr), int(known(self.steps)))
+        lanes = ValueOptimization(objective, self.stop_loss, required(self.clamp))
+        yield ValuePhase(lanes, required(self.v_lr), int(required(self.steps)))
         lanes.close()
         keys, values = (t.double() for t in objective.keys_and_values())
         v_star = lanes.v_star.double()
@@ -109,7 +109,7 @@ class RankOne(LocateThenEdit):
 
     @property
     def _layer(self) -> int:
-        return int(known(self.layer))
+        return int(required(self.layer))
 
     def _delta(self, keys: Tensor, values: Tensor, v_star: Tensor, outcome: Outcome) -> Delta | None:
         """One request's update; None, with the reason in `outcome`, where it cannot be solved."""

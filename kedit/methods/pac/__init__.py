@@ -1,8 +1,8 @@
 """PAC: which nodes of the feed-forward matrices an edit should move, and what moves them. No Lightning in here."""
 
-from kedit.methods.pac.config import ContrastConfig, KeepConfig, Objective, TrainConfig, parity_train, released
+from kedit.methods.pac.config import ContrastConfig, LocalityConfig, Objective, TrainConfig, parity_train, released
 from kedit.methods.pac.labels import Labelled, argmaxes, encode_request, greedy_answers, labelled
-from kedit.methods.pac.locality import Keeper
+from kedit.methods.pac.locality import LocalityTerm
 from kedit.methods.pac.rectify import Bias, Part, Rectifier
 from kedit.methods.pac.tracing.capture import capture
 from kedit.methods.pac.tracing.choose import choose, layer_weights, nodes_to_choose_from
@@ -11,30 +11,30 @@ from kedit.methods.pac.tracing.scores import Score, node_scores
 from kedit.methods.pac.tracing.select import Scores, Selection, TraceConfig, layer_profile, select
 from kedit.methods.pac.tracing.sites import Site, sites
 from kedit.methods.pac.tracing.trace import trace, trace_each
-from kedit.methods.pac.trainable import Sides
-from kedit.methods.pac.training import BATCH, Progress, Request, Steps, look
+from kedit.methods.pac.trainable import TrainableNodes
+from kedit.methods.pac.training import BATCH, Progress, RectifyLoop, Request, score_requests
 
 __all__ = [
     "BATCH",
     "Bias",
     "ContrastConfig",
-    "KeepConfig",
-    "Keeper",
     "Labelled",
+    "LocalityConfig",
+    "LocalityTerm",
     "Objective",
     "Part",
     "Profile",
     "Progress",
     "Rectifier",
+    "RectifyLoop",
     "Request",
     "Score",
     "Scores",
     "Selection",
-    "Sides",
     "Site",
-    "Steps",
     "TraceConfig",
     "TrainConfig",
+    "TrainableNodes",
     "argmaxes",
     "capture",
     "choose",
@@ -43,11 +43,11 @@ __all__ = [
     "labelled",
     "layer_profile",
     "layer_weights",
-    "look",
     "node_scores",
     "nodes_to_choose_from",
     "parity_train",
     "released",
+    "score_requests",
     "select",
     "sites",
     "trace",

@@ -43,7 +43,7 @@ class ContrastConfig:
 
 
 @dataclass
-class KeepConfig:
+class LocalityConfig:
     """A locality term that reaches T+: KL of what follows other prompts, from the unedited model to the edited one.
 
     The prompts are of kedit's own training facts (those that name a subject or a target of the run are left out), and
@@ -68,11 +68,11 @@ class KeepConfig:
     top: int = 64
 
     def __post_init__(self) -> None:
-        check_values(vars(self), "model.keep")
+        check_values(vars(self), "model.locality")
         if self.weight < 0:
-            raise KeditError(f"model.keep.weight: {self.weight:g} is negative")
+            raise KeditError(f"model.locality.weight: {self.weight:g} is negative")
         for name, least in (("prompts", 1), ("facts", 1), ("others", 0), ("positions", 1), ("top", 1)):
-            at_least(f"model.keep.{name}", getattr(self, name), least)
+            at_least(f"model.locality.{name}", getattr(self, name), least)
 
 
 @dataclass
@@ -130,7 +130,7 @@ class TrainConfig:
         if not 0 <= self.rollback <= 1:
             raise KeditError(f"model.train.rollback: {self.rollback:g} is no share; give 0 to 1, 0 for never")
         if self.rollback and not self.best:
-            raise KeditError(f"model.train.rollback: {self.rollback:g} wants model.train.best: true; give 0 without it")
+            raise KeditError(f"model.train.rollback: {self.rollback:g} needs model.train.best: true; give 0 without it")
 
 
 def parity_train() -> TrainConfig:
@@ -150,8 +150,8 @@ def parity_train() -> TrainConfig:
 
 
 def released(
-    scope: str, train: TrainConfig, contrast: ContrastConfig, keep: KeepConfig
-) -> tuple[TrainConfig, ContrastConfig, KeepConfig]:
+    scope: str, train: TrainConfig, contrast: ContrastConfig, locality: LocalityConfig
+) -> tuple[TrainConfig, ContrastConfig, LocalityConfig]:
     """The released run's options in the place of defaults.
 
     Raises:
@@ -163,6 +163,8 @@ def released(
         raise KeditError("model.parity: the released run replaces model.train; give one of the two, not both")
     if scope == "edit":
         raise KeditError("model.parity: the released run traces an edit set, not each edit; use scope: batch")
-    if keep != KeepConfig() and keep.weight:
-        raise KeditError("model.parity: the released run has no locality term; leave model.keep.weight out, or at 0")
-    return train, contrast, replace(keep, weight=0.0)
+    if locality != LocalityConfig() and locality.weight:
+        raise KeditError(
+            "model.parity: the released run has no locality term; leave model.locality.weight out, or at 0"
+        )
+    return train, contrast, replace(locality, weight=0.0)

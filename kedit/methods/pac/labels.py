@@ -103,7 +103,7 @@ def greedy_answers(lm: LM, texts: Sequence[Tokens]) -> list[Tokens]:
             ids, _ = pad_right([found[i] for i in open_], lm.pad_id, lm.device)
             rows = torch.arange(len(open_), device=lm.device)
             cols = torch.tensor([len(found[i]) - 1 for i in open_], device=lm.device)
-            said = logits_at(lm, ids, rows, cols, use_cache=False)[0].argmax(-1).tolist()
-            for i, token in zip(open_, said, strict=True):
+            base_labels = logits_at(lm, ids, rows, cols, use_cache=False)[0].argmax(-1).tolist()
+            for i, token in zip(open_, base_labels, strict=True):
                 found[i] += (token,)
     return [Tokens(ids, text.n_prompt) for ids, text in zip(found, texts, strict=True)]

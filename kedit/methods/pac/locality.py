@@ -13,7 +13,7 @@ from torch import Tensor
 from kedit.errors import KeditError
 from kedit.forward.logits import frozen
 from kedit.forward.packing import logits_of
-from kedit.methods.pac.config import KeepConfig
+from kedit.methods.pac.config import LocalityConfig
 from kedit.model.lm import LM
 from kedit.request import EditRecord
 
@@ -46,7 +46,7 @@ class Reference:
         return Reference(self.tokens[index], self.logp[index], self.rest[index])
 
 
-class Keeper:
+class LocalityTerm:
     """Prompts whose continuation an edit should leave as it is.
 
     Args:
@@ -61,14 +61,14 @@ class Keeper:
     """
 
     def __init__(
-        self, lm: LM, config: KeepConfig, records: Sequence[EditRecord], facts: Sequence[EditRecord], seed: int
+        self, lm: LM, config: LocalityConfig, records: Sequence[EditRecord], facts: Sequence[EditRecord], seed: int
     ) -> None:
         self.lm, self.config = lm, config
         generator = torch.Generator().manual_seed(seed)
         subjects = sorted({r.request.subject for r in [*records, *facts] if r.request.subject is not None})
         self._texts = _prompts(facts, records)
         if not self._texts:
-            raise KeditError("model.keep: every fact that could be kept names a subject or a target of the run")
+            raise KeditError("model.locality: every fact that could be kept names a subject or a target of the run")
         order = torch.randperm(len(self._texts), generator=generator)[: config.facts].tolist()
         self._texts = [self._texts[i] for i in order]
         self._general = torch.arange(len(self._texts))

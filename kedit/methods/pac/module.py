@@ -13,21 +13,21 @@ from kedit.data import read_facts
 from kedit.errors import KeditError
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.module import EditingModule, Regime
-from kedit.methods.base.phase import Edit, Phase, RectifyPhase
+from kedit.methods.base.phase import EditProgram, Phase, RectifyPhase
 from kedit.methods.locate_then_edit.base import finite
 from kedit.methods.pac import (
     BATCH,
     ContrastConfig,
-    KeepConfig,
-    Keeper,
     Labelled,
+    LocalityConfig,
+    LocalityTerm,
     Profile,
     Progress,
+    RectifyLoop,
     Request,
     Selection,
-    Sides,
-    Steps,
     TraceConfig,
+    TrainableNodes,
     TrainConfig,
     argmaxes,
     choose,
@@ -35,9 +35,9 @@ from kedit.methods.pac import (
     greedy_answers,
     labelled,
     layer_weights,
-    look,
     nodes_to_choose_from,
     released,
+    score_requests,
 )
 from kedit.model.lm import LMConfig
 from kedit.request import EditRecord
@@ -65,7 +65,7 @@ class PAC(EditingModule):
         trace: How paths are traced and how many nodes are on them.
         train: How they are trained.
         contrast: The contrastive term.
-        keep: The locality term.
+        locality: The locality term.
         seed: Every edit batch seeds itself from this and its number.
     """
 
@@ -81,31 +81,33 @@ class PAC(EditingModule):
         trace: TraceConfig = TraceConfig(),
         train: TrainConfig = TrainConfig(),
         contrast: ContrastConfig = ContrastConfig(),
-        keep: KeepConfig = KeepConfig(),
+        locality: LocalityConfig = LocalityConfig(),
         seed: int = 0,
     ) -> None:
         super().__init__(lm=lm, regime=regime, lanes=1, seed=seed)
         if parity:
-            train, contrast, keep = released(scope, train, contrast, keep)
+            train, contrast, locality = released(scope, train, contrast, locality)
         if train.shared_adam and contrast.theta == "instead":
             raise KeditError("model.contrast.theta: instead keeps T- apart; it needs train.shared_adam: false")
         if train.shared_adam and contrast.lr == ContrastConfig().lr:
             contrast = replace(contrast, lr=None)  # left out
         if train.shared_adam and contrast.lr is not None:
             raise KeditError("model.contrast.lr: one Adam has one learning rate; it needs train.shared_adam: false")
-        if train.layer_weights and trace.pick != "traced":
-            raise KeditError("model.train.layer_weights: they come from the trace; use trace.pick: traced")
+        if train.layer_weights and trace.node_source != "traced":
+            raise KeditError("model.train.layer_weights: they come from the trace; use trace.node_source: traced")
         self.scope, self.parity = scope, parity
-        self.trace_config, self.train_config, self.contrast, self.keep = trace, train, contrast, keep
+        self.trace_config, self.train_config, self.contrast, self.locality = trace, train, contrast, locality
         self.profile = Profile()
-        self.keeper: Keeper | None = None
+        self.locality_term: LocalityTerm | None = None
         self.requests: dict[str, Request] = {}
         self._chosen: tuple[Selection, Any] | None = None  # of the whole run
 
     @property
     def contrasts(self) -> bool:
         """Whether T- is trained."""
-        return self.contrast.weight > 0 and self.trace_config.bottom > 0 and self.trace_config.pick != "all"
+        return (
+            self.contrast.weight > 0 and self.trace_config.contrast_nodes > 0 and self.trace_config.node_source != "all"
+        )
 
     def setup(self, stage: str) -> None:
         """Sizes the run."""
@@ -116,8 +118,8 @@ class PAC(EditingModule):
         per_pass = n if self.scope == "edit" else -(-n // t.mini_batch)
         turns = 2 if self.contrasts and t.objective == "alternate" else 1
         self.steps_per_batch = per_pass * t.passes * turns
-        if self.regime != "single" and distributed.count() > 1:
-            log.info("PAC trains one set of nodes: all %d processes take the same steps", distributed.count())
+        if self.regime != "single" and distributed.world_size() > 1:
+            log.info("PAC trains one set of nodes: all %d processes take the same steps", distributed.world_size())
 
     def start(self) -> None:
         """What the unedited model says: to every request, and to the prompts that are to stay as they are."""
@@ -125,8 +127,8 @@ class PAC(EditingModule):
         data = self._data
         records = [record for batch in data.batches for record in batch]
         self.requests = {request.case: request for request in self._asked(records)}
-        if self.keep.weight > 0:
-            self.keeper = Keeper(self.lm, self.keep, records, read_facts("train"), self.seed)
+        if self.locality.weight > 0:
+            self.locality_term = LocalityTerm(self.lm, self.locality, records, read_facts("train"), self.seed)
         if self.scope == "dataset" and len(data.batches) > 1:
             self.profile = Profile()  # a resumed run traces again what it has in there
             self._chosen = self._choose([self.requests[r.request.case_id] for r in records])
@@ -140,15 +142,15 @@ class PAC(EditingModule):
             greedy = self.contrast.original == "greedy"
             originals = greedy_answers(self.lm, some) if greedy else some
             if greedy:
-                said = [text.target for text in originals]
+                base_labels = [text.target for text in originals]
             else:
                 flat = iter(argmaxes(self.lm, labelled(self.lm, some)).tolist())
-                said = [tuple(next(flat) for _ in text.target) for text in some]
-            rows = zip(cases[start : start + BATCH], some, originals, said, strict=True)
+                base_labels = [tuple(next(flat) for _ in text.target) for text in some]
+            rows = zip(cases[start : start + BATCH], some, originals, base_labels, strict=True)
             found += [Request(*row) for row in rows]
         return found
 
-    def edit(self, batch: EditBatch) -> Edit:
+    def edit(self, batch: EditBatch) -> EditProgram:
         """Traces and rectifies: the edit batch as one, or one request after another (`scope: edit`)."""
         generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
         progress: dict[str, Progress] = {}
@@ -190,14 +192,14 @@ class PAC(EditingModule):
         data = self._data
         return [self.requests[record.request.case_id] for batch in data.batches[:index] for record in batch]
 
-    def _sides(self) -> Sides:
+    def _sides(self) -> TrainableNodes:
         t, c = self.train_config, self.contrast
         contrast_lr = (t.lr if c.lr is None else c.lr) if self.contrasts else None
-        return Sides(self.lm, t.bias, t.lr, contrast_lr, t.shared_adam, c.theta)
+        return TrainableNodes(self.lm, t.bias, t.lr, contrast_lr, t.shared_adam, c.theta)
 
     def _rectify(
         self,
-        sides: Sides,
+        sides: TrainableNodes,
         requests: list[Request],
         generator: torch.Generator,
         progress: dict[str, Progress],
@@ -208,15 +210,15 @@ class PAC(EditingModule):
         own = replace(t, mini_batch=1) if self.scope == "edit" else replace(t, rehearse=0)
         period = t.retrace or t.passes
         for done in range(0, t.passes, period):
-            with sides.installed("top"):
+            with sides.installed("critical"):
                 selection, weights = self._chosen or self._choose(requests, generator)
             if not t.shared_adam:
                 sides.forget()
             optimizer = sides.take(selection, weights)
-            size = sum(len(nodes) for nodes in selection.top.values())
+            size = sum(len(nodes) for nodes in selection.critical.values())
             passes = min(period, t.passes - done)
-            options = (own, self.contrast, self.keep, passes, generator)
-            course = Steps(self.lm, sides, requests, *options, self.keeper, progress, earlier)
+            options = (own, self.contrast, self.locality, passes, generator)
+            course = RectifyLoop(self.lm, sides, requests, *options, self.locality_term, progress, earlier)
             phase = RectifyPhase(course, optimizer)
             yield phase
             if phase.error is not None:
@@ -250,13 +252,13 @@ class PAC(EditingModule):
             return batch
         return Labelled(batch.ids, batch.rows, batch.cols, batch.labels, batch.weights * (len(requests) / n))
 
-    def _look(self, sides: Sides, requests: list[Request], progress: dict[str, Progress]) -> None:
+    def _look(self, sides: TrainableNodes, requests: list[Request], progress: dict[str, Progress]) -> None:
         """How the requests fare with the changes as they will be delivered.
 
         Raises:
             KeditError: A loss is not finite.
         """
-        fared = look(self.lm, sides.delta(self.contrast.merge), requests)
+        fared = score_requests(self.lm, sides.delta(self.contrast.merge), requests)
         for request, loss, yes in zip(requests, *fared, strict=True):
             own = progress.setdefault(request.case, Progress())
             own.loss, own.answered = loss, yes
@@ -271,7 +273,7 @@ class PAC(EditingModule):
 
     def load_method_state(self, state: dict[str, Any]) -> None:
         """Takes it back."""
-        if self.regime != "single" or distributed.first():
+        if self.regime != "single" or distributed.is_main():
             self.profile.load(state["profile"])
 
     def describe(self) -> dict[str, Any]:
@@ -282,5 +284,5 @@ class PAC(EditingModule):
             "trace": asdict(self.trace_config),
             "train": asdict(self.train_config),
             "contrast": asdict(self.contrast),
-            "keep": asdict(self.keep),
+            "locality": asdict(self.locality),
         }

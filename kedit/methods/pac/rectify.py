@@ -21,7 +21,7 @@ from kedit.model.architecture import weight
 from kedit.model.lm import LM
 
 Bias = Literal["code", "masked", "none"]
-Part = Literal["top", "bottom"]
+Part = Literal["critical", "contrast"]
 Change = tuple[Tensor, Tensor, Tensor | None]
 """Nodes of a site `[n]`, their changes `[n, D]`, and its bias's."""
 
@@ -45,7 +45,7 @@ class Rectifier:
         self.index: dict[Site, Tensor] = {}
         self.values: dict[Site, nn.Parameter] = {}
         self.biases: dict[Site, nn.Parameter] = {}
-        self._rows: dict[Part, dict[Site, Tensor]] = {"top": {}, "bottom": {}}
+        self._rows: dict[Part, dict[Site, Tensor]] = {"critical": {}, "contrast": {}}
         self._modules = dict(lm.model.named_modules())
 
     def parameters(self) -> list[nn.Parameter]:
@@ -60,8 +60,8 @@ class Rectifier:
             optimizer: What trains the parameters: it goes on with the new ones, and new nodes start from no state
                 beside the step count of their matrix, as where a dense optimiser is masked.
         """
-        for site, top in selection.top.items():
-            both = torch.cat([top, selection.bottom[site]]).to(self.lm.device)
+        for site, critical in selection.critical.items():
+            both = torch.cat([critical, selection.contrast[site]]).to(self.lm.device)
             old = self.index.get(site, both[:0])
             union = torch.cat([old, both]).unique()
             kept = torch.searchsorted(union, old)
@@ -70,8 +70,8 @@ class Rectifier:
                 self.values[site] = _grown(self.values[site], len(union), kept, optimizer)
             else:
                 self.values[site] = nn.Parameter(torch.zeros(len(union), site.depth, device=self.lm.device))
-            self._rows["top"][site] = torch.searchsorted(union, top.to(self.lm.device))
-            self._rows["bottom"][site] = torch.searchsorted(union, selection.bottom[site].to(self.lm.device))
+            self._rows["critical"][site] = torch.searchsorted(union, critical.to(self.lm.device))
+            self._rows["contrast"][site] = torch.searchsorted(union, selection.contrast[site].to(self.lm.device))
             self._take_bias(site, len(union), kept, optimizer)
 
     def _take_bias(self, site: Site, n: int, kept: Tensor, optimizer: torch.optim.Optimizer | None) -> None:

@@ -20,7 +20,7 @@ Changes = list[dict[Site, Change]]
 """Of both sides, or of the one that is shared."""
 
 
-class Sides:
+class TrainableNodes:
     """The changes of T+ and of T-, each trained by steps of its own or both in one.
 
     Args:
@@ -38,10 +38,10 @@ class Sides:
         self, lm: LM, bias: Bias, lr: float, contrast_lr: float | None, shared: bool, theta: Theta = "updated"
     ) -> None:
         self.lr, self.contrast_lr, self.shared, self.theta = lr, contrast_lr, shared, theta
-        self.top = Rectifier(lm, bias)
-        self.bottom = self.top if shared else Rectifier(lm, bias)
+        self.critical = Rectifier(lm, bias)
+        self.contrast = self.critical if shared else Rectifier(lm, bias)
         self.optimizer: torch.optim.Adam | None = None
-        self.turn: tuple[Part, ...] = ("top",)
+        self.turn: tuple[Part, ...] = ("critical",)
         self._kept: Changes = []
 
     def take(self, selection: Selection, weights: Mapping[Site, float] | None = None) -> torch.optim.Adam:
@@ -54,18 +54,18 @@ class Sides:
         Returns:
             The optimiser.
         """
-        nothing = {site: nodes[:0] for site, nodes in selection.bottom.items()}
+        nothing = {site: nodes[:0] for site, nodes in selection.contrast.items()}
         contrasts = self.contrast_lr is not None
         both = contrasts and self.shared
-        self.top.take(selection if both else Selection(selection.top, nothing), self.optimizer)
+        self.critical.take(selection if both else Selection(selection.critical, nothing), self.optimizer)
         if contrasts and not self.shared:
-            self.bottom.take(Selection(selection.bottom, nothing), self.optimizer)
+            self.contrast.take(Selection(selection.contrast, nothing), self.optimizer)
         if self.optimizer is None:
             groups = [
-                {"params": [parameter], "lr": self.lr, "site": site} for site, parameter in _named(self.top)
-            ] if weights else [{"params": self.top.parameters(), "lr": self.lr}]  # fmt: skip
+                {"params": [parameter], "lr": self.lr, "site": site} for site, parameter in _named(self.critical)
+            ] if weights else [{"params": self.critical.parameters(), "lr": self.lr}]  # fmt: skip
             if not self.shared and self.contrast_lr is not None:
-                groups.append({"params": self.bottom.parameters(), "lr": self.contrast_lr})
+                groups.append({"params": self.contrast.parameters(), "lr": self.contrast_lr})
             self.optimizer = torch.optim.Adam(groups, lr=self.lr)
         for group in self.optimizer.param_groups:
             if weights and "site" in group:
@@ -105,7 +105,7 @@ class Sides:
         """Which sides the next loss reaches."""
         self.turn = parts
         if not self.shared:
-            for part, side in (("top", self.top), ("bottom", self.bottom)):
+            for part, side in (("critical", self.critical), ("contrast", self.contrast)):
                 for parameter in side.parameters():
                     parameter.requires_grad_(part in parts)
 
@@ -113,18 +113,18 @@ class Sides:
     def installed(self, part: Part) -> Iterator[None]:
         """Inside, the model runs with the changes that the loss of `part` sees."""
         with ExitStack() as stack:
-            for name, side in ("top", self.top), ("bottom", self.bottom):
-                if (name == part or self.theta == "updated") and not (name == "bottom" and self.shared):
+            for name, side in ("critical", self.critical), ("contrast", self.contrast):
+                if (name == part or self.theta == "updated") and not (name == "contrast" and self.shared):
                     stack.enter_context(side.installed())
             yield
 
     def before_step(self) -> None:
         """Leaves no gradient to what is not trained; call it between the backward pass and the step."""
         if self.shared:
-            self.top.mask(*self.turn)
+            self.critical.mask(*self.turn)
         else:
             for side in self._sides:
-                side.mask("top")  # nodes of earlier selections keep their changes
+                side.mask("critical")  # nodes of earlier selections keep their changes
 
     def gradient_norm(self) -> Tensor:
         """Norm of the gradients as they are, a scalar."""
@@ -133,11 +133,11 @@ class Sides:
 
     def delta(self, merge: bool = True) -> Delta:
         """The changes as they are now; those of T- only with `merge`."""
-        return Delta.concat([side.delta() for side in (self._sides if merge else [self.top])])
+        return Delta.concat([side.delta() for side in (self._sides if merge else [self.critical])])
 
     @property
     def _sides(self) -> list[Rectifier]:
-        return [self.top] if self.shared else [self.top, self.bottom]
+        return [self.critical] if self.shared else [self.critical, self.contrast]
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for side in self._sides for parameter in side.parameters()]

@@ -14,10 +14,10 @@ from torch import Tensor
 from kedit.delta.delta import Delta, edited
 from kedit.errors import KeditError
 from kedit.forward.packing import logits_of
-from kedit.methods.pac.config import ContrastConfig, KeepConfig, TrainConfig
+from kedit.methods.pac.config import ContrastConfig, LocalityConfig, TrainConfig
 from kedit.methods.pac.labels import Labelled, labelled
-from kedit.methods.pac.locality import Keeper, last_places
-from kedit.methods.pac.trainable import Changes, Sides
+from kedit.methods.pac.locality import LocalityTerm, last_places
+from kedit.methods.pac.trainable import Changes, TrainableNodes
 from kedit.model.lm import LM
 from kedit.model.tokenization import Tokens
 
@@ -35,13 +35,13 @@ class Request:
         case: Its record.
         text: Its prompt with the new target.
         original: The same positions with what the unedited model says, or its own continuation (`contrast.original`).
-        said: Labels of `original`'s positions.
+        base_labels: Labels of `original`'s positions.
     """
 
     case: str
     text: Tokens
     original: Tokens
-    said: tuple[int, ...]
+    base_labels: tuple[int, ...]
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Progress:
     """How a request fared.
 
     Attributes:
-        steps: Steps of T+ that its loss was part of.
+        steps: RectifyLoop of T+ that its loss was part of.
         loss: Its loss when last seen, before a step; NaN before.
         answered: Whether every token of the target was the argmax then.
         rollbacks: How often its edit batch went back to the best pass.
@@ -62,7 +62,7 @@ class Progress:
 
 
 @torch.no_grad()
-def look(lm: LM, delta: Delta, requests: Sequence[Request]) -> tuple[list[float], list[bool]]:
+def score_requests(lm: LM, delta: Delta, requests: Sequence[Request]) -> tuple[list[float], list[bool]]:
     """How requests fare with some changes: their losses, and which are answered, every target token the argmax.
 
     Raises:
@@ -85,7 +85,7 @@ def look(lm: LM, delta: Delta, requests: Sequence[Request]) -> tuple[list[float]
 
 
 @dataclass
-class Steps:
+class RectifyLoop:
     """The steps of some passes over some requests, one loss after the other.
 
     `loss` and `before_step` are to be called in turn with the optimiser's step after them, until `done`; then `finish`.
@@ -96,23 +96,23 @@ class Steps:
         requests: The requests.
         train: Mini-batches, objective and stopping; its learning rate is in `sides`, its passes are not read.
         contrast: The contrastive term.
-        keep: The locality term.
+        locality: The locality term.
         passes: How often every request is seen.
         generator: Shuffles, and draws what is kept.
-        keeper: The prompts of the locality term; None without one.
+        locality_term: The prompts of the locality term; None without one.
         progress: Case -> how it fares; filled in.
         earlier: Requests that were edited before, to be rehearsed.
     """
 
     lm: LM
-    sides: Sides
+    sides: TrainableNodes
     requests: Sequence[Request]
     train: TrainConfig
     contrast: ContrastConfig
-    keep: KeepConfig
+    locality: LocalityConfig
     passes: int
     generator: torch.Generator
-    keeper: Keeper | None = None
+    locality_term: LocalityTerm | None = None
     progress: dict[str, Progress] = field(default_factory=dict)
     earlier: Sequence[Request] = ()
 
@@ -144,8 +144,8 @@ class Steps:
             KeditError: It is not finite.
         """
         if self._turn == "contrast":
-            self.sides.train("bottom")
-            with self.sides.installed("bottom"):
+            self.sides.train("contrast")
+            with self.sides.installed("contrast"):
                 loss = self.contrast.weight * self._contrast(self._current)
             self._turn = "edit"
             return self._checked("contrast", loss)
@@ -183,7 +183,7 @@ class Steps:
     def before_step(self) -> None:
         """Leaves no gradient to what is not trained in this step, and measures what there is."""
         self.sides.before_step()
-        name = "contrast" if self.sides.turn == ("bottom",) else "edit"
+        name = "contrast" if self.sides.turn == ("contrast",) else "edit"
         self.terms[f"{name}_gradient"] = float(self.sides.gradient_norm())
 
     def _look(self) -> None:
@@ -203,16 +203,18 @@ class Steps:
 
     def _rank(self) -> tuple[int, float]:
         """How many requests are answered now, and, less being better, their losses."""
-        losses, answered = look(self.lm, self.sides.delta(self.contrast.merge), self.requests)
+        losses, answered = score_requests(self.lm, self.sides.delta(self.contrast.merge), self.requests)
         return sum(answered), -sum(losses)
 
     def _edit(self, batch: list[Request]) -> Tensor | None:
         """L(y*) of the requests that need it, with what goes beside it; None where none does."""
         joint = self.train.objective == "joint" and self._contrasts
-        self.sides.train(*(("top", "bottom") if joint else ("top",)))
+        self.sides.train(*(("critical", "contrast") if joint else ("critical",)))
         texts, wanted = self._wanted(batch)
-        kept = self.keeper.draw([r.case for r in batch], self.generator) if self.keeper is not None else None
-        with self.sides.installed("top"):
+        kept = (
+            self.locality_term.draw([r.case for r in batch], self.generator) if self.locality_term is not None else None
+        )
+        with self.sides.installed("critical"):
             logits, others = self._logits(texts, wanted, kept[0] if kept else [])
             together = joint and self.sides.theta == "updated"
             contrast = self._contrast(batch, logits) if together else None
@@ -222,9 +224,9 @@ class Steps:
         own = replace(wanted, weights=wanted.weights * needed[wanted.rows])
         loss = self._checked("edit", own.loss_of(logits))
         if kept is not None:
-            loss = loss + self._checked("keep", self.keep.weight * kept[1].kl(others))
+            loss = loss + self._checked("locality", self.locality.weight * kept[1].kl(others))
         if joint and contrast is None:
-            with self.sides.installed("bottom"):
+            with self.sides.installed("contrast"):
                 contrast = self._contrast(batch)
         if contrast is not None:
             loss = loss + self._checked("contrast", self.contrast.weight * contrast)
@@ -246,7 +248,7 @@ class Steps:
         """Logits of the labels `[m, vocab]`, and after the prompts `[n, vocab]`, from one forward pass."""
         rows, cols = wanted.rows, wanted.cols
         if prompts:
-            more, places = last_places(prompts, self.keep.positions, self.lm.device)
+            more, places = last_places(prompts, self.locality.positions, self.lm.device)
             rows, cols = torch.cat([rows, more + len(texts)]), torch.cat([cols, places])
         logits = logits_of(self.lm, [*texts, *prompts], rows, cols).float()
         return logits[: len(wanted.labels)], logits[len(wanted.labels) :]
@@ -254,8 +256,8 @@ class Steps:
     def _contrast(self, batch: list[Request], logits: Tensor | None = None) -> Tensor:
         """L(y), from the logits of L(y*) where they are at hand and y has the same positions."""
         texts = labelled(self.lm, [r.original for r in batch], self.train.per_edit)
-        said = torch.tensor([token for r in batch for token in r.said], device=self.lm.device)
-        texts = texts.relabelled(said)
+        base_labels = torch.tensor([token for r in batch for token in r.base_labels], device=self.lm.device)
+        texts = texts.relabelled(base_labels)
         if logits is not None and all(r.original is r.text for r in batch):
             return texts.loss_of(logits)
         own = [r.original.ids[:-1] for r in batch]

@@ -3,17 +3,17 @@
 from kedit.methods.rep.calibrate import figures
 from kedit.methods.rep.closed import closed_form
 from kedit.methods.rep.config import AdapterConfig, parity_config
-from kedit.methods.rep.keys import Claims, KeySource, Task
-from kedit.methods.rep.strength import choose_reach, stronger
-from kedit.methods.rep.train import AdapterLanes
+from kedit.methods.rep.keys import AdapterTask, Claims, KeySource
+from kedit.methods.rep.strength import choose_edit_strength, stronger
+from kedit.methods.rep.train import AdapterTrainer
 
 __all__ = [
     "AdapterConfig",
-    "AdapterLanes",
+    "AdapterTask",
+    "AdapterTrainer",
     "Claims",
     "KeySource",
-    "Task",
-    "choose_reach",
+    "choose_edit_strength",
     "closed_form",
     "figures",
     "parity_config",

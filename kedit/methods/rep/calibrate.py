@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kedit.delta.pathway import Bank, Pathway
+from kedit.delta.pathway import Pathway, PathwayRouter
 from kedit.methods.rep.config import AdapterConfig
 
 if TYPE_CHECKING:
-    from kedit.methods.rep.keys import Task
+    from kedit.methods.rep.keys import AdapterTask
 
 
 MARGIN = 1.0  # nats by which tokens after the name stay below what a calibrated hysteresis reaches
 
 
-def threshold_of(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathway:
+def threshold_of(pathway: Pathway, task: AdapterTask, config: AdapterConfig) -> Pathway:
     """`pathway` with its threshold set.
 
     A given tau is taken as it is. Otherwise tau is the opening that half of the held-back positives reach, raised
@@ -42,7 +42,7 @@ def threshold_of(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathway
     return replace(pathway, threshold=threshold.clamp(low, high))
 
 
-def hysteresis_of(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathway:
+def hysteresis_of(pathway: Pathway, task: AdapterTask, config: AdapterConfig) -> Pathway:
     """`pathway`, whose gate is otherwise done, with its hysteresis set.
 
     A given one is taken as it is. Otherwise it is the largest that keeps the gate shut at all tokens after the name in
@@ -62,18 +62,18 @@ def _logit(tau: float) -> float:
     return math.log(tau / (1 - tau))
 
 
-def figures(pathway: Pathway, task: Task) -> dict[str, float | None]:
+def figures(pathway: Pathway, task: AdapterTask) -> dict[str, float | None]:
     """What the adapter does to the keys that did not train it, and to those that did, JSON-able.
 
     `open`, `held_open`: share of the positives (training, held back) whose gate is open; `false`: of the
-    held-back negatives; `reach`: mean r(k_hat) over all positives, the share of the edit that reaches them.
+    held-back negatives; `edit_strength`: mean r(k_hat) over all positives, the share of the edit that reaches them.
     """
     keys = torch.cat([task.positives, task.held_positives])
-    hat = Bank([pathway])(keys)
+    hat = PathwayRouter([pathway])(keys)
     shares = {"open": task.positives, "held_open": task.held_positives, "false": task.held_negatives}
     found = {name: _mean((pathway.margin(k) > 0).float()) for name, k in shares.items()}
-    found["reach"] = _mean(hat @ task.direction / (task.anchor @ task.direction))
-    found["reach_before"] = _mean(keys @ task.direction / (task.anchor @ task.direction))
+    found["edit_strength"] = _mean(hat @ task.direction / (task.k_star @ task.direction))
+    found["reach_before"] = _mean(keys @ task.direction / (task.k_star @ task.direction))
     found["threshold"] = None if pathway.threshold is None else round(float(pathway.threshold), 4)
     return found
 

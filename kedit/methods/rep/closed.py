@@ -12,12 +12,12 @@ from torch import Tensor
 from kedit.delta.pathway import Pathway
 from kedit.methods.rep.calibrate import hysteresis_of, threshold_of
 from kedit.methods.rep.config import AdapterConfig
-from kedit.methods.rep.keys import Task
+from kedit.methods.rep.keys import AdapterTask
 
 RIDGE = 1e-3  # of the logistic gate, on the weights of keys whose dimensions have unit mean square
 
 
-def closed_form(tasks: Sequence[Task], config: AdapterConfig) -> list[Pathway]:
+def closed_form(tasks: Sequence[AdapterTask], config: AdapterConfig) -> list[Pathway]:
     """k_hat = k + (1 - r(k)) k* where the gate is open (specs/rep.md 11): r(k_hat) = 1 exactly.
 
     Among all moves with that property it is the smallest in the norm of C^-1 (for a direction C^-1 k*). The
@@ -29,27 +29,27 @@ def closed_form(tasks: Sequence[Task], config: AdapterConfig) -> list[Pathway]:
     """
     found = []
     for task in tasks:
-        down = -task.direction / (task.anchor @ task.direction)
-        pathway = Pathway(down[None], task.anchor[:, None].clone(), offset=task.anchor.clone())
+        down = -task.direction / (task.k_star @ task.direction)
+        pathway = Pathway(down[None], task.k_star[:, None].clone(), offset=task.k_star.clone())
         found.append(logistic_gate(pathway, task, config) if config.gate != "none" else pathway)
     return found
 
 
-def logistic_gate(pathway: Pathway, task: Task, config: AdapterConfig) -> Pathway:
+def logistic_gate(pathway: Pathway, task: AdapterTask, config: AdapterConfig) -> Pathway:
     """`pathway` behind a logistic regression on unit keys, calibrated.
 
     What is held back calibrates a first fit; a second fit then learns from it too and keeps the threshold.
     """
-    first = replace(pathway, **_fit(task.positives, task.negatives, task.near))
+    first = replace(pathway, **_fit(task.positives, task.negatives, task.hard_negatives))
     calibrated = threshold_of(first, task, config)
     positives = torch.cat([task.positives, task.held_positives])
     negatives = torch.cat([task.negatives, task.held_negatives])
-    return hysteresis_of(replace(calibrated, **_fit(positives, negatives, task.near)), task, config)
+    return hysteresis_of(replace(calibrated, **_fit(positives, negatives, task.hard_negatives)), task, config)
 
 
-def _fit(positives: Tensor, negatives: Tensor, near: Tensor) -> dict[str, Tensor]:
+def _fit(positives: Tensor, negatives: Tensor, hard_negatives: Tensor) -> dict[str, Tensor]:
     """Weights of the gate by L-BFGS: positives weigh as much as both kinds of negatives, which weigh alike."""
-    groups = [(positives, 0.5), (negatives, 0.25), (near, 0.25)]
+    groups = [(positives, 0.5), (negatives, 0.25), (hard_negatives, 0.25)]
     groups = [(keys, share) for keys, share in groups if len(keys)]
     keys = torch.cat([keys for keys, _ in groups])
     label = torch.zeros(len(keys)).to(keys)

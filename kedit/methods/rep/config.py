@@ -29,10 +29,10 @@ class AdapterConfig:
         aggregation: Weight of -cos(k_hat, C^-1 k*), the paper's aggregation loss.
         normalise: false takes the aggregation loss without normalising k_hat (an ablation).
         strength: Weight of (r(k_hat) - 1)^2, where r is the share of the edit that reaches a key.
-        reach: The share that a variant gets in the end; 1 is what the edited prompt itself gets. null chooses it
-            for every edit, by asking its training variants.
-        reaches: What is chosen from, ascending.
-        reach_variants: Variants that are asked.
+        edit_strength: The share that a variant gets in the end; 1 is what the edited prompt itself gets. null chooses
+            it for every edit, by asking its training variants.
+        edit_strengths: What is chosen from, ascending.
+        strength_variants: Variants that are asked.
         alpha: Weight of the consistency loss ||k_hat_o - k_o||^2 / ||k_o||^2 at the bare prompt's key. With
             `absolute` it is the paper's: the mean square over D, which depends on the model's width and scale.
         absolute: Losses on the keys as they are, without the scale that makes them alike in every model.
@@ -51,9 +51,10 @@ class AdapterConfig:
         others: Other subjects in the record's own prompt, all of whose tokens are negatives.
         phrases: Phrases after the subject's name that train like its variants (rep/phrases.py).
         phrase_others: Other subjects before each of these phrases, all of whose tokens are near negatives.
-        siblings: Names that begin like the subject and end like another, all of whose tokens are near negatives.
-        rivals: Keys of the prompts of the run's other requests (where edits act together, of those edited so far),
-            near negatives; at most so many, drawn.
+        confusable_names: Names that begin like the subject and end like another, all of whose tokens are near
+            negatives.
+        other_edits: Keys of the prompts of the run's other requests (where edits act together, of those edited so
+            far), near negatives; at most so many, drawn.
         corpus_tokens: Tokens of the statistics' text that are negatives, shared by all edits.
     """
 
@@ -70,9 +71,9 @@ class AdapterConfig:
     aggregation: float = 0.1
     normalise: bool = True
     strength: float = 1.0
-    reach: float | None = None
-    reaches: list[float] = field(default_factory=lambda: [1.0, 1.25, 1.5, 2.0])
-    reach_variants: int = 8
+    edit_strength: float | None = None
+    edit_strengths: list[float] = field(default_factory=lambda: [1.0, 1.25, 1.5, 2.0])
+    strength_variants: int = 8
     alpha: float = 1.0
     absolute: bool = False
     gate_loss: float = 1.0
@@ -87,8 +88,8 @@ class AdapterConfig:
     others: int = 16
     phrases: int = 8
     phrase_others: int = 2
-    siblings: int = 16
-    rivals: int = 1024
+    confusable_names: int = 16
+    other_edits: int = 1024
     corpus_tokens: int = 2048
 
     def __post_init__(self) -> None:
@@ -103,14 +104,16 @@ class AdapterConfig:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise KeditError(f"model.adapter.{name}: {value} is not between {low:g} and {high:g}")
-        if not self.reaches or self.reaches != sorted(self.reaches):
-            raise KeditError(f"model.adapter.reaches: wants ascending numbers, not {self.reaches}")
+        if not self.edit_strengths or self.edit_strengths != sorted(self.edit_strengths):
+            raise KeditError(f"model.adapter.edit_strengths: expects ascending numbers, not {self.edit_strengths}")
         low, high = (self.threshold_range * 2)[:2]
         if len(self.threshold_range) != 2 or not 0 < low <= high < 1:
-            raise KeditError(f"model.adapter.threshold_range: wants 0 < low <= high < 1, not {self.threshold_range}")
+            raise KeditError(f"model.adapter.threshold_range: expects 0 < low <= high < 1, not {self.threshold_range}")
         least = {"rank": 1, "steps": 0, "positives": 1, "negatives": 0, "hysteresis": 0, "contexts": -1}
-        least |= dict.fromkeys(("lr", "gate_loss", "anneal", "aggregation", "reach", "reach_variants"), 0)
-        least |= dict.fromkeys(("long_contexts", "others", "phrases", "phrase_others", "siblings", "rivals"), 0)
+        least |= dict.fromkeys(("lr", "gate_loss", "anneal", "aggregation", "edit_strength", "strength_variants"), 0)
+        least |= dict.fromkeys(
+            ("long_contexts", "others", "phrases", "phrase_others", "confusable_names", "other_edits"), 0
+        )
         least |= {"corpus_tokens": 0}
         for name, bound in least.items():
             if getattr(self, name) is not None:
@@ -133,7 +136,7 @@ def parity_config() -> AdapterConfig:
         absolute=True,
         gate_loss=0.0,
         anneal=1.0,
-        reach=1.0,
+        edit_strength=1.0,
         threshold=0.9,
         hysteresis=0.0,
         held_back=0.0,
@@ -142,7 +145,7 @@ def parity_config() -> AdapterConfig:
         others=0,
         phrases=0,
         phrase_others=0,
-        siblings=0,
-        rivals=0,
+        confusable_names=0,
+        other_edits=0,
         corpus_tokens=0,
     )

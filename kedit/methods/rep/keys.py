@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.forward.activations import read
 from kedit.methods.rep.config import AdapterConfig
 from kedit.methods.rep.plan import FOREIGN, NEGATIVE, Row, plan
@@ -23,17 +23,17 @@ Claims = dict[int, dict[str, tuple[str, Tensor]]]
 
 
 @dataclass(frozen=True)
-class Task:
+class AdapterTask:
     """What one adapter is trained on. Keys are native: as they are before any adapter moves them. All float32.
 
     Attributes:
-        anchor: k*, the key that the editor edited, `[D]`.
+        k_star: k*, the key that the editor edited, `[D]`.
         direction: u, along which the edit reads a key: r(k) = k.u / k*.u; `[D]`, unit norm.
         bare: k_o, the key of the bare prompt's last subject token, `[D]`.
         positives: Keys of the subject in contexts and of its variants that train, `[P, D]`.
         negatives: Keys at which the gate should stay shut, `[M, D]`.
-        near: The most tempting of them: pieces of the subject before its last one, which every other name that
-            begins alike shares to the bit, the tokens of the answers, which are given after the prompt, and the
+        hard_negatives: The most tempting of them: pieces of the subject before its last one, which every other name
+            that begins alike shares to the bit, the tokens of the answers, which are given after the prompt, and the
             prompts of other requests; `[K, D]`.
         held_positives: Keys of variants that only calibrate, `[Q, D]`.
         held_negatives: The same of negatives, `[R, D]`.
@@ -41,12 +41,12 @@ class Task:
         seed: Of the adapter's initial values and of what its steps draw.
     """
 
-    anchor: Tensor
+    k_star: Tensor
     direction: Tensor
     bare: Tensor
     positives: Tensor
     negatives: Tensor
-    near: Tensor
+    hard_negatives: Tensor
     held_positives: Tensor
     held_negatives: Tensor
     later: Tensor
@@ -82,7 +82,9 @@ class KeySource:
         self._shared: dict[int, Tensor] = {}
         self.claims: Claims = {}
 
-    def claim(self, records: Sequence[EditRecord], layer: int, bank: LaneBank | None, lanes: Sequence[int]) -> None:
+    def claim(
+        self, records: Sequence[EditRecord], layer: int, bank: BatchedDeltas | None, lanes: Sequence[int]
+    ) -> None:
         """Keeps the keys of the records' own prompts: near negatives of every edit of another subject from now on.
 
         Without them a gate opens too often at like prompts; and the more edits act together, the more often one does.
@@ -99,10 +101,10 @@ class KeySource:
         layer: int,
         directions: Tensor,
         edit_key: Callable[[Tensor], Tensor],
-        bank: LaneBank | None,
+        bank: BatchedDeltas | None,
         lanes: Sequence[int],
         raw: bool = False,
-    ) -> list[Task]:
+    ) -> list[AdapterTask]:
         """One task per record.
 
         Args:
@@ -123,19 +125,21 @@ class KeySource:
         found = []
         for record, own, direction in zip(records, plans, directions, strict=True):
             task = self._task(own, [next(keys) for _ in own], edit_key, shared)
-            aim = task.anchor if raw else direction / direction.norm()
+            aim = task.k_star if raw else direction / direction.norm()
             seed = zlib.crc32(f"{record.request.case_id}/{layer}".encode())
-            near = torch.cat([task.near, *self._rivals(record.request.named("REP"), layer, seed)])
-            found.append(replace(task, direction=aim.to(task.anchor), seed=seed, near=near))
+            hard_negatives = torch.cat(
+                [task.hard_negatives, *self._other_edits(record.request.named("REP"), layer, seed)]
+            )
+            found.append(replace(task, direction=aim.to(task.k_star), seed=seed, hard_negatives=hard_negatives))
         return found
 
-    def _rivals(self, subject: str, layer: int, seed: int) -> list[Tensor]:
+    def _other_edits(self, subject: str, layer: int, seed: int) -> list[Tensor]:
         """Keys that other subjects' edits have claimed, `[n, D]`; a draw where there are too many. Empty if none."""
         others = [keys for name, keys in self.claims.get(layer, {}).values() if name.casefold() != subject.casefold()]
         if not others:
             return []
         keys = torch.cat(others)
-        drawn = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed))[: self.config.rivals]
+        drawn = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed))[: self.config.other_edits]
         return [keys[drawn.to(keys.device)]]
 
     def read_shared(self, layers: Iterable[int]) -> None:
@@ -153,7 +157,7 @@ class KeySource:
         keys: list[Tensor],
         edit_key: Callable[[Tensor], Tensor],
         shared: Tensor,
-    ) -> Task:
+    ) -> AdapterTask:
         read = list(zip(rows, keys, strict=True))
         last = [(row.role, k[row.subject_last]) for row, k in read if row.role not in NEGATIVE]
         original = torch.stack([k for role, k in last if role == "original"])
@@ -164,13 +168,13 @@ class KeySource:
         generator = torch.Generator().manual_seed(0)
         order = torch.randperm(len(negatives), generator=generator).to(negatives.device)
         cut = int(self.config.held_back * len(negatives))
-        return Task(
-            anchor=edit_key(original[: self.n_edit].double()).float(),
+        return AdapterTask(
+            k_star=edit_key(original[: self.n_edit].double()).float(),
             direction=original[0],  # the caller knows it
             bare=original[0],
             positives=torch.stack(train),
             negatives=negatives[order[cut:]],
-            near=torch.cat([k[list(row.near)] for row, k in read]),
+            hard_negatives=torch.cat([k[list(row.hard_negatives)] for row, k in read]),
             held_positives=torch.stack(held) if held else original[:0],
             held_negatives=negatives[order[:cut]],
             later=torch.cat([k[row.subject_last + 1 :] for row, k in read if row.role not in FOREIGN]),
@@ -188,7 +192,7 @@ class KeySource:
 
 
 def read_keys(
-    lm: LM, rows: Sequence[tuple[int, ...]], module: nn.Module, bank: LaneBank | None, lanes: Sequence[int]
+    lm: LM, rows: Sequence[tuple[int, ...]], module: nn.Module, bank: BatchedDeltas | None, lanes: Sequence[int]
 ) -> list[Tensor]:
     """Native inputs of `module` at every token of every row: `[T_i, D]` float32 each, in the rows' order."""
     users: dict[tuple[int, tuple[int, ...]], list[int]] = {}

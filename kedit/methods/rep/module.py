@@ -13,32 +13,32 @@ from kedit.covariance import corpus_lines
 from kedit.data import read_facts
 from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.delta.delta import Delta
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.delta.pathway import Pathway
 from kedit.errors import KeditError
 from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.methods.base.edit_batch import EditBatch
-from kedit.methods.base.phase import AdapterPhase, Edit, Meeting, Phase
+from kedit.methods.base.phase import AdapterPhase, Barrier, EditProgram, Phase
 from kedit.methods.locate_then_edit.base import LocateThenEdit
 from kedit.methods.locate_then_edit.rome import ROME
 from kedit.methods.rep import (
     AdapterConfig,
-    AdapterLanes,
+    AdapterTask,
+    AdapterTrainer,
     Claims,
     KeySource,
-    Task,
-    choose_reach,
+    choose_edit_strength,
     closed_form,
     figures,
     parity_config,
     stronger,
 )
-from kedit.methods.wrappers.base import Composed
+from kedit.methods.wrappers.base import EditorWrapper
 from kedit.request import EditRecord
 from kedit.runtime import distributed
 
 
-class REP(Composed):
+class REP(EditorWrapper):
     """Robust Edit Pathway: an adapter per edit and layer that brings the subject's other forms to the edited key.
 
     An edit has two phases: the editor's own steps, then the adapter's, on keys read once. The model, the regime and
@@ -70,7 +70,7 @@ class REP(Composed):
         self.mode, self.parity = mode, parity
         self.adapter = parity_config() if parity else adapter
         self.source: KeySource | None = None
-        self._claims: Claims = {}  # of a run that is gone on with
+        self._claims: Claims = {}  # of a run that is resumed
 
     def setup(self, stage: str) -> None:
         """The editor's, and the adapter's steps."""
@@ -105,30 +105,30 @@ class REP(Composed):
             for layer, of_layer in self._claims.items()
         }
         self.source.read_shared(self.editor.edited_layers)
-        if self.regime == "single" and c.rivals:
+        if self.regime == "single" and c.other_edits:
             for layer in self.editor.edited_layers:
                 self.source.claim(records, layer, None, [-1] * len(records))
 
-    def edit(self, batch: EditBatch) -> Edit:
+    def edit(self, batch: EditBatch) -> EditProgram:
         """The editor's algorithm, then an adapter for each edit and layer, from the lowest layer up."""
-        batch.plain = yield from self.editor.edit(batch)
-        return (yield from self.adapt(batch, batch.plain))
+        batch.baseline_deltas = yield from self.editor.edit(batch)
+        return (yield from self.adapt(batch, batch.baseline_deltas))
 
-    def adapt(self, batch: EditBatch, deltas: Sequence[Delta | None]) -> Edit:
+    def adapt(self, batch: EditBatch, deltas: Sequence[Delta | None]) -> EditProgram:
         """Adds the adapters to what the editor has changed."""
         deltas = list(deltas)
         edits = _edits(batch, deltas, alone=self.regime == "single")
-        anchors: list[dict[str, list[Tensor]]] = [{} for _ in deltas]
+        k_stars: list[dict[str, list[Tensor]]] = [{} for _ in deltas]
         for layer in self.editor.edited_layers:
             path = self.lm.arch.path("mlp_out", layer)
             found: dict[int, list[Pathway]] = {}
             self._claim(batch, deltas, edits, layer)
             for (record, lane, _), adapter in (yield from self._adapters(batch, deltas, edits, layer, path)):
                 found.setdefault(lane, []).append(adapter.pathway.to(self.device))
-                anchors[lane].setdefault(path, []).append(adapter.anchor.to(self.device))
+                k_stars[lane].setdefault(path, []).append(adapter.k_star.to(self.device))
                 batch.outcomes[record].info.setdefault("pathway", {})[str(layer)] = adapter.figures
             deltas = [_with(delta, path, found.get(i, [])) for i, delta in enumerate(deltas)]
-        return self._strengthen(batch, deltas, anchors, edits)
+        return self._strengthen(batch, deltas, k_stars, edits)
 
     def _adapters(
         self, batch: EditBatch, deltas: Sequence[Delta | None], edits: list[_Edit], layer: int, path: str
@@ -142,9 +142,9 @@ class REP(Composed):
             tasks = self._tasks(batch, deltas, some, layer, path)
             pathways = yield from self._pathways(tasks)
             made = zip(pathways, tasks, strict=True)
-            found.append([_Adapter(pathway, task.anchor, figures(pathway, task)) for pathway, task in made])
+            found.append([_Adapter(pathway, task.k_star, figures(pathway, task)) for pathway, task in made])
         if together:
-            yield Meeting()
+            yield Barrier()
             found = distributed.gather_shares([[adapter.on_cpu() for adapter in some] for some in found])
         pairs = zip(chunks, found, strict=True)
         return [pair for some, adapters in pairs for pair in zip(some, adapters, strict=True)]
@@ -153,24 +153,24 @@ class REP(Composed):
         self,
         batch: EditBatch,
         deltas: list[Delta | None],
-        anchors: list[dict[str, list[Tensor]]],
+        k_stars: list[dict[str, list[Tensor]]],
         edits: list[_Edit],
     ) -> list[Delta | None]:
-        """Lets the adapters deliver as much of the edit as `reach` says, or as their training variants ask for."""
+        """Lets the adapters deliver the share of the edit that `edit_strength` says, or that their variants need."""
         lanes = [i for i, delta in enumerate(deltas) if delta is not None and delta.pathways]
         own = [deltas[i] or Delta() for i in lanes]
-        if self.adapter.reach is None and lanes:
+        if self.adapter.edit_strength is None and lanes:
             records = [[self._with_variants(batch.records[r]) for r, lane, _ in edits if lane == i] for i in lanes]
-            choices, most = self.adapter.reaches, self.adapter.reach_variants
-            chosen = choose_reach(self.lm, own, [anchors[i] for i in lanes], records, choices, most)
+            choices, most = self.adapter.edit_strengths, self.adapter.strength_variants
+            chosen = choose_edit_strength(self.lm, own, [k_stars[i] for i in lanes], records, choices, most)
         else:
-            chosen = [self.adapter.reach or 1.0] * len(lanes)
+            chosen = [self.adapter.edit_strength or 1.0] * len(lanes)
         result = list(deltas)
-        for i, delta, reach in zip(lanes, own, chosen, strict=True):
-            result[i] = stronger(delta, anchors[i], reach) if reach != 1.0 else delta
+        for i, delta, edit_strength in zip(lanes, own, chosen, strict=True):
+            result[i] = stronger(delta, k_stars[i], edit_strength) if edit_strength != 1.0 else delta
             for record, lane, _ in edits:
                 if lane == i:
-                    batch.outcomes[record].info["pathway_reach"] = reach
+                    batch.outcomes[record].info["edit_strength"] = edit_strength
         return result
 
     def _with_variants(self, record: EditRecord) -> EditRecord:
@@ -178,18 +178,18 @@ class REP(Composed):
 
     def _claim(self, batch: EditBatch, deltas: Sequence[Delta | None], edits: list[_Edit], layer: int) -> None:
         """Edits that act together keep their gates shut at each other's prompts, as they are by then."""
-        if self.regime == "single" or not self.adapter.rivals:
+        if self.regime == "single" or not self.adapter.other_edits:
             return
         assert self.source is not None
-        bank = LaneBank(self.lm.model, [delta or Delta() for delta in deltas])
+        bank = BatchedDeltas(self.lm.model, [delta or Delta() for delta in deltas])
         self.source.claim([batch.records[i] for i, _, _ in edits], layer, bank, [lane for _, lane, _ in edits])
 
     def _tasks(
         self, batch: EditBatch, deltas: Sequence[Delta | None], edits: list[_Edit], layer: int, path: str
-    ) -> list[Task]:
+    ) -> list[AdapterTask]:
         """Keys of some edits at one layer, under the edit and the adapters of the layers below."""
         assert self.source is not None
-        bank = LaneBank(self.lm.model, [delta or Delta() for delta in deltas])
+        bank = BatchedDeltas(self.lm.model, [delta or Delta() for delta in deltas])
         rows = []
         for _, lane, row in edits:
             delta = deltas[lane]
@@ -200,10 +200,10 @@ class REP(Composed):
         raw = self.parity and not self.editor.whitened
         return self.source.tasks(records, layer, torch.stack(rows), self.editor.edit_key, bank, lanes, raw=raw)
 
-    def _pathways(self, tasks: list[Task]) -> Generator[Phase, None, list[Pathway]]:
+    def _pathways(self, tasks: list[AdapterTask]) -> Generator[Phase, None, list[Pathway]]:
         if self.mode == "closed_form":
             return closed_form(tasks, self.adapter)
-        lanes = AdapterLanes(tasks, self.adapter)
+        lanes = AdapterTrainer(tasks, self.adapter)
         yield AdapterPhase(lanes)
         return lanes.pathways()
 
@@ -236,11 +236,11 @@ class _Adapter:
     """What was trained for an edit at a layer: the adapter, the key that it leads to, figures for the results."""
 
     pathway: Pathway
-    anchor: Tensor
+    k_star: Tensor
     figures: dict[str, Any]
 
     def on_cpu(self) -> _Adapter:
-        return _Adapter(self.pathway.to("cpu"), self.anchor.cpu(), self.figures)
+        return _Adapter(self.pathway.to("cpu"), self.k_star.cpu(), self.figures)
 
 
 def _edits(batch: EditBatch, deltas: Sequence[Delta | None], alone: bool) -> list[_Edit]:

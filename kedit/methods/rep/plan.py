@@ -33,7 +33,7 @@ class Row:
         ids: Its tokens, no further than they are needed.
         subject_last: The name's last token.
         outside: Tokens that are negatives.
-        near: Tokens that are near negatives.
+        hard_negatives: Tokens that are near negatives.
         role: original: the subject, in a context. variant, held: another name, which trains or calibrates. long:
             after a long text. answer: with an answer after the prompt. other: another subject in the prompt.
             tempting: another subject before one of the phrases that train, or a sibling of the subject.
@@ -42,7 +42,7 @@ class Row:
     ids: tuple[int, ...]
     subject_last: int
     outside: tuple[int, ...]
-    near: tuple[int, ...]
+    hard_negatives: tuple[int, ...]
     role: Role
 
 
@@ -117,12 +117,13 @@ def plan(
         rows.append(write.phrase(template, own, "variant"))
         tempting = random.sample(others, min(config.phrase_others, len(others)))
         rows += [write.phrase(template, name, "tempting") for name in tempting]
-    rows += [write.row(name, "{}", "tempting") for name in siblings(own, others, config.siblings, random)
+    confusable = confusable_names(own, others, config.confusable_names, random)
+    rows += [write.row(name, "{}", "tempting") for name in confusable
              if name not in names]  # fmt: skip
     return rows
 
 
-def siblings(subject: str, others: Sequence[str], count: int, random: Random) -> list[str]:
+def confusable_names(subject: str, others: Sequence[str], count: int, random: Random) -> list[str]:
     """Names that begin like the subject and end like another: "Nokia N85" and "Lake Geneva" give "Nokia Geneva".
 
     What stands for the subject's own kin, which every neighbour prompt may name. None for a subject of one word.

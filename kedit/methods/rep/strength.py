@@ -8,31 +8,31 @@ from dataclasses import replace
 from torch import Tensor
 
 from kedit.delta.delta import Delta
-from kedit.delta.lanes import LaneBank
+from kedit.delta.lanes import BatchedDeltas
 from kedit.delta.pathway import Pathway
 from kedit.evaluation.score import EvalConfig, score
 from kedit.model.lm import LM
 from kedit.request import EditRecord, Probe
 
-Anchors = Mapping[str, Sequence[Tensor]]  # module path -> k* of each pathway there
+KStars = Mapping[str, Sequence[Tensor]]  # module path -> k* of each pathway there
 
 
-def stronger(delta: Delta, anchors: Anchors, reach: float) -> Delta:
-    """`delta` whose pathways deliver `reach` instead of 1: their constant part gains (reach - 1) k*."""
+def stronger(delta: Delta, k_stars: KStars, edit_strength: float) -> Delta:
+    """`delta` whose pathways deliver `edit_strength` instead of 1: their constant part gains (edit_strength - 1) k*."""
     pathways: dict[str, tuple[Pathway, ...]] = {}
     for path, own in delta.pathways.items():
         moved = []
-        for pathway, anchor in zip(own, anchors[path], strict=True):
-            more = (reach - 1) * anchor
+        for pathway, k_star in zip(own, k_stars[path], strict=True):
+            more = (edit_strength - 1) * k_star
             moved.append(replace(pathway, offset=more if pathway.offset is None else pathway.offset + more))
         pathways[path] = tuple(moved)
     return replace(delta, pathways=pathways)
 
 
-def choose_reach(
+def choose_edit_strength(
     lm: LM,
     deltas: Sequence[Delta],
-    anchors: Sequence[Anchors],
+    k_stars: Sequence[KStars],
     records: Sequence[Sequence[EditRecord]],
     choices: Sequence[float],
     most: int,
@@ -46,7 +46,7 @@ def choose_reach(
     Args:
         lm: The model.
         deltas: What to strengthen, one choice each.
-        anchors: k* of their pathways.
+        k_stars: k* of their pathways.
         records: The records of each delta, with their variants.
         choices: Candidates, ascending.
         most: Variants of a record that are asked.
@@ -54,7 +54,11 @@ def choose_reach(
     Returns:
         One choice per delta.
     """
-    lanes = [stronger(delta, own, reach) for delta, own in zip(deltas, anchors, strict=True) for reach in choices]
+    lanes = [
+        stronger(delta, own, edit_strength)
+        for delta, own in zip(deltas, k_stars, strict=True)
+        for edit_strength in choices
+    ]
     probes, where, worth = [], [], []
     for i, own in enumerate(records):
         asked = [_probes(record, most) for record in own]
@@ -65,7 +69,7 @@ def choose_reach(
                 where += [i * len(choices) + c] * len(of_record)
                 worth += [many, *[1] * (len(of_record) - 1)]  # the request outweighs every variant
     hits = [0] * len(lanes)
-    bank = LaneBank(lm.model, lanes)
+    bank = BatchedDeltas(lm.model, lanes)
     for lane, weight, found in zip(where, worth, score(lm, probes, where, bank, EvalConfig(generate=[])), strict=True):
         hits[lane] += weight * found.exact
     best = []

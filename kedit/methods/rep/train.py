@@ -15,12 +15,12 @@ from kedit.delta.pathway import Pathway
 from kedit.methods.rep.calibrate import hysteresis_of, threshold_of
 from kedit.methods.rep.closed import logistic_gate
 from kedit.methods.rep.config import AdapterConfig
-from kedit.methods.rep.keys import Task
+from kedit.methods.rep.keys import AdapterTask
 
 PACE = 60.0  # the two coefficients along k* move so much faster than single weights under Adam's equal steps
 
 
-class AdapterLanes:
+class AdapterTrainer:
     """Adapters of several edits at one layer, trained side by side (REP section 4.3; specs/rep.md 2 and 4).
 
     With `config.absolute` false every task's keys are scaled so that the edit key has unit mean square, which
@@ -35,26 +35,26 @@ class AdapterLanes:
         terms: Each lane's last loss terms, name -> `[n]`.
     """
 
-    def __init__(self, tasks: Sequence[Task], config: AdapterConfig) -> None:
+    def __init__(self, tasks: Sequence[AdapterTask], config: AdapterConfig) -> None:
         self.config = config
         self.tasks = list(tasks)
-        anchors = torch.stack([task.anchor for task in tasks])
-        n, d = anchors.shape
-        self.scale = torch.ones_like(anchors[:, :1]) if config.absolute else math.sqrt(d) / anchors.norm(dim=1)[:, None]
+        k_stars = torch.stack([task.k_star for task in tasks])
+        n, d = k_stars.shape
+        self.scale = torch.ones_like(k_stars[:, :1]) if config.absolute else math.sqrt(d) / k_stars.norm(dim=1)[:, None]
         self.direction = torch.stack([task.direction for task in tasks])
-        self.norm = self.scale[:, 0] * torch.stack([task.anchor @ task.direction for task in tasks])  # r's denominator
+        self.norm = self.scale[:, 0] * torch.stack([task.k_star @ task.direction for task in tasks])  # r's denominator
         self.bare = self.scale * torch.stack([task.bare for task in tasks])
         self.total = torch.full((n,), float("nan"))
         self.terms: dict[str, Tensor] = {}
         self.step = 0
         self._random = [torch.Generator().manual_seed(task.seed) for task in tasks]  # lanes do not see each other
         self._queues: list[list[int]] = [[] for _ in tasks]
-        self.anchors = self.scale * anchors
-        self.along = nn.Parameter(torch.zeros(n, 2, device=anchors.device)) if config.anchored else None
+        self.k_stars = self.scale * k_stars
+        self.along = nn.Parameter(torch.zeros(n, 2, device=k_stars.device)) if config.anchored else None
         h = max(1, int(config.gate_width * d))
-        self.down = _uniform(self._random, (config.rank, d), d, anchors.device)
-        self.up = nn.Parameter(torch.zeros(n, d, config.rank, device=anchors.device))
-        self.gate = _Gate(self._random, d, h, anchors.device) if config.gate == "mlp" else None
+        self.down = _uniform(self._random, (config.rank, d), d, k_stars.device)
+        self.up = nn.Parameter(torch.zeros(n, d, config.rank, device=k_stars.device))
+        self.gate = _Gate(self._random, d, h, k_stars.device) if config.gate == "mlp" else None
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimiser trains."""
@@ -69,7 +69,7 @@ class AdapterLanes:
         moved = torch.bmm(torch.bmm(inner, self.down.transpose(1, 2)), self.up.transpose(1, 2))
         if self.along is not None:
             a, b = (PACE * self.along[:, None]).unbind(-1)
-            moved = moved + (a + b * self._reached(inner))[..., None] * self.anchors[:, None]
+            moved = moved + (a + b * self._reached(inner))[..., None] * self.k_stars[:, None]
         return moved
 
     def loss(self) -> Tensor:
@@ -106,9 +106,9 @@ class AdapterLanes:
             offset = None
             if self.along is not None and self.config.projection:
                 a, b = (PACE * self.along[i]).unbind()
-                reading = task.direction / (task.anchor @ task.direction)
-                down, up = torch.cat([down, reading[None]]), torch.cat([up, b * task.anchor[:, None]], 1)
-                offset = a * task.anchor
+                reading = task.direction / (task.k_star @ task.direction)
+                down, up = torch.cat([down, reading[None]]), torch.cat([up, b * task.k_star[:, None]], 1)
+                offset = a * task.k_star
             pathway = Pathway(down, up, offset)
             if self.gate is not None:
                 gated = replace(pathway, **self.gate.tensors(i, self.scale[i]))
@@ -152,8 +152,10 @@ class AdapterLanes:
         """Cross entropy of the gate, positives and negatives in balance, half of these the near ones: `[n]`."""
         found = F.softplus(-positives).mean(1)
         far = [task.negatives for task in self.tasks]
-        near = [task.near if len(task.near) else task.negatives for task in self.tasks]  # a one-token subject has none
-        for group in (near, far):
+        hard_negatives = [
+            task.hard_negatives if len(task.hard_negatives) else task.negatives for task in self.tasks
+        ]  # a one-token subject has none
+        for group in (hard_negatives, far):
             logits = gate(self.scale[:, None] * self._sample(group, max(1, self.config.negatives // 2)))
             found = found + F.softplus(logits).mean(1) / 2
         return found
@@ -191,9 +193,9 @@ class _Gate(nn.Module):
         return {"hidden": self.hidden[i] * scale} | {name: tensor[i].clone() for name, tensor in kept.items()}
 
 
-def _double(task: Task) -> tuple[Tensor, Tensor]:
+def _double(task: AdapterTask) -> tuple[Tensor, Tensor]:
     """A projection that gives the key itself."""
-    eye = torch.eye(len(task.anchor), device=task.anchor.device)
+    eye = torch.eye(len(task.k_star), device=task.k_star.device)
     return eye, eye.clone()
 
 

@@ -15,8 +15,8 @@ from kedit.data import read_counterfact, read_records
 from kedit.errors import KeditError
 from kedit.keyvalue import Term
 from kedit.methods.base.edit_batch import EditBatch, Outcome, batch_seed
-from kedit.methods.base.phase import Edit, Phase
-from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, known
+from kedit.methods.base.phase import EditProgram, Phase
+from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, required
 from kedit.methods.steam import (
     AlignConfig,
     AnchorBank,
@@ -28,14 +28,14 @@ from kedit.methods.steam import (
     references_of,
 )
 from kedit.methods.steam.alignment import Alignment
-from kedit.methods.wrappers.base import Composed
+from kedit.methods.wrappers.base import EditorWrapper
 from kedit.request import EditRecord
 from kedit.runtime.progress import stage
 
 log = logging.getLogger(__name__)
 
 
-class STEAM(Composed):
+class STEAM(EditorWrapper):
     """Draws the edited fact's hidden states to those with which the model says the new object by itself.
 
     Before the first edit every new object is positioned on the unedited model (its anchor); each v* is then optimised
@@ -50,7 +50,7 @@ class STEAM(Composed):
             steps. For the single and batch regimes.
     """
 
-    found_out = (*Composed.found_out, "aligned_layers", "anchor_sources")
+    found_out = (*EditorWrapper.found_out, "aligned_layers", "anchor_sources")
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class STEAM(Composed):
         centre = self.bank.centre(self.align.center)
         self._centre = None if centre is None else centre[self.layers].to(self.lm.device)
 
-    def edit(self, batch: EditBatch) -> Edit:
+    def edit(self, batch: EditBatch) -> EditProgram:
         """The editor's algorithm, its v* with the alignment term; with `compare`, then once more without it."""
         self._terms, self._alone = {}, False
         deltas = yield from self.editor.edit(batch)
@@ -117,11 +117,11 @@ class STEAM(Composed):
         alone = EditBatch(batch.index, batch.records, [Outcome(record) for record in batch.records])
         seed_everything(batch_seed(self.seed, batch.index), workers=False, verbose=False)
         self._alone = True
-        batch.plain = yield from self.editor.edit(alone)
+        batch.baseline_deltas = yield from self.editor.edit(alone)
         for outcome in alone.outcomes:
             if outcome.error is not None:
                 outcome.error = f"{self._editor_name} alone: {outcome.error}"
-        batch.plain_outcomes = alone.outcomes
+        batch.baseline_outcomes = alone.outcomes
 
     def describe(self) -> dict[str, Any]:
         """Provenance: the editor's hyperparameters, then those of anchors and alignment."""
@@ -146,7 +146,7 @@ class STEAM(Composed):
             self._centre,
             a.weighting,
             a.ratio if a.weighting == "grad_ratio" else a.weight,
-            warmup=int(known(self.editor.steps)) // 2 if a.schedule == "linear_warmup" else 0,
+            warmup=int(required(self.editor.steps)) // 2 if a.schedule == "linear_warmup" else 0,
             on=a.align_on,
             patience=a.patience,
             tolerance=a.tolerance,

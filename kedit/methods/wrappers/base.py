@@ -1,4 +1,4 @@
-"""`Composed`: a method built around another one, whose model, regime, lanes and seed it shares."""
+"""`EditorWrapper`: a method built around another one, whose model, regime, lanes and seed it shares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kedit.model.lm import LM
 from kedit.request import EditRecord
 
 
-class Composed(EditingModule):
+class EditorWrapper(EditingModule):
     """Base of the methods that add to an editor (REP, STEAM).
 
     Args:

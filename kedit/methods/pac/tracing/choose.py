@@ -21,8 +21,8 @@ def nodes_to_choose_from(lm: LM, config: TraceConfig) -> list[Site]:
         KeditError: One has too few nodes for T+ and T-.
     """
     found = sites(lm, config.include_gate)
-    if config.pick != "all" and config.mode == "per_matrix":
-        check_room(found, config.nodes, config.bottom)
+    if config.node_source != "all" and config.mode == "per_matrix":
+        check_room(found, config.nodes, config.contrast_nodes)
     return found
 
 
@@ -35,7 +35,7 @@ def choose(
         lm: The model, with the changes at which to trace.
         batches: The requests; what is traced is the sum of the batches' losses.
         config: How.
-        generator: Draws where `pick` is random.
+        generator: Draws where `node_source` is random.
 
     Returns:
         The nodes, and the scores of all nodes (None where nothing was traced).
@@ -44,31 +44,31 @@ def choose(
         KeditError: A gradient is not finite, or a matrix has too few nodes.
     """
     found = nodes_to_choose_from(lm, config)
-    if config.pick == "random":
-        return Selection.random(found, config.nodes, config.bottom, generator), None
-    if config.pick == "all":
+    if config.node_source == "random":
+        return Selection.random(found, config.nodes, config.contrast_nodes, generator), None
+    if config.node_source == "all":
         return Selection.all(found), None
     scores = trace(lm, batches, config, found)
-    if config.enough is not None:
+    if config.coverage is not None:
         gains = scores if config.score == "l2" else trace(lm, batches, replace(config, score="l2"), found)
-        config = replace(config, nodes=size_of(scores, gains, config.nodes, config.enough))
+        config = replace(config, nodes=size_of(scores, gains, config.nodes, config.coverage))
     return select(scores, config), scores
 
 
-def size_of(scores: Scores, gains: Scores, most: int, enough: float) -> int:
-    """The fewest nodes of every matrix whose predicted decrease of the loss is `enough` of that of `most` nodes.
+def size_of(scores: Scores, gains: Scores, most: int, coverage: float) -> int:
+    """The fewest nodes of every matrix whose predicted decrease of the loss is `coverage` of that of `most` nodes.
 
     Args:
         scores: What ranks the nodes of a matrix.
         gains: Norms of the nodes' gradients; a gradient step decreases the loss by their squares, to first order.
         most: Nodes of every matrix at most.
-        enough: Share of the decrease, above 0 and at most 1.
+        coverage: Share of the decrease, above 0 and at most 1.
     """
     by_rank = torch.zeros(most, dtype=torch.float64)
     for site, score in scores.items():
         by_rank += gains[site].double()[score.topk(most).indices].square()
     reached = by_rank.cumsum(0)
-    return int((reached < enough * reached[-1]).sum()) + 1
+    return int((reached < coverage * reached[-1]).sum()) + 1
 
 
 def layer_weights(scores: Scores, nodes: int) -> Mapping[Site, float]:

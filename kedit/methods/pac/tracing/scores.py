@@ -24,7 +24,7 @@ def node_scores(x: Tensor, s: Tensor, score: Score = "zscore", chunk: int | None
 
     `zscore` is the released code's (specs/pac.md 2.4): mean over the rows d of |G[d, j] - mean_j| / std_j, std
     unbiased. Its mean over nodes is taken off S beforehand. Its std is taken over a tile's own rows, not from the
-    identity E[g^2] - E[g]^2 of T x T Gram matrices: that cancels in float32, wants T x T numbers, however long the
+    identity E[g^2] - E[g]^2 of T x T Gram matrices: that cancels in float32, needs T x T numbers, however long the
     batch, and saves no time, since the tiles are in cache anyway. A row that is constant up to rounding scores 0
     at every node (the released code divides by its std of 0, and every score of the matrix is NaN).
 

@@ -32,15 +32,15 @@ class TraceConfig:
             are then the most negative, not the least important, and for the values of models with LayerNorm
             (GPT-2, GPT-J, OPT) it is 0 but for rounding, since their gradients have no mean.
         nodes: |T+|: nodes of every matrix, or paths with `mode: kbest`.
-        bottom: |T-|: the same of the lowest scores; 0 for none.
+        contrast_nodes: |T-|: the same of the lowest scores; 0 for none.
         mode: per_matrix takes the highest nodes of every matrix, as the released code does; kbest takes the nodes
             on the complete paths (one node in every matrix) of the highest sum, as the paper says. These differ in
             few nodes, so that they are far fewer.
         tie_kv: A key and the value of the same index count as one node, with their scores' sum (an ablation).
         include_gate: Trace the gate matrices too; the paper's method leaves them as they are.
-        pick: What T+ and T- are: traced by their scores, or, as controls, random: as many nodes of every matrix, drawn;
-            all: every node in T+ and none in T-, which is full fine-tuning of the matrices.
-        enough: T+ is only as large as it need be: the fewest nodes of every matrix whose predicted decrease of the
+        node_source: What T+ and T- are: traced by their scores, or, as controls, random: as many nodes of every
+            matrix, drawn; all: every node in T+ and none in T-, which is full fine-tuning of the matrices.
+        coverage: T+ is only as large as it need be: the fewest nodes of every matrix whose predicted decrease of the
             loss (the sum of their gradients' squares, that of a gradient step) is this share of what `nodes` would
             give; null: always `nodes`.
         memory: Most memory that tracing takes, as a share of one dense set of FFN gradients in float32 (an estimate;
@@ -51,25 +51,27 @@ class TraceConfig:
 
     score: Score = "zscore"
     nodes: int = 15
-    bottom: int = 1
+    contrast_nodes: int = 1
     mode: Literal["per_matrix", "kbest"] = "per_matrix"
     tie_kv: bool = False
     include_gate: bool = False
-    pick: Literal["traced", "random", "all"] = "traced"
-    enough: float | None = None
+    node_source: Literal["traced", "random", "all"] = "traced"
+    coverage: float | None = None
     memory: float = 0.1
 
     def __post_init__(self) -> None:
         check_values(vars(self), "model.trace")
-        for name, least in (("nodes", 1), ("bottom", 0)):
+        for name, least in (("nodes", 1), ("contrast_nodes", 0)):
             at_least(f"model.trace.{name}", getattr(self, name), least)
         if not self.memory > 0:
             raise KeditError(f"model.trace.memory: {self.memory:g} is not above 0")
-        if self.enough is not None:
-            if not 0 < self.enough <= 1:
-                raise KeditError(f"model.trace.enough: {self.enough:g} is not above 0 and at most 1")
-            if self.mode != "per_matrix" or self.tie_kv or self.pick != "traced":
-                raise KeditError("model.trace.enough: only with pick: traced, mode: per_matrix and tie_kv: false")
+        if self.coverage is not None:
+            if not 0 < self.coverage <= 1:
+                raise KeditError(f"model.trace.coverage: {self.coverage:g} is not above 0 and at most 1")
+            if self.mode != "per_matrix" or self.tie_kv or self.node_source != "traced":
+                raise KeditError(
+                    "model.trace.coverage: only with node_source: traced, mode: per_matrix and tie_kv: false"
+                )
 
 
 @dataclass(frozen=True)
@@ -77,25 +79,25 @@ class Selection:
     """Chosen nodes. Indices are int64, ascending, on the CPU, and count a site's own nodes (without its `offset`).
 
     Attributes:
-        top: T+: site -> `[n]`.
-        bottom: T-: site -> `[m]`, none of them in T+.
+        critical: T+: site -> `[n]`.
+        contrast: T-: site -> `[m]`, none of them in T+.
     """
 
-    top: Mapping[Site, Tensor]
-    bottom: Mapping[Site, Tensor]
+    critical: Mapping[Site, Tensor]
+    contrast: Mapping[Site, Tensor]
 
     @classmethod
-    def random(cls, sites: Sequence[Site], nodes: int, bottom: int, generator: torch.Generator) -> Selection:
+    def random(cls, sites: Sequence[Site], nodes: int, contrast_nodes: int, generator: torch.Generator) -> Selection:
         """A control: as many nodes of every matrix, drawn by `generator` (a CPU one).
 
         Raises:
             KeditError: More nodes than a matrix has.
         """
-        check_room(sites, nodes, bottom)
+        check_room(sites, nodes, contrast_nodes)
         drawn = {site: torch.randperm(site.width, generator=generator) for site in sites}
         return cls(
             {site: order[:nodes].sort().values for site, order in drawn.items()},
-            {site: order[nodes : nodes + bottom].sort().values for site, order in drawn.items()},
+            {site: order[nodes : nodes + contrast_nodes].sort().values for site, order in drawn.items()},
         )
 
     @classmethod
@@ -116,19 +118,19 @@ def select(scores: Scores, config: TraceConfig) -> Selection:
         KeditError: A matrix has too few nodes for both.
     """
     if config.mode == "per_matrix":
-        check_room(scores, config.nodes, config.bottom)
+        check_room(scores, config.nodes, config.contrast_nodes)
     choices = _choices(scores, config.tie_kv)
-    pick: Callable[[list[Tensor], int], list[Tensor]] = _each if config.mode == "per_matrix" else _on_paths
+    choose: Callable[[list[Tensor], int], list[Tensor]] = _each if config.mode == "per_matrix" else _on_paths
     values = [value for _, value in choices]
-    top = pick(values, config.nodes)
-    rest = [(-value).index_fill(0, taken, -torch.inf) for value, taken in zip(values, top, strict=True)]
-    for (group, value), taken in zip(choices, top, strict=True):
-        if config.bottom and len(taken) == len(value):
+    critical = choose(values, config.nodes)
+    rest = [(-value).index_fill(0, taken, -torch.inf) for value, taken in zip(values, critical, strict=True)]
+    for (group, value), taken in zip(choices, critical, strict=True):
+        if config.contrast_nodes and len(taken) == len(value):
             raise KeditError(
                 f"model.trace.nodes: {config.nodes} paths take every node of {group[0].path}; none is left for T-"
             )
-    bottom = pick(rest, config.bottom)
-    return Selection(_by_site(choices, top, scores), _by_site(choices, bottom, scores))
+    contrast = choose(rest, config.contrast_nodes)
+    return Selection(_by_site(choices, critical, scores), _by_site(choices, contrast, scores))
 
 
 def layer_profile(scores: Scores, nodes: int = 15) -> tuple[list[str], Tensor]:
@@ -231,9 +233,9 @@ def _by_site(choices: list[_Choice], taken: list[Tensor], scores: Scores) -> dic
     return {site: found[site] for site in scores}
 
 
-def check_room(sites: Iterable[Site], nodes: int, bottom: int) -> None:
+def check_room(sites: Iterable[Site], nodes: int, contrast_nodes: int) -> None:
     """Raises `KeditError` where a matrix has fewer nodes than T+ and T- take of it."""
     for site in sites:
-        if nodes + bottom > site.width:
-            wanted = f"{nodes} and {bottom} at the bottom are more nodes"
+        if nodes + contrast_nodes > site.width:
+            wanted = f"{nodes} critical and {contrast_nodes} contrast nodes are more"
             raise KeditError(f"model.trace.nodes: {wanted} than the {site.width} of {site.path}")

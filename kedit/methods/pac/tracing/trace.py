@@ -71,8 +71,8 @@ def trace_each(lm: LM, batch: Labelled, config: TraceConfig, targets: Sequence[S
 
     Texts do not share tokens, so one pass through the model gives the factors of each, where gradients of weights
     could only be their sum. For requests that are traced on the same weights this is faster than one after another.
-    The texts go through the model in as many passes, in their order, as the memory of `config` wants (the scores come
-    on top): sort them by length.
+    The texts go through the model in as many passes, in their order, as the memory of `config` asks for (the scores
+    come on top): sort them by length.
 
     Args:
         lm: The model.
