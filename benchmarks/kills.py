@@ -66,7 +66,7 @@ def words(method: str, model: Path, data: Path, root: Path) -> list[str]:
 
 def killed(words: list[str], root: Path, kills: int, seed: int) -> dict[str, Any]:
     """One method: an undisturbed run, then `kills` kills."""
-    from tests import kills as k
+    from tests.support import killing as k
 
     root.mkdir()
     chance, begun, log = random.Random(f"{seed}/{root.name}"), time.monotonic(), root / "log"

@@ -153,7 +153,7 @@ def corpus(path: Path) -> Path:
 
 def tiny(folder: Path) -> Path:
     """A tiny random Llama as a folder."""
-    from tests.tiny import save_tiny
+    from tests.support.tiny_models import save_tiny
 
     return save_tiny(folder / "model" / "llama", "llama", **TINY)
 

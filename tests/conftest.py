@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import save_tiny
+from tests.support.tiny_models import save_tiny
 
 # One thread for all: fixtures of a module, tests, and the commands that they start round alike on any machine.
 torch.set_num_threads(1)

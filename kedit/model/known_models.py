@@ -1,4 +1,4 @@
-"""The table of families that were tried: `known_models.json`, written by `python -m tests.families --write`.
+"""The table of families that were tried: `known_models.json`, written by `python -m tests.support.families --write`.
 
 A record of tests on tiny random models, not a permission: whatever a model is called, `kedit.forward.self_check` tries
 it when it is bound. Nothing in kedit reads the table but `kedit ls models`.

@@ -20,9 +20,9 @@ from kedit.cli import main
 from tests.fuzz.damage import damaged
 from tests.fuzz.harness import Case, Said, Wrong
 from tests.fuzz.mutate import changed
-from tests.kills import same
-from tests.quick import QUICK_ROME, city_facts, sequential_run
-from tests.tiny import save_tiny
+from tests.support.killing import same
+from tests.support.small_runs import QUICK_ROME, city_facts, sequential_run
+from tests.support.tiny_models import save_tiny
 
 EDITS, DONE = 4, 2
 LAST, RESULTS = Path("checkpoints") / "last.ckpt", "results.jsonl"

@@ -18,8 +18,8 @@ from kedit.cli.commands.fit import parsed
 from tests.fuzz.damage import damaged
 from tests.fuzz.harness import ROOT, Case, Said, Wrong
 from tests.fuzz.mutate import DEEP, HUGE, at, changed, paths
-from tests.quick import city_facts
-from tests.tiny import TEXT, save_tiny
+from tests.support.small_runs import city_facts
+from tests.support.tiny_models import TEXT, save_tiny
 
 BASES = ("rome", "rrome", "memit", "emmet", "pac", "rep", "rep_memit", "steam_rome")
 SLOW = "rep"  # parsed alone: a run takes ten seconds

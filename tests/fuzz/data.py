@@ -16,8 +16,8 @@ from tests.fuzz.damage import damaged
 from tests.fuzz.harness import Case, Said, Wrong
 from tests.fuzz.mutate import as_json, changed
 from tests.fuzz.seeds import COUNTERFACT, FLAT, MEND, MQUAKE, RECORDS, ROBUST, ZSRE
-from tests.quick import QUICK_ROME, option_words
-from tests.tiny import save_tiny
+from tests.support.small_runs import QUICK_ROME, option_words
+from tests.support.tiny_models import save_tiny
 
 RUNS = 0.04  # share of the cases whose records are edited, where they are accepted
 

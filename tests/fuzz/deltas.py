@@ -26,8 +26,8 @@ from tests.fuzz.damage import damaged
 from tests.fuzz.harness import Case, Wrong
 from tests.fuzz.mutate import as_json, changed
 from tests.fuzz.tensors import retensored
-from tests.kills import same
-from tests.tiny import tiny_lm
+from tests.support.killing import same
+from tests.support.tiny_models import tiny_lm
 
 TENSORS, CARD = "delta.safetensors", "card.json"
 

@@ -22,12 +22,12 @@ from types import FrameType
 from typing import Protocol
 
 from kedit.errors import KeditError
+from tests.support.paths import ROOT
 
 REFUSED, FAILED = "refused", "FAILED"
 LINES, CHARACTERS = 2, 600
 """The most that a message may have."""
 
-ROOT = Path(__file__).parents[2]
 OURS = (str(ROOT / "kedit"), str(ROOT / "callbacks"))
 
 

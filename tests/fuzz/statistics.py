@@ -17,8 +17,8 @@ from tests.fuzz.damage import damaged
 from tests.fuzz.harness import Case, Said, Wrong
 from tests.fuzz.mutate import changed
 from tests.fuzz.tensors import retensored
-from tests.kills import same
-from tests.tiny import TEXT, tiny_lm
+from tests.support.killing import same
+from tests.support.tiny_models import TEXT, tiny_lm
 
 LAYERS = (0, 1)
 Change = Callable[[Path, Random], tuple[str, bool]]
