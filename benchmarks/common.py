@@ -22,7 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a bare GPU machine has no installed kedit
 
-from kedit.model.lm import LM, LMConfig, load_lm, wrap_lm  # noqa: E402
+from kedit.forward.binding import load_lm, wrap_lm  # noqa: E402
+from kedit.model.lm import LM, LMConfig  # noqa: E402
 from kedit.request import EditRequest  # noqa: E402
 from kedit.runtime.provenance import provenance  # noqa: E402
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from kedit.model.lm import LMConfig, load_lm
+from kedit.forward.binding import load_lm
+from kedit.model.lm import LMConfig
 
 log = logging.getLogger("facts_known")
 

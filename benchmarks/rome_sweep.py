@@ -30,11 +30,12 @@ from kedit.data import read_counterfact, read_records, read_robust
 from kedit.delta.delta import Delta, Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.score import EvalConfig, score
+from kedit.forward.binding import load_lm
 from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, solvers
 from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.keyvalue.optimization import optimise
 from kedit.model.architecture import weight
-from kedit.model.lm import LM, LMConfig, load_lm
+from kedit.model.lm import LM, LMConfig
 from kedit.request import EditRecord
 
 KINDS = ("rewrite", "paraphrase", "neighborhood")

@@ -9,27 +9,21 @@ from kedit.runtime.platforms import unsupported
 from kedit.version import __version__
 
 if TYPE_CHECKING:
-    from kedit.delta.delta import Delta, Factors, edited
-    from kedit.delta.serialization import load_delta, save_delta
-    from kedit.errors import KeditError
-    from kedit.model.lm import LM, LMConfig, load_lm, wrap_lm
-    from kedit.request import EditRecord, EditRequest, Probe
-
-_HOMES = {
-    "LM": "kedit.model.lm",
-    "Delta": "kedit.delta.delta",
-    "EditRecord": "kedit.request",
-    "EditRequest": "kedit.request",
-    "Factors": "kedit.delta.delta",
-    "KeditError": "kedit.errors",
-    "LMConfig": "kedit.model.lm",
-    "Probe": "kedit.request",
-    "edited": "kedit.delta.delta",
-    "load_delta": "kedit.delta.serialization",
-    "load_lm": "kedit.model.lm",
-    "save_delta": "kedit.delta.serialization",
-    "wrap_lm": "kedit.model.lm",
-}
+    from kedit.api import (
+        LM,
+        Delta,
+        EditRecord,
+        EditRequest,
+        Factors,
+        KeditError,
+        LMConfig,
+        Probe,
+        edited,
+        load_delta,
+        load_lm,
+        save_delta,
+        wrap_lm,
+    )
 
 __all__ = [
     "LM",
@@ -51,8 +45,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Public names are imported on first use, so that `import kedit` and `kedit --help` are quick."""
-    if name in _HOMES:
+    if name in __all__:
         if (why := unsupported()) is not None:
             raise ImportError(why)
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module("kedit.api"), name)
     raise AttributeError(f"module 'kedit' has no attribute {name!r}")

@@ -49,9 +49,10 @@ def check_structure(lm: LM) -> None:
         if not bool(full.logits.isfinite().all()):
             what = "its logits for an ordinary sentence are not finite"
             raise _refusal(lm, what, f"its weights are broken, or too large for {lm.dtype}")
-        _check_values(lm, full)
-        _check_logits(lm, full)
-        _check_replay(lm, full, rows)
+        eps = _rounding(lm)
+        _check_values(lm, full, eps)
+        _check_logits(lm, full, eps)
+        _check_replay(lm, full, rows, eps)
 
 
 class _Full:
@@ -89,7 +90,7 @@ class _Full:
         self.last = seen[-1]
 
 
-def _check_values(lm: LM, full: _Full) -> None:
+def _check_values(lm: LM, full: _Full, eps: float) -> None:
     """What leaves `mlp_out` is W k + b, once per layer and token."""
     tokens = full.logits.shape[0] * full.logits.shape[1]
     for layer, seen in full.values.items():
@@ -104,23 +105,23 @@ def _check_values(lm: LM, full: _Full) -> None:
             w = weight(module)  # a model may have matrices of several types
             wanted = key.to(w.dtype) @ w.T
             wanted = wanted if module.bias is None else wanted + module.bias
-        if not _equal(value, wanted, lm):
+        if not _equal(value, wanted, eps):
             raise _refusal(lm, f"the output of {path} is not W k + b", "an edit of W would not give the value wanted")
 
 
-def _check_logits(lm: LM, full: _Full) -> None:
+def _check_logits(lm: LM, full: _Full, eps: float) -> None:
     """`arch.logits` of what leaves the last layer are the model's own logits."""
     path = lm.arch.family.norm
     with _named(
         lm, f"logits from the last layer's output ({path}, {lm.arch.family.head})", "kedit cannot compute them"
     ):
         logits = lm.arch.logits(lm.model, full.last)
-    if not _equal(logits, full.logits, lm):
+    if not _equal(logits, full.logits, eps):
         what = f"logits computed from the last layer's output ({path}, then {lm.arch.family.head}) are not the model's"
         raise _refusal(lm, what, "kedit would optimise another model's probabilities")
 
 
-def _check_replay(lm: LM, full: _Full, rows: list[Row]) -> None:
+def _check_replay(lm: LM, full: _Full, rows: list[Row], eps: float) -> None:
     """Replay gives what a full pass gives: whole, for some rows, and with a vector added at `mlp_out`."""
     first = lm.arch.n_layers // 2
     zero = torch.zeros(len(rows), lm.d_model, device=lm.device)
@@ -135,13 +136,13 @@ def _check_replay(lm: LM, full: _Full, rows: list[Row]) -> None:
         moved = _Full(lm, rows[:1], vector.to(full.last.dtype), first)
     at = (torch.arange(len(rows)), torch.tensor([row.start for row in rows]))
     for found, wanted in zip((keys, values), full.values[first][0], strict=True):
-        if not _equal(found, wanted.reshape(*full.logits.shape[:2], -1)[at], lm):
+        if not _equal(found, wanted.reshape(*full.logits.shape[:2], -1)[at], eps):
             raise _refusal(lm, f"{what} meets other keys or values than a full pass", "it would edit another value")
     pairs = [(whole[i], full.logits[i], row) for i, row in enumerate(rows)]
     pairs += [(part[0], full.logits[2], rows[2]), (part[1], moved.logits[0], rows[0])]
     path = lm.arch.path("mlp_out", first)
     how = ["", "", "", " of some of its rows", f" with a vector added at {path}"]
-    for same, more in zip(_same_suffixes(lm, pairs), how, strict=True):
+    for same, more in zip(_same_suffixes(lm, pairs, eps), how, strict=True):
         if not same:
             means = "kedit would optimise another model's probabilities"
             raise _refusal(lm, f"{what}{more} is not equal to a full pass", means)
@@ -159,22 +160,26 @@ def _rows(lm: LM) -> list[Row]:
     return [Row(tuple(ids[begin:end][:n]), max(0, min(start, n - 2))) for begin, end, start in _ROWS]
 
 
-def _same_suffixes(lm: LM, pairs: list[tuple[Tensor, Tensor, Row]]) -> list[bool]:
+def _same_suffixes(lm: LM, pairs: list[tuple[Tensor, Tensor, Row]], eps: float) -> list[bool]:
     """Whether replayed rows `[S, d_model]` give the logits `[T, vocab]` of full passes where they have tokens."""
     lengths = [len(row.suffix) for _, _, row in pairs]
     found = lm.arch.logits(lm.model, torch.cat([hidden[:n] for (hidden, _, _), n in zip(pairs, lengths, strict=True)]))
     wanted = [logits[row.start : len(row.ids)] for _, logits, row in pairs]
-    return [_equal(a, b, lm) for a, b in zip(found.split(lengths), wanted, strict=True)]
+    return [_equal(a, b, eps) for a, b in zip(found.split(lengths), wanted, strict=True)]
 
 
-def _equal(found: Tensor, wanted: Tensor, lm: LM) -> bool:
-    """Equal but for rounding: half of the digits of the coarsest dtype agree, all of them of a common offset."""
-    if found.shape != wanted.shape:
-        return False
+def _rounding(lm: LM) -> float:
+    """Unit of rounding of the coarsest numbers that the model computes with."""
     dtypes = {parameter.dtype for parameter in lm.model.parameters()}
     eps = max(2**-23, *(torch.finfo(dtype).eps for dtype in dtypes))
-    if lm.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
-        eps = max(eps, 2**-10)  # TF32
+    tf32 = lm.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return max(eps, 2**-10) if tf32 else eps
+
+
+def _equal(found: Tensor, wanted: Tensor, eps: float) -> bool:
+    """Equal but for rounding: half of the digits agree, all of them of a common offset."""
+    if found.shape != wanted.shape:
+        return False
     offset = float(wanted.float().norm()) / max(float(_varies(wanted).norm()), 1e-30)
     return _distance(found, wanted) <= math.sqrt(eps) + 2 * eps * offset
 

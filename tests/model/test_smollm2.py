@@ -10,8 +10,9 @@ import torch
 
 import kedit
 from kedit.cli import main
+from kedit.forward.binding import load_lm
 from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, optimise
-from kedit.model.lm import LM, LMConfig, load_lm
+from kedit.model.lm import LM, LMConfig
 from kedit.request import EditRequest
 from tests.unit.forward.test_replay import naive_loss
 

@@ -19,7 +19,8 @@ from kedit.cli import main
 from kedit.cli.options.checks import check_precision
 from kedit.delta.serialization import load_delta
 from kedit.errors import KeditError
-from kedit.model.lm import LMConfig, load_lm
+from kedit.forward.binding import load_lm
+from kedit.model.lm import LMConfig
 from tests.support.paths import FIXTURES
 from tests.support.small_runs import option_words
 

@@ -16,10 +16,11 @@ import yaml
 from kedit.cli import main
 from kedit.data.robust_queries import QueryConfig
 from kedit.delta.serialization import load_delta
+from kedit.forward.binding import load_lm
 from kedit.keyvalue.published import EMMET_TABLE, MEMIT_TABLE, TABLE
 from kedit.methods.rep import AdapterConfig, parity_config
 from kedit.methods.steam import AlignConfig, AnchorConfig
-from kedit.model.lm import LMConfig, load_lm
+from kedit.model.lm import LMConfig
 from tests.support.config_files import CONFIGS, CONTROLS, DATA_OF_PAC, PAC_CONFIGS, ROOT, Tree, leaves
 from tests.support.tiny_models import TEXT
 

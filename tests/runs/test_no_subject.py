@@ -17,12 +17,13 @@ from kedit.data.batching import suffix_length
 from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.errors import KeditError
 from kedit.evaluation.score import is_known, score
+from kedit.forward.binding import load_lm
 from kedit.keyvalue import ValueObjective
 from kedit.keyvalue.contexts import ContextConfig
 from kedit.keyvalue.keys import mean_keys
 from kedit.methods import EMMET, MEMIT, REP, ROME, RROME
 from kedit.methods.locate_then_edit.base import LocateThenEdit
-from kedit.model.lm import LM, LMConfig, load_lm
+from kedit.model.lm import LM, LMConfig
 from kedit.request import EditRecord, EditRequest, Probe
 from tests.support.small_runs import option_words
 

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from kedit.cli import main
 from kedit.delta.delta import Delta, edited
 from kedit.delta.serialization import load_delta, unpack
+from kedit.forward.binding import load_lm
 from kedit.methods.pac import Profile, TrainConfig, encode_request
 from kedit.model.architecture import weight
-from kedit.model.lm import LMConfig, load_lm
+from kedit.model.lm import LMConfig
 from kedit.request import EditRequest
 from kedit.runtime.journal import read_journal
 from kedit.runtime.run_folder import CHECKPOINT

@@ -16,10 +16,11 @@ from matplotlib.image import imread
 from kedit.analysis.anchor_probe_report import COLUMNS, Windows, lines_of, verdict
 from kedit.cli import main
 from kedit.data import read_records
+from kedit.forward.binding import load_lm
 from kedit.methods.steam import AnchorBank, AnchorConfig, best_window, probe_of, within
 from kedit.methods.steam.bank import within_relations
 from kedit.methods.steam.module import pool_of
-from kedit.model.lm import LMConfig, load_lm
+from kedit.model.lm import LMConfig
 
 PLACES = {
     "France": ("Rome", "Paris"),

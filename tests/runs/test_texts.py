@@ -16,7 +16,8 @@ from kedit.delta.serialization import load_delta
 from kedit.evaluation.consistency import collection, figures, references_of
 from kedit.evaluation.fluency import ngram_entropy, sampled_texts
 from kedit.evaluation.tfidf import Tfidf
-from kedit.model.lm import LMConfig, load_lm
+from kedit.forward.binding import load_lm
+from kedit.model.lm import LMConfig
 from tests.support.small_runs import option_words
 from tests.support.tiny_models import TEXT
 

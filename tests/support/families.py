@@ -25,9 +25,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from kedit.errors import BROKEN, KeditError
+from kedit.forward.binding import wrap_lm
 from kedit.model import known_models
 from kedit.model.known_models import Known
-from kedit.model.lm import _check_decoder, wrap_lm
+from kedit.model.loading import check_decoder
 from kedit.model.pretrained import quiet_transformers
 from tests.support.family_proof import Wrong, prove
 from tests.support.tiny_models import spread, tiny_tokenizer
@@ -126,7 +127,7 @@ def try_type(model_type: str) -> Known:
         except KeditError as error:
             return Known("not tried", str(error))
         try:
-            _check_decoder(model.config, model_type)
+            check_decoder(model.config, model_type)
             lm = wrap_lm(model, tiny_tokenizer("bpe"), model_type)
         except KeditError as error:
             return Known("refused", _reason(error, model_type))

@@ -15,7 +15,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from kedit.model.lm import LM, wrap_lm
+from kedit.forward.binding import wrap_lm
+from kedit.model.lm import LM
 from kedit.model.pretrained import quiet_transformers
 
 TokenizerKind = Literal["bpe", "sentencepiece", "bpe_bos"]

@@ -18,12 +18,13 @@ from kedit.cli.options.messages import of_kedit
 from kedit.data import EditData, datasets_index
 from kedit.errors import KeditError
 from kedit.evaluation.score import is_known
+from kedit.forward.binding import load_lm
 from kedit.keyvalue.published import value_defaults
 from kedit.methods.steam import AnchorBank, AnchorConfig, probe_of, telling
 from kedit.methods.steam.bank import PROBED, within_relations
 from kedit.methods.steam.module import pool_of
 from kedit.model.architecture import check_layers
-from kedit.model.lm import LM, LMConfig, load_lm
+from kedit.model.lm import LM, LMConfig
 from kedit.request import EditRecord
 from kedit.runtime.option_values import check_values
 from kedit.runtime.progress import stage

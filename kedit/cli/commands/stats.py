@@ -14,8 +14,9 @@ from rich.table import Table
 
 from kedit.covariance import Covariance, StatsConfig, covariances, save_covariance, store
 from kedit.errors import KeditError, shown
+from kedit.forward.binding import load_lm
 from kedit.keyvalue.published import value_defaults
-from kedit.model.lm import LM, LMConfig, load_lm
+from kedit.model.lm import LM, LMConfig
 from kedit.runtime.cache import cache_dir
 from kedit.runtime.option_values import check_values
 from kedit.runtime.progress import stages

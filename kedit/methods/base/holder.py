@@ -8,7 +8,8 @@ from lightning.pytorch import LightningModule
 
 from kedit.errors import KeditError
 from kedit.evaluation.score import is_known
-from kedit.model.lm import LM, LMConfig, load_lm
+from kedit.forward.binding import load_lm
+from kedit.model.lm import LM, LMConfig
 from kedit.model.tokenization import check
 from kedit.request import EditRecord
 

@@ -178,7 +178,8 @@ def test_killed_process_resumes_with_the_same_bits(text, tmp_path):
         f"""
         import time
         from pathlib import Path
-        from kedit.model.lm import LMConfig, load_lm
+        from kedit.forward.binding import load_lm
+        from kedit.model.lm import LMConfig
         from kedit.covariance import StatsConfig, covariances
         lm = load_lm(LMConfig({str(folder)!r}))
         config = StatsConfig({str(text)!r}, 900, 64, 128)
@@ -194,7 +195,8 @@ def test_killed_process_resumes_with_the_same_bits(text, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    from kedit.model.lm import LMConfig, load_lm
+    from kedit.forward.binding import load_lm
+    from kedit.model.lm import LMConfig
 
     lm = load_lm(LMConfig(str(folder)))
     resumed = covariances(lm, [1], config(text), cache)[1]

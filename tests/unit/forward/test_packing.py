@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from kedit.forward import packing
+from kedit.forward.binding import wrap_lm
 from kedit.forward.packing import logits_of, packs
 from kedit.keyvalue import published
-from kedit.model.lm import wrap_lm
 from tests.support.tiny_models import KINDS, tiny_lm, tiny_tokenizer
 
 TEXTS = ["The capital of France is", "Berlin", "Lionel Messi plays football for the", "He was born in the city of"]

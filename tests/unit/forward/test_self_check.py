@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kedit.errors import KeditError
+from kedit.forward.binding import wrap_lm
 from kedit.forward.self_check import check_structure
-from kedit.model.lm import LM, wrap_lm
+from kedit.model.lm import LM
 from tests.support.tiny_models import KINDS, tiny_lm, tiny_model, tiny_tokenizer
 
 

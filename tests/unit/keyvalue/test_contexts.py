@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from kedit.forward.binding import load_lm
 from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.methods import ROME
-from kedit.model.lm import LMConfig, load_lm
+from kedit.model.lm import LMConfig
 
 LENGTHS = [[4, 3]]
 

@@ -15,8 +15,9 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.errors import KeditError
+from kedit.forward.binding import load_lm, wrap_lm
 from kedit.model.architecture import weight
-from kedit.model.lm import LM, LMConfig, load_lm, wrap_lm
+from kedit.model.lm import LM, LMConfig
 from tests.support.tiny_models import save_tiny, tiny_lm, tiny_model, tiny_tokenizer
 
 DOWN, OUT, GATE = "mlp.down_proj", "self_attn.o_proj", "mlp.gate_proj"

@@ -17,10 +17,10 @@ from tokenizers import processors
 from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
 
 from kedit.errors import KeditError
-from kedit.model import lm as lm_module
-from kedit.model import pretrained
+from kedit.forward.binding import load_lm, wrap_lm
+from kedit.model import loading, pretrained
 from kedit.model.fingerprint import fingerprint
-from kedit.model.lm import LMConfig, load_lm, wrap_lm
+from kedit.model.lm import LMConfig
 from tests.support.tiny_models import KINDS, save_tiny, tiny_lm, tiny_model, tiny_tokenizer
 
 SENTENCE = "The capital of Åland is Mariehamn, isn't it? 日本"
@@ -130,7 +130,7 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_module, "_hub_answers", lambda: False)
+    monkeypatch.setattr(loading, "_hub_answers", lambda: False)
     with pytest.raises(KeditError, match=r"some-body/some-model is no folder here.*smollm2-135m"):
         load_lm(LMConfig(name="some-body/some-model"))
     with pytest.raises(KeditError, match="not a name"):
@@ -138,8 +138,8 @@ def test_a_hub_id_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hub_probe_is_quick_and_quiet_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_module.constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert not lm_module._hub_answers()
+    monkeypatch.setattr(loading.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert not loading._hub_answers()
 
 
 def test_truncated_weights(folder: Path, tmp_path: Path) -> None:

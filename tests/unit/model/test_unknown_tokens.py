@@ -14,7 +14,7 @@ from kedit.covariance import StatsConfig
 from kedit.covariance.corpus import load_ids
 from kedit.errors import KeditError
 from kedit.evaluation.score import EvalConfig, check_probes, score
-from kedit.model.lm import wrap_lm
+from kedit.forward.binding import wrap_lm
 from kedit.model.tokenization import check
 from kedit.request import EditRecord, EditRequest, Probe
 from tests.support.tiny_models import tiny_lm, tiny_model, tiny_tokenizer

@@ -1,0 +1,29 @@
+"""The names that a Python user needs, gathered from the packages: `import kedit`, then `kedit.NAME`.
+
+Nothing is defined here. `kedit` itself imports this module when the first of the names is used.
+"""
+
+from __future__ import annotations
+
+from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.serialization import load_delta, save_delta
+from kedit.errors import KeditError
+from kedit.forward.binding import load_lm, wrap_lm
+from kedit.model.lm import LM, LMConfig
+from kedit.request import EditRecord, EditRequest, Probe
+
+__all__ = [
+    "LM",
+    "Delta",
+    "EditRecord",
+    "EditRequest",
+    "Factors",
+    "KeditError",
+    "LMConfig",
+    "Probe",
+    "edited",
+    "load_delta",
+    "load_lm",
+    "save_delta",
+    "wrap_lm",
+]
