@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentError
 from rich.console import Console
 
-import kedit
 from kedit.cli.options.messages import Interrupted, check_words, explain, of_kedit, printable
 from kedit.cli.options.nulls import accept_null
 from kedit.cli.options.quiet import set_up_logging
 from kedit.errors import KeditError, shown
 from kedit.runtime import launcher
 from kedit.runtime.signals import Stopped, Stopper
+from kedit.version import __version__
 
 USAGE = """\
 usage: kedit COMMAND [OPTIONS]
@@ -50,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> None:
         out.print(USAGE, end="", markup=False)
         return
     if words[0] == "--version":
-        out.print(f"kedit {kedit.__version__}")
+        out.print(f"kedit {__version__}")
         return
     commands = _commands()
     accept_null()
