@@ -29,7 +29,7 @@ QUICK = {"v_num_grad_steps": 4, "contexts.lengths": "[[3,1]]"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "ROME": {"layer": 1, "mom2_adjustment": "false", **QUICK},
     "MEMIT": {"layers": "[0,1]", **QUICK},
-    "PAC": {"scope": "edit", "trace.nodes": 8, "trace.contrast_nodes": 8, "train.passes": 4, "keep.weight": 0},
+    "PAC": {"scope": "edit", "trace.nodes": 8, "trace.contrast_nodes": 8, "train.passes": 4, "locality.weight": 0},
 }
 
 

@@ -70,7 +70,7 @@ SMALL = {
     "adapter": {"corpus_tokens": 200},
     "trace": {"nodes": 5},
     "train": {"passes": 2},
-    "keep": {"prompts": 2, "facts": 8, "others": 2},
+    "locality": {"prompts": 2, "facts": 8, "others": 2},
 }
 STEAM_MODELS = ("smollm2", "gpt2_xl", "gptj", "llama3", "qwen2")
 OWN = ("model", "data", "metrics", "texts", "results", "run", "checkpoint", "progress")

@@ -86,12 +86,12 @@ def test_no_option_is_nan_or_infinite(model: str, option: str, value: str) -> No
 def test_adapters_and_alignment(tmp_path: Path) -> None:
     for model, group, name in (
         ("REP", "adapter", "strength"),
-        ("REP", "adapter", "reaches"),
+        ("REP", "adapter", "edit_strengths"),
         ("STEAM", "align", "ratio"),
         ("STEAM", "align", "tolerance"),
     ):
         file = tmp_path / "odd.yaml"
-        value = "[.nan]" if name == "reaches" else ".nan"
+        value = "[.nan]" if name == "edit_strengths" else ".nan"
         args = f"{{editor: {{class_path: ROME}}, {group}: {{{name}: {value}}}}}"
         file.write_text(f"model: {{class_path: {model}, init_args: {args}}}\ndata: Facts\n")
         with pytest.raises(KeditError, match=rf"^model\.{group}\.{name}: nan is not a finite number"):

@@ -229,8 +229,8 @@ def test_training_delivers_the_edit(gate: Any) -> None:
     assert losses[-1] < 0.5 * losses[0]
     (pathway,) = lanes.pathways()
     found = figures(pathway, t)
-    assert before["edit_strength"] == before["reach_before"] == found["reach_before"]
-    assert abs((found["edit_strength"] or 0) - 1) < 0.1 < abs((before["edit_strength"] or 0) - 1)
+    assert before["reach"] == before["reach_before"] == found["reach_before"]
+    assert abs((found["reach"] or 0) - 1) < 0.1 < abs((before["reach"] or 0) - 1)
     assert found["open"] == 1.0
     assert (found["false"] or 0.0) < 0.2
     keys = t.positives
