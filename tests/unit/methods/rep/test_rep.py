@@ -128,7 +128,7 @@ def test_closed_form_behind_a_gate_acts_where_it_is_open() -> None:
     found = figures(pathway, t)
     assert found["open"] == found["held_open"] == 1.0
     assert found["false"] == 0.0
-    assert found["edit_strength"] == pytest.approx(1.0, abs=1e-3)
+    assert found["reach"] == pytest.approx(1.0, abs=1e-3)
     before = found["reach_before"]
     assert before is not None
     assert abs(before - 1) > 0.02
