@@ -20,8 +20,9 @@ from kedit.keyvalue.keys import context_weights
 from kedit.keyvalue.multilayer import JointSolve, solve_layers
 from kedit.keyvalue.published import MultiLayerDefaults
 from kedit.methods.base.edit_batch import EditBatch, Outcome
-from kedit.methods.base.phase import Barrier, EditProgram, Phase, ValuePhase
+from kedit.methods.base.phase import Barrier, EditProgram, Phase
 from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, lane_error, lane_info, required
+from kedit.methods.locate_then_edit.value_phase import ValuePhase
 from kedit.model.architecture import check_layers, weight
 from kedit.model.lm import LM
 from kedit.runtime import distributed

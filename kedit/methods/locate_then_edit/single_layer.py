@@ -13,8 +13,9 @@ from kedit.errors import KeditError
 from kedit.keyvalue import ValueObjective, ValueOptimization
 from kedit.keyvalue.published import value_defaults
 from kedit.methods.base.edit_batch import EditBatch, Outcome
-from kedit.methods.base.phase import EditProgram, ValuePhase
+from kedit.methods.base.phase import EditProgram
 from kedit.methods.locate_then_edit.base import LocateThenEdit, lane_error, lane_info, required
+from kedit.methods.locate_then_edit.value_phase import ValuePhase
 from kedit.model.architecture import check_layers, weight
 from kedit.runtime.progress import stages
 

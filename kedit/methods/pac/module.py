@@ -13,7 +13,7 @@ from kedit.data import read_facts
 from kedit.errors import KeditError
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.module import EditingModule, Regime
-from kedit.methods.base.phase import EditProgram, Phase, RectifyPhase
+from kedit.methods.base.phase import EditProgram, Phase
 from kedit.methods.locate_then_edit.base import finite
 from kedit.methods.pac import (
     BATCH,
@@ -39,6 +39,7 @@ from kedit.methods.pac import (
     released,
     score_requests,
 )
+from kedit.methods.pac.rectify_phase import RectifyPhase
 from kedit.model.lm import LMConfig
 from kedit.request import EditRecord
 from kedit.runtime import distributed
@@ -218,13 +219,13 @@ class PAC(EditingModule):
             size = sum(len(nodes) for nodes in selection.critical.values())
             passes = min(period, t.passes - done)
             options = (own, self.contrast, self.locality, passes, generator)
-            course = RectifyLoop(self.lm, sides, requests, *options, self.locality_term, progress, earlier)
-            phase = RectifyPhase(course, optimizer)
+            loop = RectifyLoop(self.lm, sides, requests, *options, self.locality_term, progress, earlier)
+            phase = RectifyPhase(loop, optimizer)
             yield phase
             if phase.error is not None:
                 raise phase.error
-            course.finish()
-            if course.learned:
+            loop.finish()
+            if loop.learned:
                 break
         return size
 

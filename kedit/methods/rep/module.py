@@ -18,7 +18,7 @@ from kedit.delta.pathway import Pathway
 from kedit.errors import KeditError
 from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.methods.base.edit_batch import EditBatch
-from kedit.methods.base.phase import AdapterPhase, Barrier, EditProgram, Phase
+from kedit.methods.base.phase import Barrier, EditProgram, Phase
 from kedit.methods.locate_then_edit.base import LocateThenEdit
 from kedit.methods.locate_then_edit.rome import ROME
 from kedit.methods.rep import (
@@ -33,6 +33,7 @@ from kedit.methods.rep import (
     parity_config,
     stronger,
 )
+from kedit.methods.rep.adapter_phase import AdapterPhase
 from kedit.methods.wrappers.base import EditorWrapper
 from kedit.request import EditRecord
 from kedit.runtime import distributed
