@@ -25,8 +25,8 @@ class Outcome:
     info: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def report(self, info: dict[str, Any], error: str | None = None) -> None:
-        """What came of the edit: its figures, and why it failed."""
+    def report(self, info: dict[str, Any], error: str | None) -> None:
+        """What came of the edit: its figures, and why it failed where it did."""
         self.info, self.error = info, error
 
     def note(self, **info: Any) -> None:

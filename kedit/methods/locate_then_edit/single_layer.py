@@ -78,8 +78,7 @@ class SingleLayerEditor(LocateThenEdit):
         v_star = lanes.v_star.double()
         deltas: list[Delta | None] = []
         for i, outcome in enumerate(batch.outcomes):
-            outcome.info = lane_info(lanes, i) | self.more_info(outcome.record)
-            outcome.error = lane_error(lanes, i)
+            outcome.report(lane_info(lanes, i) | self.more_info(outcome.record), lane_error(lanes, i))
             deltas.append(None if outcome.error else self._delta(keys[i], values[i], v_star[i], outcome))
         return deltas
 
@@ -119,11 +118,13 @@ class SingleLayerEditor(LocateThenEdit):
         try:
             factors = self.solve(keys, values, v_star, direction)
         except KeditError as error:
-            outcome.error = str(error)
+            outcome.fail(str(error))
             return None
         delta = Delta({self.lm.arch.path("mlp_out", self._layer): Factors(factors.left.float(), factors.right.float())})
         w = weight(self.lm.arch.module(self.lm.model, "mlp_out", self._layer))
-        outcome.info["delta_norm"] = delta.norm()
-        outcome.info["delta_over_weight"] = delta.norm() / float(w.float().norm())
-        outcome.info["k_dot_u"] = float(keys[0] @ direction / direction.norm())
+        outcome.note(
+            delta_norm=delta.norm(),
+            delta_over_weight=delta.norm() / float(w.float().norm()),
+            k_dot_u=float(keys[0] @ direction / direction.norm()),
+        )
         return delta
