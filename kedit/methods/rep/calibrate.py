@@ -66,13 +66,13 @@ def figures(pathway: Pathway, task: AdapterTask) -> dict[str, float | None]:
     """What the adapter does to the keys that did not train it, and to those that did, JSON-able.
 
     `open`, `held_open`: share of the positives (training, held back) whose gate is open; `false`: of the
-    held-back negatives; `edit_strength`: mean r(k_hat) over all positives, the share of the edit that reaches them.
+    held-back negatives; `reach`: mean r(k_hat) over all positives, the share of the edit that reaches them.
     """
     keys = torch.cat([task.positives, task.held_positives])
     hat = PathwayRouter([pathway])(keys)
     shares = {"open": task.positives, "held_open": task.held_positives, "false": task.held_negatives}
     found = {name: _mean((pathway.margin(k) > 0).float()) for name, k in shares.items()}
-    found["edit_strength"] = _mean(hat @ task.direction / (task.k_star @ task.direction))
+    found["reach"] = _mean(hat @ task.direction / (task.k_star @ task.direction))
     found["reach_before"] = _mean(keys @ task.direction / (task.k_star @ task.direction))
     found["threshold"] = None if pathway.threshold is None else round(float(pathway.threshold), 4)
     return found

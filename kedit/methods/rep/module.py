@@ -170,7 +170,7 @@ class REP(EditorWrapper):
             result[i] = stronger(delta, k_stars[i], edit_strength) if edit_strength != 1.0 else delta
             for record, lane, _ in edits:
                 if lane == i:
-                    batch.outcomes[record].note(edit_strength=edit_strength)
+                    batch.outcomes[record].note(pathway_edit_strength=edit_strength)
         return result
 
     def _with_variants(self, record: EditRecord) -> EditRecord:

@@ -128,7 +128,7 @@ def test_closed_form_behind_a_gate_acts_where_it_is_open() -> None:
     found = figures(pathway, t)
     assert found["open"] == found["held_open"] == 1.0
     assert found["false"] == 0.0
-    assert found["edit_strength"] == pytest.approx(1.0, abs=1e-3)
+    assert found["reach"] == pytest.approx(1.0, abs=1e-3)
     before = found["reach_before"]
     assert before is not None
     assert abs(before - 1) > 0.02
@@ -229,8 +229,8 @@ def test_training_delivers_the_edit(gate: Any) -> None:
     assert losses[-1] < 0.5 * losses[0]
     (pathway,) = lanes.pathways()
     found = figures(pathway, t)
-    assert before["edit_strength"] == before["reach_before"] == found["reach_before"]
-    assert abs((found["edit_strength"] or 0) - 1) < 0.1 < abs((before["edit_strength"] or 0) - 1)
+    assert before["reach"] == before["reach_before"] == found["reach_before"]
+    assert abs((found["reach"] or 0) - 1) < 0.1 < abs((before["reach"] or 0) - 1)
     assert found["open"] == 1.0
     assert (found["false"] or 0.0) < 0.2
     keys = t.positives
