@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningModule, Trainer
 
 from kedit.analysis.path_importance_figure import as_csv, draw
 from kedit.errors import KeditError
-from kedit.methods.base.callback import EditCallback, editing
+from kedit.methods.base.callback import EditCallback, data_of, editing, schedule_of
 from kedit.runtime import distributed
 from kedit.runtime.run_folder import write_text
 
@@ -54,9 +54,8 @@ class PathImportance(EditCallback):
             log.warning("importance: no trace succeeded, there is nothing to draw")
             return
         write_text(folder / "importance.csv", as_csv(rows))
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        edited = sum(len(data.batches[i]) for i in range(module.edits_done))
-        about = {"name": data.name, "records": edited}
+        edited = schedule_of(trainer).edited_in(module.edits_done)
+        about = {"name": data_of(trainer).name, "records": len(edited)}
         draw(rows, profile.traces, folder / "importance.png", module.describe(), about)
 
 

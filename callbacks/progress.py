@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from kedit.errors import at_least
-from kedit.methods.base.callback import EditCallback, editing
+from kedit.methods.base.callback import EditCallback, editing, schedule_of
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.runtime import distributed
 
@@ -40,10 +40,10 @@ class EditProgress(EditCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts the work."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        batches = data.batches[: data.done_after((trainer.max_epochs or 0) - 1)]
-        self._total = sum(len(batch) for batch in batches)
-        self._done = self._begun = sum(len(batch) for batch in batches[: editing(pl_module).edits_done])
+        schedule = schedule_of(trainer)
+        batches = schedule.done_after((trainer.max_epochs or 0) - 1)
+        self._total = len(schedule.edited_in(batches))
+        self._done = self._begun = len(schedule.edited_in(min(batches, editing(pl_module).edits_done)))
         self._start = self._last = time.monotonic()
         self._bar = Progress(
             TextColumn("editing"),
@@ -67,8 +67,8 @@ class EditProgress(EditCallback):
 
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Counts the batch's edits."""
-        own = (len(batch.records), sum(outcome.error is not None for outcome in batch.outcomes))
-        for records, failed in distributed.gather(own) if module.regime == "single" else [own]:
+        edits = (len(batch.records), sum(outcome.error is not None for outcome in batch.outcomes))
+        for records, failed in distributed.gather(edits) if module.regime == "single" else [edits]:
             self._done += records
             self._failed += failed
         now = time.monotonic()

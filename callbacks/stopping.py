@@ -32,7 +32,7 @@ class StopAtSignal(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on signals wait."""
-        self.stopper.gentle = True
+        self.stopper.hold()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
         """The optimiser step is over."""
@@ -45,8 +45,7 @@ class StopAtSignal(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All edits are done, and a resumed run measures the end again."""
         self._check()
-        self.stopper.gentle = False
-        self.stopper.check()
+        self.stopper.release()
 
     def _check(self) -> None:
         """End here if a process has heard a signal.

@@ -65,6 +65,10 @@ class Pass:
 
         return {self.lm.arch.module(self.lm.model, "mlp_out", layer): tap(layer) for layer in sorted(self.layers)}
 
+    def go_on_from(self, chunks: int) -> None:
+        """So many chunks have been read, by all processes together."""
+        self.chunks = chunks
+
     def mark(self, last: bool) -> None:
         """Measure what changed since the last mark, and make this one the last."""
         for layer in self.layers:
@@ -176,7 +180,8 @@ def collect(
         own = state.chunks + distributed.rank()
         if own < len(chunks):
             state.advance(chunks[own])
-        before, state.chunks = state.chunks, min(state.chunks + distributed.world_size(), len(chunks))
+        before = state.chunks
+        state.go_on_from(min(before + distributed.world_size(), len(chunks)))
         if any(before < mark <= state.chunks for mark in marks):
             state.mark(last=state.chunks == len(chunks))
         if partial is not None and state.chunks < len(chunks) and distributed.all_true(time.monotonic() >= due):

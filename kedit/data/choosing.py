@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol
 
 from kedit.data.robust_queries import REPLACED, QueryConfig
 from kedit.errors import KeditError
 from kedit.request import EditRecord, Probe
+
+if TYPE_CHECKING:
+    from kedit.model.lm import LM
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +35,26 @@ REASONS: Mapping[str, str] = MappingProxyType(
 
 READING = ("no_target", "no_op")
 """Reasons of the readers, which never make a record of what they leave out."""
+
+
+class Method(Protocol):
+    """What a data module asks of the method that edits its records."""
+
+    regime: str
+    steps_per_batch: int
+
+    @property
+    def lm(self) -> LM:
+        """The unedited model."""
+        ...
+
+    def prepare_records(self, records: list[EditRecord]) -> list[EditRecord]:
+        """Checks records and gives those to edit, in the same order."""
+        ...
+
+    def unfit_records(self, records: list[EditRecord]) -> dict[str, str]:
+        """Of which records a text does not fit into the model's context, by id, and why."""
+        ...
 
 
 def notice(where: str, in_file: int, left_out: Mapping[str, int]) -> str:
@@ -128,11 +153,35 @@ def check_kinds_asked(
         raise KeditError(f"data.probe_kinds: {name} has no {', '.join(missing)} probes; it has {has}")
 
 
-def chosen_probes(probes: Sequence[Probe], kinds: Collection[str] | None, most: int | None) -> tuple[Probe, ...]:
-    """The probes of the wanted kinds (None: all), of each kind the first `most` (None: all)."""
+def with_chosen_probes(
+    records: Sequence[EditRecord], kinds: Collection[str] | None, most: int | None
+) -> list[EditRecord]:
+    """The records with their probes of the wanted kinds (None: all), of each kind the first `most` (None: all)."""
+    return [replace(record, probes=_chosen(record.probes, kinds, most)) for record in records]
+
+
+def _chosen(probes: Sequence[Probe], kinds: Collection[str] | None, most: int | None) -> tuple[Probe, ...]:
     kept, count = [], Counter[str]()
     for probe in probes:
         count[probe.kind] += 1
         if (kinds is None or probe.kind in kinds) and (most is None or count[probe.kind] <= most):
             kept.append(probe)
     return tuple(kept)
+
+
+def with_subjects(records: list[EditRecord], who: str) -> list[EditRecord]:
+    """The same records, which must all name their subjects.
+
+    Raises:
+        KeditError: One does not; names it, and `who` needs the subject.
+    """
+    for record in records:
+        record.request.named(who)
+    return records
+
+
+def cut(records: Sequence[EditRecord], skip: int, limit: int | None) -> tuple[list[EditRecord], int, int]:
+    """The first `limit` records (None: all) after the first `skip`; how many are passed over, before and after them."""
+    chosen = list(records[skip : None if limit is None else skip + limit])
+    skipped = min(skip, len(records))
+    return chosen, skipped, len(records) - skipped - len(chosen)

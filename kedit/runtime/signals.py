@@ -52,6 +52,19 @@ class Stopper:
             for number in STOPPING:
                 signal.signal(number, self._hear)
 
+    def hold(self) -> None:
+        """From now on a signal waits for `check`."""
+        self.gentle = True
+
+    def release(self) -> None:
+        """From now on a signal ends the command at once; one that has waited does so here.
+
+        Raises:
+            Stopped: One has.
+        """
+        self.gentle = False
+        self.check()
+
     def check(self) -> None:
         """End here if a signal came.
 

@@ -70,11 +70,13 @@ def test_the_first_signal_counts() -> None:
         send()  # of `kedit sweep`, say, beside Slurm's own: nothing happens, whatever is being cleaned up
         assert (stopper.received, stop.value.code) == (signal.SIGTERM, 143)
     with Stopper() as gentle:
-        gentle.gentle = True
+        gentle.hold()
         send()
         send(signal.SIGTERM)
         with pytest.raises(Stopped) as stop:
             gentle.check()
+        with pytest.raises(Stopped):
+            gentle.release()
         assert stop.value.code == 138
     assert [signal.getsignal(number) for number in STOPPING] == before
 

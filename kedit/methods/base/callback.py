@@ -1,11 +1,16 @@
-"""`EditCallback`: Lightning callbacks that also hear of edits and of the rows that are written about them."""
+"""`EditCallback`: Lightning callbacks that also hear of edits and of the rows that are written about them.
+
+And what they ask a trainer for, typed: `editing`, `data_of`, `schedule_of`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from kedit.data.datamodule import EditData
+from kedit.data.schedule import EditSchedule
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.request import EditRecord
 
@@ -50,14 +55,39 @@ def call_hooks(trainer: Trainer, hook: str, module: EditingModule, *about: Any) 
             getattr(callback, hook)(trainer, module, *about)
 
 
+@runtime_checkable
+class _Edits(Protocol):
+    """What tells a kedit method from another LightningModule; the class itself imports this file."""
+
+    @property
+    def editor(self) -> EditingModule: ...
+
+    def edits(self, batch: EditBatch | None = None) -> Any: ...
+
+
 def editing(module: LightningModule) -> EditingModule:
     """`module` as the editing module it must be.
 
     Raises:
         TypeError: Another LightningModule is being trained.
     """
-    from kedit.methods.base.module import EditingModule
-
-    if not isinstance(module, EditingModule):
+    if not isinstance(module, _Edits):
         raise TypeError(f"an EditCallback needs a kedit method, not {type(module).__name__}")
-    return module
+    return cast("EditingModule", module)
+
+
+def data_of(trainer: Trainer) -> EditData:
+    """The data module whose records a trainer's run edits.
+
+    Raises:
+        TypeError: It was given another one, or none.
+    """
+    data = getattr(trainer, "datamodule", None)  # Lightning sets it when a run begins
+    if not isinstance(data, EditData):
+        raise TypeError(f"a kedit method edits the records of an EditData, not of {type(data).__name__}")
+    return data
+
+
+def schedule_of(trainer: Trainer) -> EditSchedule:
+    """Which records a trainer's run edits, and when."""
+    return data_of(trainer).schedule

@@ -25,6 +25,18 @@ class Outcome:
     info: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
+    def report(self, info: dict[str, Any], error: str | None) -> None:
+        """What came of the edit: its figures, and why it failed where it did."""
+        self.info, self.error = info, error
+
+    def note(self, **info: Any) -> None:
+        """Further figures."""
+        self.info |= info
+
+    def fail(self, why: str) -> None:
+        """The edit was not made."""
+        self.error = why
+
 
 @dataclass
 class EditBatch:
@@ -37,7 +49,8 @@ class EditBatch:
         deltas: In the `single` regime one delta per record (None where it failed); otherwise one for the batch.
         baseline_deltas: What the editor alone would have changed, where the method adds to an editor (REP, STEAM).
         baseline_outcomes: One per record, where that was an optimisation of its own (STEAM); None: `outcomes` are its
-        too. seconds: Wall-clock time of the edit, measuring not included.
+            too.
+        seconds: Wall-clock time of the edit, measuring not included.
     """
 
     index: int
@@ -47,6 +60,19 @@ class EditBatch:
     seconds: float = 0.0
     baseline_deltas: list[Delta | None] | None = None
     baseline_outcomes: list[Outcome] | None = None
+
+    @classmethod
+    def of(cls, index: int, records: list[EditRecord]) -> EditBatch:
+        """A batch about to be edited: nothing has come of its records yet."""
+        return cls(index, records, [Outcome(record) for record in records])
+
+    def add_baseline(self, deltas: list[Delta | None], outcomes: list[Outcome] | None = None) -> None:
+        """Puts what the editor alone would have changed beside the batch's own deltas."""
+        self.baseline_deltas, self.baseline_outcomes = deltas, outcomes
+
+    def finish(self, deltas: list[Delta | None], seconds: float) -> None:
+        """Takes up what was changed, and how long that took."""
+        self.deltas, self.seconds = deltas, seconds
 
 
 def batch_seed(seed: int, index: int) -> int:

@@ -17,12 +17,14 @@ import torch
 from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 
+from kedit.data.datamodule import EditData
+from kedit.data.schedule import EditSchedule
 from kedit.delta.delta import Delta
 from kedit.delta.serialization import pack, unpack
 from kedit.errors import KeditError
-from kedit.methods.base.callback import call_hooks
+from kedit.methods.base.callback import call_hooks, data_of
 from kedit.methods.base.committed import AppliedEdits, Outcomes, as_entry, outcomes_of
-from kedit.methods.base.edit_batch import EditBatch, Outcome, batch_seed
+from kedit.methods.base.edit_batch import EditBatch, batch_seed
 from kedit.methods.base.edit_loop import PhaseRunner
 from kedit.methods.base.holder import ModelHolder
 from kedit.methods.base.phase import EditProgram, Phase
@@ -71,7 +73,7 @@ class EditingModule(ModelHolder, ABC):
         self.edits_done = 0
         self._committed = AppliedEdits(self.merges_deltas)
         self._restored: dict[str, Any] | None = None
-        self._course: PhaseRunner | None = None
+        self._runner: PhaseRunner | None = None
         self._idle = nn.Parameter(torch.zeros(1))  # what the optimiser holds before the first phase
 
     def unfit_records(self, records: list[EditRecord]) -> dict[str, str]:
@@ -137,9 +139,19 @@ class EditingModule(ModelHolder, ABC):
         return self.edits_done if self._restored is None else int(self._restored["edits_done"])
 
     @property
-    def _data(self) -> Any:
+    def editor(self) -> EditingModule:
+        """The method that changes the weights: this one, or the one that it adds to."""
+        return self
+
+    @property
+    def _data(self) -> EditData:
         """The data module."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+        return data_of(self.trainer)
+
+    @property
+    def schedule(self) -> EditSchedule:
+        """Which records the run edits, and when."""
+        return self._data.schedule
 
     @property
     def deltas(self) -> list[Delta]:
@@ -156,11 +168,12 @@ class EditingModule(ModelHolder, ABC):
     def setup(self, stage: str) -> None:
         """Loads the model and sizes the run: as many epochs as there are edit batches."""
         _ = self.lm
-        data = self._data
-        if self.regime == "single":
-            data.make_batches(size=self.lane_count(), sort_by_length=self.lane_count() > 1)
-        data.width = distributed.world_size() if self.regime == "single" else 1
-        rounds = -(-len(data.batches) // data.width)
+        if self.regime == "single":  # the lanes are independent, and each process has its own
+            lanes, processes = self.lane_count(), distributed.world_size()
+            self._data.make_schedule(lanes, lanes > 1, width=processes, rank=distributed.rank())
+        else:
+            self._data.make_schedule()
+        rounds = self.schedule.epochs
         loop = self.trainer.fit_loop
         limit = loop.max_epochs
         if limit is None or limit < 0 or limit > rounds:
@@ -174,7 +187,7 @@ class EditingModule(ModelHolder, ABC):
     @property
     def _phase(self) -> Phase | None:
         """What is optimised now."""
-        return None if self._course is None else self._course.phase
+        return None if self._runner is None else self._runner.phase
 
     def on_fit_start(self) -> None:
         """Method's preparation on the unedited model, then what a resumed run had committed."""
@@ -189,7 +202,7 @@ class EditingModule(ModelHolder, ABC):
         with nullcontext() if self._restored is None else taking_back(self._checkpoint):
             self._committed.begin(self.lm, self._restored["edits"] if self._restored else [], self.device)
         self._restored = None
-        if self.edits_done and self.edits_done >= self._data.done_after((self.trainer.max_epochs or 0) - 1):
+        if self.edits_done and self.edits_done >= self.schedule.done_after((self.trainer.max_epochs or 0) - 1):
             self._end_at_once()
 
     def _end_at_once(self) -> None:
@@ -204,22 +217,20 @@ class EditingModule(ModelHolder, ABC):
     def on_train_epoch_start(self) -> None:
         """Takes up the epoch's edit batch."""
         self.lm.model.eval()
-        data = self._data
-        index = data.index_of(self.trainer.current_epoch)
-        records = list(data.batches[index]) if index < len(data.batches) else []
-        self.batch = EditBatch(index, records, [Outcome(record) for record in records])
+        index, records = self.schedule.index_of(self.current_epoch), list(self.schedule.batch_of(self.current_epoch))
+        self.batch = EditBatch.of(index, records)
         seed_everything(batch_seed(self.seed, index), workers=False, verbose=False)
         call_hooks(self.trainer, "on_edit_start", self, self.batch)
         self._started = time.perf_counter()
-        self._course = PhaseRunner(
+        self._runner = PhaseRunner(
             self.edit(self.batch) if records else None, lambda: self.trainer.strategy.setup_optimizers(self.trainer)
         )
-        self._course.begin()
+        self._runner.begin()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Moves to the next phase when one has ended; -1 ends the epoch when there is none."""
-        assert self._course is not None
-        return None if self._course.advance(batch_idx) else -1
+        assert self._runner is not None
+        return None if self._runner.advance(batch_idx) else -1
 
     def training_step(self, batch: list[EditRecord], batch_idx: int) -> Tensor | None:
         """The method's loss; nothing to learn from in a step that is taken because other processes need it."""
@@ -239,17 +250,17 @@ class EditingModule(ModelHolder, ABC):
 
     def on_train_epoch_end(self) -> None:
         """Ends the edit, commits it where edits accumulate, and lets the callbacks measure."""
-        assert self._course is not None
-        self._course.finish()  # the steps may be spent; with fast_dev_run there was only one
-        self.batch.deltas = self._course.deltas
+        assert self._runner is not None
+        self._runner.finish()  # the steps may be spent; with fast_dev_run there was only one
+        deltas = self._runner.deltas
         if self.regime != "single" and distributed.world_size() > 1:  # one model: all go on with the same bits
-            packed = distributed.from_first(lambda: [None if d is None else pack(d) for d in self.batch.deltas])
+            packed = distributed.from_first(lambda: [None if d is None else pack(d) for d in deltas])
             if not distributed.is_main():
-                self.batch.deltas = [None if d is None else unpack(d).to(self.device) for d in packed]
-        self.batch.seconds = time.perf_counter() - self._started
+                deltas = [None if d is None else unpack(d).to(self.device) for d in packed]
+        self.batch.finish(deltas, time.perf_counter() - self._started)
         if self.regime == "sequential":
             self._committed.add(self.batch)
-        self.edits_done = self._data.done_after(self.trainer.current_epoch)
+        self.edits_done = self.schedule.done_after(self.trainer.current_epoch)
         call_hooks(self.trainer, "on_edit_end", self, self.batch)
 
     # -- checkpoints: deltas and state, never the base weights -------------------------------------------
@@ -267,19 +278,19 @@ class EditingModule(ModelHolder, ABC):
         """What one edit batch of a sequential run has added, or all so far, as a checkpoint or its journal holds it."""
         if batch is not None:
             return as_entry(batch.deltas, outcomes_of(batch), self.edit_state(batch.records))
-        records = [record for batch in self._data.batches[: self.edits_done] for record in batch]
+        records = self.schedule.edited_in(self.edits_done)
         return as_entry(self.deltas, self.outcomes, self.edit_state(records))
 
     def _identity(self) -> dict[str, Any]:
         """What a run must share with the checkpoint that it goes on from."""
-        data = self._data
+        schedule = self.schedule
         same = {key: value for key, value in self.describe().items() if key not in self.found_out}
-        counts = {"edit_batches": len(data.batches), "processes": distributed.world_size()}
-        return same | {"data": data.fingerprint} | counts
+        counts = {"edit_batches": len(schedule.batches), "processes": distributed.world_size()}
+        return same | {"data": schedule.fingerprint} | counts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the checkpoint is of this run's model and method."""
-        self._restored = read_state(self._identity(), self._checkpoint, len(self._data.batches))
+        self._restored = read_state(self._identity(), self._checkpoint, len(self.schedule.batches))
         check_loops(self._checkpoint, checkpoint["loops"].get("fit_loop"), self.trainer.fit_loop.state_dict())
 
     @property

@@ -23,6 +23,9 @@ from kedit.text.prompts import slots
 
 log = logging.getLogger(__name__)
 
+MoreTerms = Callable[[Sequence[EditRecord]], Sequence[Term]]
+MoreInfo = Callable[[EditRecord], dict[str, Any]]
+
 
 class LocateThenEdit(EditingModule):
     """Base of the methods with a v*: its options, the context templates, and both in results and checkpoints.
@@ -42,10 +45,6 @@ class LocateThenEdit(EditingModule):
         stats: Where the covariance comes from.
         lanes: Requests optimised side by side; 0 lets kedit choose.
         seed: Every edit batch seeds itself from this and its number.
-
-    Attributes:
-        more_terms: Gives further terms of v*'s loss for some records, a lane each (STEAM).
-        more_info: What results should say of a record's v* beside the figures of its lane (STEAM).
     """
 
     def __init__(
@@ -82,8 +81,7 @@ class LocateThenEdit(EditingModule):
         self.context_config, self.stats_config = contexts, stats
         self.contexts: list[str] = []
         self._told = False  # that some prompts are edited without contexts
-        self.more_terms: Callable[[Sequence[EditRecord]], Sequence[Term]] | None = None
-        self.more_info: Callable[[EditRecord], dict[str, Any]] = lambda record: {}
+        self._added: list[tuple[MoreTerms, MoreInfo]] = []
 
     def fill_in(self, lr: float, steps: int, weight_decay: float, clamp: float) -> None:
         """Gives the v* options that the user left open the model's own values."""
@@ -128,8 +126,21 @@ class LocateThenEdit(EditingModule):
 
     def terms(self, records: Sequence[EditRecord]) -> list[Term]:
         """The loss of v* (baselines 1.0, step 4) for some records, a lane each, with what a method adds to it."""
-        own: list[Term] = [NLL(), KLDivergence(self.kl_factor), WeightDecay(required(self.weight_decay))]
-        return own if self.more_terms is None else [*own, *self.more_terms(records)]
+        base: list[Term] = [NLL(), KLDivergence(self.kl_factor), WeightDecay(required(self.weight_decay))]
+        return base + [term for more, _ in self._added for term in more(records)]
+
+    def add_terms(self, terms: MoreTerms, info: MoreInfo) -> None:
+        """Gives v*'s loss further terms (STEAM).
+
+        Args:
+            terms: Gives them for some records, a lane each.
+            info: What results should say of a record's v* beside the figures of its lane.
+        """
+        self._added.append((terms, info))
+
+    def more_info(self, record: EditRecord) -> dict[str, Any]:
+        """What results should say of a record's v* because of the terms that were added."""
+        return {name: value for _, info in self._added for name, value in info(record).items()}
 
     def method_state(self) -> dict[str, Any]:
         """The contexts, so that a resumed run edits with the same."""

@@ -20,8 +20,9 @@ from kedit.keyvalue.keys import context_weights
 from kedit.keyvalue.multilayer import JointSolve, solve_layers
 from kedit.keyvalue.published import MultiLayerDefaults
 from kedit.methods.base.edit_batch import EditBatch, Outcome
-from kedit.methods.base.phase import Barrier, EditProgram, Phase, ValuePhase
+from kedit.methods.base.phase import Barrier, EditProgram, Phase
 from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, lane_error, lane_info, required
+from kedit.methods.locate_then_edit.value_phase import ValuePhase
 from kedit.model.architecture import check_layers, weight
 from kedit.model.lm import LM
 from kedit.runtime import distributed
@@ -163,7 +164,7 @@ class MultiLayerEditor(LocateThenEdit):
         for chunk, (targets, outcomes) in zip(chunks, parts, strict=True):
             z[chunk] = targets.to(z)
             for i, (info, error) in zip(chunk, outcomes, strict=True):
-                batch.outcomes[i].info, batch.outcomes[i].error = info, error
+                batch.outcomes[i].report(info, error)
         return z
 
     def _lanes(self, batch: EditBatch, chunk: list[int]) -> Generator[Phase, None, Tensor]:
@@ -182,8 +183,8 @@ class MultiLayerEditor(LocateThenEdit):
         yield ValuePhase(lanes, required(self.v_lr), int(required(self.steps)))
         lanes.close()
         for lane, i in enumerate(chunk):
-            batch.outcomes[i].info = lane_info(lanes, lane) | self.more_info(batch.records[i])
-            batch.outcomes[i].error = lane_error(lanes, lane)
+            info = lane_info(lanes, lane) | self.more_info(batch.records[i])
+            batch.outcomes[i].report(info, lane_error(lanes, lane))
         return lanes.v_star.double()
 
     def _report(self, system: JointSolve, outcomes: list[Outcome], before: Tensor, after: Tensor) -> None:
@@ -192,15 +193,16 @@ class MultiLayerEditor(LocateThenEdit):
         modules = delta.modules(self.lm.model).values()
         size = sum(float(weight(module).float().norm()) ** 2 for module in modules) ** 0.5
         for place, i in enumerate(system.members):
-            outcomes[i].error = system.error
-            outcomes[i].info["residual"] = finite(float(before[i]))  # ||z - h||
-            if system.error is None:
-                outcomes[i].info |= {
-                    "residual_left": finite(float(after[i] / before[i])),
-                    "strength": [float(shares[place]) for shares in system.shares],
-                    "delta_norm": delta.norm(),
-                    "delta_over_weight": delta.norm() / size,
-                }
+            outcomes[i].note(residual=finite(float(before[i])))  # ||z - h||
+            if system.error is not None:
+                outcomes[i].fail(system.error)
+                continue
+            outcomes[i].note(
+                residual_left=finite(float(after[i] / before[i])),
+                strength=[float(shares[place]) for shares in system.shares],
+                delta_norm=delta.norm(),
+                delta_over_weight=delta.norm() / size,
+            )
 
     @property
     def _layers(self) -> list[int]:

@@ -13,8 +13,9 @@ from kedit.errors import KeditError
 from kedit.keyvalue import ValueObjective, ValueOptimization
 from kedit.keyvalue.published import value_defaults
 from kedit.methods.base.edit_batch import EditBatch, Outcome
-from kedit.methods.base.phase import EditProgram, ValuePhase
+from kedit.methods.base.phase import EditProgram
 from kedit.methods.locate_then_edit.base import LocateThenEdit, lane_error, lane_info, required
+from kedit.methods.locate_then_edit.value_phase import ValuePhase
 from kedit.model.architecture import check_layers, weight
 from kedit.runtime.progress import stages
 
@@ -77,8 +78,7 @@ class SingleLayerEditor(LocateThenEdit):
         v_star = lanes.v_star.double()
         deltas: list[Delta | None] = []
         for i, outcome in enumerate(batch.outcomes):
-            outcome.info = lane_info(lanes, i) | self.more_info(outcome.record)
-            outcome.error = lane_error(lanes, i)
+            outcome.report(lane_info(lanes, i) | self.more_info(outcome.record), lane_error(lanes, i))
             deltas.append(None if outcome.error else self._delta(keys[i], values[i], v_star[i], outcome))
         return deltas
 
@@ -118,11 +118,13 @@ class SingleLayerEditor(LocateThenEdit):
         try:
             factors = self.solve(keys, values, v_star, direction)
         except KeditError as error:
-            outcome.error = str(error)
+            outcome.fail(str(error))
             return None
         delta = Delta({self.lm.arch.path("mlp_out", self._layer): Factors(factors.left.float(), factors.right.float())})
         w = weight(self.lm.arch.module(self.lm.model, "mlp_out", self._layer))
-        outcome.info["delta_norm"] = delta.norm()
-        outcome.info["delta_over_weight"] = delta.norm() / float(w.float().norm())
-        outcome.info["k_dot_u"] = float(keys[0] @ direction / direction.norm())
+        outcome.note(
+            delta_norm=delta.norm(),
+            delta_over_weight=delta.norm() / float(w.float().norm()),
+            k_dot_u=float(keys[0] @ direction / direction.norm()),
+        )
         return delta

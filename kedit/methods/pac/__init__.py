@@ -4,6 +4,7 @@ from kedit.methods.pac.config import ContrastConfig, LocalityConfig, Objective, 
 from kedit.methods.pac.labels import Labelled, argmaxes, encode_request, greedy_answers, labelled
 from kedit.methods.pac.locality import LocalityTerm
 from kedit.methods.pac.rectify import Bias, Part, Rectifier
+from kedit.methods.pac.requests import BATCH, Progress, Request, score_requests
 from kedit.methods.pac.tracing.capture import capture
 from kedit.methods.pac.tracing.choose import choose, layer_weights, nodes_to_choose_from
 from kedit.methods.pac.tracing.profile import Profile
@@ -12,7 +13,7 @@ from kedit.methods.pac.tracing.select import Scores, Selection, TraceConfig, lay
 from kedit.methods.pac.tracing.sites import Site, sites
 from kedit.methods.pac.tracing.trace import trace, trace_each
 from kedit.methods.pac.trainable import TrainableNodes
-from kedit.methods.pac.training import BATCH, Progress, RectifyLoop, Request, score_requests
+from kedit.methods.pac.training import RectifyLoop
 
 __all__ = [
     "BATCH",

@@ -13,7 +13,7 @@ from kedit.data import read_facts
 from kedit.errors import KeditError
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.module import EditingModule, Regime
-from kedit.methods.base.phase import EditProgram, Phase, RectifyPhase
+from kedit.methods.base.phase import EditProgram, Phase
 from kedit.methods.locate_then_edit.base import finite
 from kedit.methods.pac import (
     BATCH,
@@ -39,6 +39,7 @@ from kedit.methods.pac import (
     released,
     score_requests,
 )
+from kedit.methods.pac.rectify_phase import RectifyPhase
 from kedit.model.lm import LMConfig
 from kedit.request import EditRecord
 from kedit.runtime import distributed
@@ -112,8 +113,7 @@ class PAC(EditingModule):
     def setup(self, stage: str) -> None:
         """Sizes the run."""
         super().setup(stage)
-        data = self._data
-        n = 1 if self.regime == "single" else data.batch_size
+        n = 1 if self.regime == "single" else self.schedule.size
         t = self.train_config
         per_pass = n if self.scope == "edit" else -(-n // t.mini_batch)
         turns = 2 if self.contrasts and t.objective == "alternate" else 1
@@ -124,19 +124,18 @@ class PAC(EditingModule):
     def start(self) -> None:
         """What the unedited model says: to every request, and to the prompts that are to stay as they are."""
         nodes_to_choose_from(self.lm, self.trace_config)
-        data = self._data
-        records = [record for batch in data.batches for record in batch]
+        records = self.schedule.edited_in()
         self.requests = {request.case: request for request in self._asked(records)}
         if self.locality.weight > 0:
             self.locality_term = LocalityTerm(self.lm, self.locality, records, read_facts("train"), self.seed)
-        if self.scope == "dataset" and len(data.batches) > 1:
+        if self.scope == "dataset" and len(self.schedule.batches) > 1:
             self.profile = Profile()  # a resumed run traces again what it has in there
             self._chosen = self._choose([self.requests[r.request.case_id] for r in records])
 
     def _asked(self, records: Sequence[EditRecord]) -> list[Request]:
         texts = [encode_request(self.lm, record.request) for record in records]
         cases = [record.request.case_id for record in records]
-        found: list[Request] = []
+        asked: list[Request] = []
         for start in range(0, len(texts), BATCH):
             some = texts[start : start + BATCH]
             greedy = self.contrast.original == "greedy"
@@ -147,8 +146,8 @@ class PAC(EditingModule):
                 flat = iter(argmaxes(self.lm, labelled(self.lm, some)).tolist())
                 base_labels = [tuple(next(flat) for _ in text.target) for text in some]
             rows = zip(cases[start : start + BATCH], some, originals, base_labels, strict=True)
-            found += [Request(*row) for row in rows]
-        return found
+            asked += [Request(*row) for row in rows]
+        return asked
 
     def edit(self, batch: EditBatch) -> EditProgram:
         """Traces and rectifies: the edit batch as one, or one request after another (`scope: edit`)."""
@@ -167,21 +166,21 @@ class PAC(EditingModule):
             except KeditError as error:
                 sides.undo()
                 for request in group:
-                    batch.outcomes[requests.index(request)].error = str(error)
+                    batch.outcomes[requests.index(request)].fail(str(error))
                 continue
             nodes |= dict.fromkeys([request.case for request in group], size)
             earlier += group
         if self.scope == "edit" and len(requests) > 1:  # later edits may have undone earlier ones
             self._look(sides, requests, progress)
         for request, outcome in zip(requests, batch.outcomes, strict=True):
-            own = progress.get(request.case, Progress())
-            outcome.info = {
-                "steps": own.steps,
-                "loss": finite(own.loss),
-                "answered": own.answered,
-                "nodes": nodes.get(request.case),
-                "rollbacks": own.rollbacks,
-            }
+            fared = progress.get(request.case, Progress())
+            outcome.note(
+                steps=fared.steps,
+                loss=finite(fared.loss),
+                answered=fared.answered,
+                nodes=nodes.get(request.case),
+                rollbacks=fared.rollbacks,
+            )
         failed = all(outcome.error is not None for outcome in batch.outcomes)
         return [None if failed else sides.delta(self.contrast.merge)]
 
@@ -189,8 +188,7 @@ class PAC(EditingModule):
         """The requests of the edit batches that are part of the weights."""
         if self.regime != "sequential":
             return []
-        data = self._data
-        return [self.requests[record.request.case_id] for batch in data.batches[:index] for record in batch]
+        return [self.requests[record.request.case_id] for record in self.schedule.edited_in(index)]
 
     def _sides(self) -> TrainableNodes:
         t, c = self.train_config, self.contrast
@@ -207,7 +205,7 @@ class PAC(EditingModule):
     ) -> Generator[Phase, None, int]:
         """Traces, trains, and traces again every `retrace` passes; the number of nodes in T+ at last."""
         t, size = self.train_config, 0
-        own = replace(t, mini_batch=1) if self.scope == "edit" else replace(t, rehearse=0)
+        options = replace(t, mini_batch=1) if self.scope == "edit" else replace(t, rehearse=0)
         period = t.retrace or t.passes
         for done in range(0, t.passes, period):
             with sides.installed("critical"):
@@ -217,14 +215,14 @@ class PAC(EditingModule):
             optimizer = sides.take(selection, weights)
             size = sum(len(nodes) for nodes in selection.critical.values())
             passes = min(period, t.passes - done)
-            options = (own, self.contrast, self.locality, passes, generator)
-            course = RectifyLoop(self.lm, sides, requests, *options, self.locality_term, progress, earlier)
-            phase = RectifyPhase(course, optimizer)
+            parts = (options, self.contrast, self.locality, passes, generator, self.locality_term)
+            loop = RectifyLoop(self.lm, sides, requests, *parts, progress, earlier)
+            phase = RectifyPhase(loop, optimizer)
             yield phase
             if phase.error is not None:
                 raise phase.error
-            course.finish()
-            if course.learned:
+            loop.finish()
+            if loop.learned:
                 break
         return size
 
@@ -260,8 +258,7 @@ class PAC(EditingModule):
         """
         fared = score_requests(self.lm, sides.delta(self.contrast.merge), requests)
         for request, loss, yes in zip(requests, *fared, strict=True):
-            own = progress.setdefault(request.case, Progress())
-            own.loss, own.answered = loss, yes
+            progress.setdefault(request.case, Progress()).look(loss, yes)
 
     def whole_profile(self) -> Profile:
         """That of all processes, which trace paths of their own in the single regime; to be called by all of them."""

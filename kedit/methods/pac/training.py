@@ -11,77 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kedit.delta.delta import Delta, edited
 from kedit.errors import KeditError
 from kedit.forward.packing import logits_of
 from kedit.methods.pac.config import ContrastConfig, LocalityConfig, TrainConfig
 from kedit.methods.pac.labels import Labelled, labelled
 from kedit.methods.pac.locality import LocalityTerm, last_places
+from kedit.methods.pac.requests import Progress, Request, score_requests
 from kedit.methods.pac.trainable import Changes, TrainableNodes
 from kedit.model.lm import LM
-from kedit.model.tokenization import Tokens
 
 log = logging.getLogger(__name__)
-
-BATCH = 16
-"""Requests in a forward or tracing pass that is no training step."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is trained for one request.
-
-    Attributes:
-        case: Its record.
-        text: Its prompt with the new target.
-        original: The same positions with what the unedited model says, or its own continuation (`contrast.original`).
-        base_labels: Labels of `original`'s positions.
-    """
-
-    case: str
-    text: Tokens
-    original: Tokens
-    base_labels: tuple[int, ...]
-
-
-@dataclass
-class Progress:
-    """How a request fared.
-
-    Attributes:
-        steps: RectifyLoop of T+ that its loss was part of.
-        loss: Its loss when last seen, before a step; NaN before.
-        answered: Whether every token of the target was the argmax then.
-        rollbacks: How often its edit batch went back to the best pass.
-    """
-
-    steps: int = 0
-    loss: float = float("nan")
-    answered: bool = False
-    rollbacks: int = 0
-
-
-@torch.no_grad()
-def score_requests(lm: LM, delta: Delta, requests: Sequence[Request]) -> tuple[list[float], list[bool]]:
-    """How requests fare with some changes: their losses, and which are answered, every target token the argmax.
-
-    Raises:
-        KeditError: A change or a loss is not finite.
-    """
-    if not all(bool(numbers.isfinite().all()) for _, numbers in delta.numbers()):
-        raise KeditError("the weights are not finite after the last step; a smaller model.train.lr may help")
-    losses: list[float] = []
-    answered: list[bool] = []
-    with edited(lm.model, delta):
-        for start in range(0, len(requests), BATCH):
-            batch = labelled(lm, [request.text for request in requests[start : start + BATCH]])
-            logits = batch.logits(lm)
-            means = batch.means(logits)
-            if not bool(means.isfinite().all()):
-                raise KeditError("the loss is not finite after the last step; a smaller model.train.lr may help")
-            losses += means.tolist()
-            answered += batch.answered(logits).tolist()
-    return losses, answered
 
 
 @dataclass
@@ -198,7 +137,7 @@ class RectifyLoop:
             self.sides.slow(0.5)
             self._open = {request.case for request in self.requests}
             for case in self._open:
-                self.progress[case].rollbacks += 1
+                self.progress[case].rolled_back()
             log.info("back to the best pass: %d answered after it, %d now; on from it at half the lr", best[0], rank[0])
 
     def _rank(self) -> tuple[int, float]:
@@ -221,8 +160,8 @@ class RectifyLoop:
         needed = self._note(batch, wanted, logits.detach())
         if not bool(needed.any()):
             return None
-        own = replace(wanted, weights=wanted.weights * needed[wanted.rows])
-        loss = self._checked("edit", own.loss_of(logits))
+        still_needed = replace(wanted, weights=wanted.weights * needed[wanted.rows])
+        loss = self._checked("edit", still_needed.loss_of(logits))
         if kept is not None:
             loss = loss + self._checked("locality", self.locality.weight * kept[1].kl(others))
         if joint and contrast is None:
@@ -260,22 +199,24 @@ class RectifyLoop:
         texts = texts.relabelled(base_labels)
         if logits is not None and all(r.original is r.text for r in batch):
             return texts.loss_of(logits)
-        own = [r.original.ids[:-1] for r in batch]
-        return texts.loss_of(logits_of(self.lm, own, texts.rows, texts.cols).float())
+        originals = [r.original.ids[:-1] for r in batch]
+        return texts.loss_of(logits_of(self.lm, originals, texts.rows, texts.cols).float())
 
     def _note(self, batch: list[Request], wanted: Labelled, logits: Tensor) -> Tensor:
         """Keeps how the requests of the batch fare; which texts go on, `[B]` bool."""
         means, right = wanted.means(logits), wanted.answered(logits)
         finished = wanted.answered(logits, self.train.margin) if self.train.stop else torch.zeros_like(right)
         for request, loss, yes, over in zip(batch, means.tolist(), right.tolist(), finished.tolist(), strict=False):
-            own = self.progress[request.case]
-            own.loss, own.answered, own.steps = loss, yes, own.steps + (not over)
+            progress = self.progress[request.case]
+            progress.look(loss, yes)
+            if not over:
+                progress.stepped()
         return ~finished
 
     def _checked(self, name: str, loss: Tensor) -> Tensor:
         value = float(loss.detach())
         if not math.isfinite(value):
-            steps = max(own.steps for own in self.progress.values())
+            steps = max(progress.steps for progress in self.progress.values())
             raise KeditError(f"the {name} loss is {value} after {steps} steps; a smaller model.train.lr may help")
         self.terms[name] = value
         return loss

@@ -64,6 +64,7 @@ class KeySource:
         subjects: Subjects of other requests, from which negatives are drawn; those in a record's own probes are
             passed over.
         corpus: Token ids of ordinary text, `[n]`; its keys are negatives of every edit.
+        claims: What edits have claimed before, in a run that is resumed (`claim`).
     """
 
     def __init__(
@@ -74,13 +75,14 @@ class KeySource:
         n_edit: int,
         subjects: Iterable[str],
         corpus: Tensor | None,
+        claims: Claims | None = None,
     ) -> None:
         self.lm, self.config, self.n_edit = lm, config, n_edit
         self.contexts = list(contexts)
         self.subjects = list(dict.fromkeys(subjects))
         self._corpus = corpus
         self._shared: dict[int, Tensor] = {}
-        self.claims: Claims = {}
+        self.claims: Claims = {} if claims is None else claims
 
     def claim(
         self, records: Sequence[EditRecord], layer: int, bank: BatchedDeltas | None, lanes: Sequence[int]

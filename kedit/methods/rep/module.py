@@ -18,7 +18,7 @@ from kedit.delta.pathway import Pathway
 from kedit.errors import KeditError
 from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.methods.base.edit_batch import EditBatch
-from kedit.methods.base.phase import AdapterPhase, Barrier, EditProgram, Phase
+from kedit.methods.base.phase import Barrier, EditProgram, Phase
 from kedit.methods.locate_then_edit.base import LocateThenEdit
 from kedit.methods.locate_then_edit.rome import ROME
 from kedit.methods.rep import (
@@ -33,6 +33,7 @@ from kedit.methods.rep import (
     parity_config,
     stronger,
 )
+from kedit.methods.rep.adapter_phase import AdapterPhase
 from kedit.methods.wrappers.base import EditorWrapper
 from kedit.request import EditRecord
 from kedit.runtime import distributed
@@ -75,16 +76,14 @@ class REP(EditorWrapper):
     def setup(self, stage: str) -> None:
         """The editor's, and the adapter's steps."""
         super().setup(stage)
-        data = self._data
-        chunks = 1 if self.regime == "single" else -(-data.batch_size // self.lane_count())
+        chunks = 1 if self.regime == "single" else -(-self.schedule.size // self.lane_count())
         adapters = chunks * len(self.editor.edited_layers)
         self.steps_per_batch += adapters * self.adapter.steps
 
     def start(self) -> None:
         """The editor's preparation; then what all adapters share: contexts, other subjects, ordinary text."""
         super().start()
-        data = self._data
-        records = [record for batch in data.batches for record in batch]
+        records = self.schedule.edited_in()
         plain = [record for record in records if record.variants is None]
         drawn = with_variants(self.lm, plain, QueryConfig(long_contexts=0, train_long=self.adapter.long_contexts))
         self.drawn = {record.request.case_id: record.variants for record in drawn}
@@ -99,11 +98,11 @@ class REP(EditorWrapper):
         if c.corpus_tokens:
             lines = corpus_lines(self.lm, self.editor.stats_config, 8 * c.corpus_tokens)
             ids = torch.tensor(self.lm.encode(" ".join(lines))[: c.corpus_tokens])
-        self.source = KeySource(self.lm, c, contexts, len(self.editor.contexts), others, ids)
-        self.source.claims = {
+        claims = {
             layer: {case: (subject, keys.to(self.device)) for case, (subject, keys) in of_layer.items()}
             for layer, of_layer in self._claims.items()
         }
+        self.source = KeySource(self.lm, c, contexts, len(self.editor.contexts), others, ids, claims)
         self.source.read_shared(self.editor.edited_layers)
         if self.regime == "single" and c.other_edits:
             for layer in self.editor.edited_layers:
@@ -111,8 +110,9 @@ class REP(EditorWrapper):
 
     def edit(self, batch: EditBatch) -> EditProgram:
         """The editor's algorithm, then an adapter for each edit and layer, from the lowest layer up."""
-        batch.baseline_deltas = yield from self.editor.edit(batch)
-        return (yield from self.adapt(batch, batch.baseline_deltas))
+        deltas = yield from self.editor.edit(batch)
+        batch.add_baseline(deltas)
+        return (yield from self.adapt(batch, deltas))
 
     def adapt(self, batch: EditBatch, deltas: Sequence[Delta | None]) -> EditProgram:
         """Adds the adapters to what the editor has changed."""
@@ -121,13 +121,13 @@ class REP(EditorWrapper):
         k_stars: list[dict[str, list[Tensor]]] = [{} for _ in deltas]
         for layer in self.editor.edited_layers:
             path = self.lm.arch.path("mlp_out", layer)
-            found: dict[int, list[Pathway]] = {}
+            pathways: dict[int, list[Pathway]] = {}
             self._claim(batch, deltas, edits, layer)
             for (record, lane, _), adapter in (yield from self._adapters(batch, deltas, edits, layer, path)):
-                found.setdefault(lane, []).append(adapter.pathway.to(self.device))
+                pathways.setdefault(lane, []).append(adapter.pathway.to(self.device))
                 k_stars[lane].setdefault(path, []).append(adapter.k_star.to(self.device))
                 batch.outcomes[record].info.setdefault("pathway", {})[str(layer)] = adapter.figures
-            deltas = [_with(delta, path, found.get(i, [])) for i, delta in enumerate(deltas)]
+            deltas = [_with(delta, path, pathways.get(i, [])) for i, delta in enumerate(deltas)]
         return self._strengthen(batch, deltas, k_stars, edits)
 
     def _adapters(
@@ -137,16 +137,16 @@ class REP(EditorWrapper):
         size = self.lane_count()
         chunks = [edits[start : start + size] for start in range(0, len(edits), size)]
         together = self.regime != "single"
-        found: list[list[_Adapter]] = []
+        trained: list[list[_Adapter]] = []
         for some in distributed.share(chunks) if together else chunks:
             tasks = self._tasks(batch, deltas, some, layer, path)
             pathways = yield from self._pathways(tasks)
             made = zip(pathways, tasks, strict=True)
-            found.append([_Adapter(pathway, task.k_star, figures(pathway, task)) for pathway, task in made])
+            trained.append([_Adapter(pathway, task.k_star, figures(pathway, task)) for pathway, task in made])
         if together:
             yield Barrier()
-            found = distributed.gather_shares([[adapter.on_cpu() for adapter in some] for some in found])
-        pairs = zip(chunks, found, strict=True)
+            trained = distributed.gather_shares([[adapter.on_cpu() for adapter in some] for some in trained])
+        pairs = zip(chunks, trained, strict=True)
         return [pair for some, adapters in pairs for pair in zip(some, adapters, strict=True)]
 
     def _strengthen(
@@ -158,19 +158,19 @@ class REP(EditorWrapper):
     ) -> list[Delta | None]:
         """Lets the adapters deliver the share of the edit that `edit_strength` says, or that their variants need."""
         lanes = [i for i, delta in enumerate(deltas) if delta is not None and delta.pathways]
-        own = [deltas[i] or Delta() for i in lanes]
+        adapted = [deltas[i] or Delta() for i in lanes]
         if self.adapter.edit_strength is None and lanes:
             records = [[self._with_variants(batch.records[r]) for r, lane, _ in edits if lane == i] for i in lanes]
             choices, most = self.adapter.edit_strengths, self.adapter.strength_variants
-            chosen = choose_edit_strength(self.lm, own, [k_stars[i] for i in lanes], records, choices, most)
+            chosen = choose_edit_strength(self.lm, adapted, [k_stars[i] for i in lanes], records, choices, most)
         else:
             chosen = [self.adapter.edit_strength or 1.0] * len(lanes)
         result = list(deltas)
-        for i, delta, edit_strength in zip(lanes, own, chosen, strict=True):
+        for i, delta, edit_strength in zip(lanes, adapted, chosen, strict=True):
             result[i] = stronger(delta, k_stars[i], edit_strength) if edit_strength != 1.0 else delta
             for record, lane, _ in edits:
                 if lane == i:
-                    batch.outcomes[record].info["pathway_edit_strength"] = edit_strength
+                    batch.outcomes[record].note(pathway_edit_strength=edit_strength)
         return result
 
     def _with_variants(self, record: EditRecord) -> EditRecord:
@@ -224,8 +224,8 @@ class REP(EditorWrapper):
 
     def describe(self) -> dict[str, Any]:
         """Provenance: the editor's hyperparameters, then the adapter's."""
-        own = {"mode": self.mode, "parity": self.parity, "adapter": asdict(self.adapter)}
-        return super().describe() | own
+        options = {"mode": self.mode, "parity": self.parity, "adapter": asdict(self.adapter)}
+        return super().describe() | options
 
 
 _Edit = tuple[int, int, int]  # record, delta, row of the delta's factors

@@ -14,7 +14,7 @@ from lightning.pytorch import seed_everything
 from kedit.data import read_counterfact, read_records
 from kedit.errors import KeditError
 from kedit.keyvalue import Term
-from kedit.methods.base.edit_batch import EditBatch, Outcome, batch_seed
+from kedit.methods.base.edit_batch import EditBatch, batch_seed
 from kedit.methods.base.phase import EditProgram, Phase
 from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, required
 from kedit.methods.steam import (
@@ -73,7 +73,7 @@ class STEAM(EditorWrapper):
         self._pool = Pool([])
         self._centre: torch.Tensor | None = None
         self._terms: dict[str, tuple[Alignment, int]] = {}  # case -> its term and lane
-        editor.more_terms, editor.more_info = self._more_terms, self._more_info
+        editor.add_terms(self._more_terms, self._more_info)
 
     def setup(self, stage: str) -> None:
         """The editor's, and the layers, as far as they can be known without running the model."""
@@ -83,14 +83,12 @@ class STEAM(EditorWrapper):
         if self.align.layers != "auto":
             self.layers = self._choose_layers()
         if not self.align.off:  # a bad file stops the run here, before statistics are made
-            data = self._data
-            self._pool = pool_of(data.everything, self.anchor_config)
+            self._pool = pool_of(self._data.everything, self.anchor_config)
 
     def start(self) -> None:
         """The editor's preparation; then the anchors of all objects of the run, of the unedited model."""
         super().start()
-        data = self._data
-        records = [record for batch in data.batches for record in batch]
+        records = self.schedule.edited_in()
         if self.align.off:
             return
         self.bank = AnchorBank(self.lm, records, self._pool, self.anchor_config, self.editor.contexts)
@@ -114,31 +112,30 @@ class STEAM(EditorWrapper):
 
     def _compare(self, batch: EditBatch) -> Generator[Phase, None, None]:
         """The same batch by the editor alone, from the same seed; what came of it goes beside the batch's own."""
-        alone = EditBatch(batch.index, batch.records, [Outcome(record) for record in batch.records])
+        alone = EditBatch.of(batch.index, batch.records)
         seed_everything(batch_seed(self.seed, batch.index), workers=False, verbose=False)
         self._alone = True
-        batch.baseline_deltas = yield from self.editor.edit(alone)
+        deltas = yield from self.editor.edit(alone)
         for outcome in alone.outcomes:
             if outcome.error is not None:
-                outcome.error = f"{self._editor_name} alone: {outcome.error}"
-        batch.baseline_outcomes = alone.outcomes
+                outcome.fail(f"{self._editor_name} alone: {outcome.error}")
+        batch.add_baseline(deltas, alone.outcomes)
 
     def describe(self) -> dict[str, Any]:
         """Provenance: the editor's hyperparameters, then those of anchors and alignment."""
-        own = {"anchors": asdict(self.anchor_config), "align": asdict(self.align), "aligned_layers": self.layers}
-        own["compare"] = self.compare
+        options = {"anchors": asdict(self.anchor_config), "align": asdict(self.align), "aligned_layers": self.layers}
         sources = None if self.bank is None else self.bank.counts()
-        return super().describe() | own | {"anchor_sources": sources}
+        return super().describe() | options | {"compare": self.compare, "anchor_sources": sources}
 
     def _more_terms(self, records: Sequence[EditRecord]) -> Sequence[Term]:
         """The alignment term of some records, a lane each; none where no record has an anchor."""
         if self.bank is None or self._alone:
             return []
-        found = [self.bank.anchor(record).mean for record in records]
-        if all(mean is None for mean in found):
+        anchors = [self.bank.anchor(record).mean for record in records]
+        if all(mean is None for mean in anchors):
             return []
         missing = torch.full((len(self.layers), self.lm.d_model), float("nan"))
-        means = torch.stack([missing if mean is None else mean[self.layers] for mean in found])
+        means = torch.stack([missing if mean is None else mean[self.layers] for mean in anchors])
         a = self.align
         term = Alignment(
             means.to(self.lm.device),

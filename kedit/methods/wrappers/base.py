@@ -20,7 +20,12 @@ class EditorWrapper(EditingModule):
 
     def __init__(self, editor: LocateThenEdit) -> None:
         super().__init__(lm=editor.lm_config, regime=editor.regime, lanes=editor.lanes, seed=editor.seed)
-        self.editor = editor
+        self._editor = editor
+
+    @property
+    def editor(self) -> LocateThenEdit:
+        """The method that edits."""
+        return self._editor
 
     @property
     def lm(self) -> LM:

@@ -47,6 +47,7 @@ class Watcher(LightningModule):
     """A method of three steps per edit batch that notes what it is given."""
 
     steps_per_batch = 3
+    regime = "batch"
 
     def __init__(self, drop: str = "") -> None:
         super().__init__()
@@ -58,6 +59,9 @@ class Watcher(LightningModule):
     def prepare_records(self, records: list[EditRecord]) -> list[EditRecord]:
         self.asked.append(len(records))
         return [record for record in records if record.request.case_id not in self.drop]
+
+    def unfit_records(self, records: list[EditRecord]) -> dict[str, str]:
+        return {}
 
     def training_step(self, batch: list[EditRecord], batch_idx: int) -> torch.Tensor:
         assert all(type(record) is EditRecord for record in batch)
@@ -125,7 +129,7 @@ def test_module_chooses_records_and_lanes(tmp_path: Path) -> None:
     class Lanes(Watcher):
         def setup(self, stage: str) -> None:
             datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            datamodule.make_batches(3)
+            datamodule.make_schedule(3)
 
     module = Lanes(drop="02")
     datamodule = Synthetic(7)
@@ -243,11 +247,11 @@ def test_skip_limit_shuffle_and_reading_once() -> None:
 def test_batches() -> None:
     datamodule = Synthetic(7, batch_size=3)
     assert [len(batch) for batch in datamodule.batches] == [3, 3, 1]
-    assert [ids(batch) for batch in datamodule.make_batches(4)] == [["0", "1", "2", "3"], ["4", "5", "6"]]
+    assert [ids(batch) for batch in datamodule.make_schedule(4).batches] == [["0", "1", "2", "3"], ["4", "5", "6"]]
     assert len(datamodule.batches) == 2  # the last choice holds
-    assert len(datamodule.make_batches()) == 3
+    assert len(datamodule.make_schedule().batches) == 3
     with pytest.raises(KeditError, match=r"data\.batch_size: 0 is less than 1"):
-        datamodule.make_batches(0)
+        datamodule.make_schedule(0)
 
 
 def test_sort_by_length_is_stable_and_stays_in_its_window() -> None:
@@ -258,7 +262,7 @@ def test_sort_by_length_is_stable_and_stays_in_its_window() -> None:
         window, sorted_window = records[start : start + 32], flat[start : start + 32]
         assert sorted_window == sorted(window, key=suffix_length) != window
     assert Synthetic(100, batch_size=2, sort_by_length=True).batches == batches
-    assert Synthetic(100).make_batches(2, sort_by_length=True) == batches
+    assert Synthetic(100).make_schedule(2, sort_by_length=True).batches == batches
     assert suffix_length(records[0]) == len(" is") + 1
 
 

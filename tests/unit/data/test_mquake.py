@@ -165,11 +165,11 @@ def test_batches_hold_whole_cases(tmp_path: Path) -> None:
         ["4.1", "4.2"],
         ["5.1", "5.2", "5.3"],
     ]
-    assert ids(data.make_batches(2))[2:4] == [["2.1", "2.2", "2.3"], ["3.1"]]
+    assert ids(data.make_schedule(2).batches)[2:4] == [["2.1", "2.2", "2.3"], ["3.1"]]
     assert ids(MQuAKE(path, batch_size=100).batches)[0] == [record.request.case_id for record in data.records]
     for regime in ("single", "sequential"):  # nothing has to be whole, or there is nothing to be cut
         data.regime = regime
-        assert [len(batch) for batch in data.make_batches(5)] == [5, 5, 2]
+        assert [len(batch) for batch in data.make_schedule(5).batches] == [5, 5, 2]
 
 
 def test_cases_are_shuffled_whole(tmp_path: Path) -> None:

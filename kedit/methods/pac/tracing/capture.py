@@ -90,12 +90,13 @@ def stream(
     top, *below = spans(lowest, n_layers, size)
     taps, rerun = _Taps(lm, sites, use, scale, kept, kept_last), Rerun(lm, [top, *below])
     with evaluating(lm.model), torch.enable_grad(), taps.installed():
-        taps.span = top
+        taps.listen_to(top)
         with rerun.recorded():
             loss = batch.loss(lm) * scale
         gradient = taps.backward(loss, None, rerun.top_input)
-        for taps.span in below:
-            start, output = rerun.run(taps.span)
+        for span in below:
+            taps.listen_to(span)
+            start, output = rerun.run(span)
             gradient = taps.backward(output, gradient, start if start.requires_grad else None)
 
 
@@ -150,6 +151,10 @@ class _Taps:
         bottom = [site for site in sites if site.layer == lowest]
         self.first = {site.path for site in bottom if site.axis == 0} or {site.path for site in bottom}
         self.leaves: list[tuple[Tensor, Callable[[Tensor], None]]] = []
+
+    def listen_to(self, span: range) -> None:
+        """From now on to these layers alone."""
+        self.span = span
 
     @contextmanager
     def installed(self) -> Iterator[None]:
