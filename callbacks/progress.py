@@ -67,8 +67,8 @@ class EditProgress(EditCallback):
 
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Counts the batch's edits."""
-        own = (len(batch.records), sum(outcome.error is not None for outcome in batch.outcomes))
-        for records, failed in distributed.gather(own) if module.regime == "single" else [own]:
+        made = (len(batch.records), sum(outcome.error is not None for outcome in batch.outcomes))
+        for records, failed in distributed.gather(made) if module.regime == "single" else [made]:
             self._done += records
             self._failed += failed
         now = time.monotonic()
@@ -81,8 +81,12 @@ class EditProgress(EditCallback):
             left = (self._total - self._done) / max(rate, 1e-9)
             log.info("%d of %d edits, %s, about %.0f s left", self._done, self._total, text, left)
 
+    def on_last_edit(self, trainer: Trainer, module: EditingModule) -> None:
+        """Closes the bar, before tables are printed."""
+        self._stop()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the bar."""
+        """Closes the bar, where nobody sums the run up."""
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
