@@ -130,7 +130,7 @@ def test_off_by_default_and_free(
     def called(*_: Any) -> None:
         raise AssertionError
 
-    for name in ("measure", "figures", "draw", "others_of"):
+    for name in ("measure", "summary_rows", "draw", "others_of"):
         monkeypatch.setattr(callback, name, called)
     loaded = {name for name in sys.modules if name.startswith("matplotlib.backends")}
     at = words.index("--similarity.enabled")

@@ -12,7 +12,7 @@ from tests.support.hidden_state_cases import write_files
 from tests.support.tiny_models import TEXT
 
 LAYERS = {"MEMIT": "layers", "EMMET": "layers"}
-ADAPTER = {"steps": 4, "positives": 6, "negatives": 8, "rank": 2, "others": 3, "phrases": 0, "siblings": 0}
+ADAPTER = {"steps": 4, "positives": 6, "negatives": 8, "rank": 2, "others": 3, "phrases": 0, "confusable_names": 0}
 STATISTICS = {"tokens": 600, "batch_tokens": 100, "sequence_length": 50}
 ADAPTER |= {"corpus_tokens": 60, "contexts": 1}
 
