@@ -59,7 +59,7 @@ def test_reversed(regime: str, words: list[str], tmp_path: Path, monkeypatch: py
     words = [*words, "--model.regime", regime]
     words += ["--metrics.eval_at", "[2]"] if regime == "sequential" else []
     main([*words, "--run.name", "as-they-are"])
-    monkeypatch.setattr("kedit.cli.commands.fit.CALLBACKS", dict(reversed(CALLBACKS.items())))
+    monkeypatch.setattr("kedit.cli.commands.fit.CALLBACKS", dict(list(CALLBACKS.items())[::-1]))
     main([*words, "--run.name", "reversed"])
     first, second = (written(tmp_path / "runs" / name) for name in ("as-they-are", "reversed"))
     assert first == second

@@ -13,6 +13,7 @@ from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.score import EvalConfig, score_records
 from kedit.methods.base.edit_batch import EditBatch, Outcome
 from kedit.methods.base.views import BEFORE, accumulates, arms_of, measure
+from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.request import EditRecord, EditRequest, Probe
 from tests.support.tiny_models import tiny_lm
@@ -27,7 +28,7 @@ def lm() -> LM:
 
 
 def delta_of(lm: LM, seed: int) -> Delta:
-    d_out, d_in = lm.model.get_submodule(SITE).weight.shape  # type: ignore[union-attr]
+    d_out, d_in = weight(lm.model.get_submodule(SITE)).shape
     random = torch.Generator().manual_seed(seed)
     return Delta({SITE: Factors(torch.randn(d_out, 1, generator=random), torch.randn(1, d_in, generator=random))})
 
