@@ -26,13 +26,13 @@ from common import ROOT, save
 from editing import Listed, arm_of, fit
 
 from kedit.data import read_robust, read_zsre
-from kedit.evaluation.score import EvalConfig, ProbeScore, score_records
+from kedit.evaluation.score import EvalConfig, score_records
 from kedit.methods import EditingModule
 from kedit.methods.base.callback import EditCallback
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.model.lm import LM
 from kedit.request import EditRecord, Probe
-from kedit.results.rows import result_row
+from kedit.results.rows import ProbeScore, result_row
 from kedit.results.summary import TOKEN_COLUMNS, TOKENS, summarise
 from kedit.runtime.run_folder import append_rows
 

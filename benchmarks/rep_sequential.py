@@ -16,12 +16,12 @@ from typing import Any
 from common import save
 from editing import editor_of, fit, names, parser, robust_data, rows_file, show
 
-from kedit.evaluation.score import EvalConfig, ProbeScore, score_records
+from kedit.evaluation.score import EvalConfig, score_records
 from kedit.methods import REP, EditingModule
 from kedit.methods.base.callback import EditCallback
 from kedit.methods.base.edit_batch import EditBatch
-from kedit.results.robustness import figures
-from kedit.results.rows import result_row
+from kedit.results.robustness import summary_rows
+from kedit.results.rows import ProbeScore, result_row
 from kedit.runtime.run_folder import append_rows, read_rows
 
 KINDS = ["rewrite", "paraphrase_id", "paraphrase_ood", "shuffle_id", "shuffle_ood", "neighborhood"]
@@ -69,7 +69,7 @@ def main() -> None:
         data = robust_data(a, KINDS, long_contexts=0, train_long=1)
         fit(module, data, At(a.counts, arm, path))
         about[arm] = {"method": module.describe(), "data_set": data.describe()}
-    lines = figures(list(read_rows(path)))
+    lines = summary_rows(list(read_rows(path)))
     show(lines)
     protocol = "sequential regime, one edit at a time; measured after n edits, all n records"
     save(a.save, names(a) | {"protocol": protocol, "runs": about, "figures": lines})

@@ -23,15 +23,15 @@ from editing import editor_of, fit, names, parser, robust_data, rows_file, show
 
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import BatchedDeltas
-from kedit.evaluation.score import EvalConfig, ProbeScore, score_records
+from kedit.evaluation.score import EvalConfig, score_records
 from kedit.methods import REP, EditingModule
 from kedit.methods.base.callback import EditCallback
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.phase import Phase
 from kedit.methods.rep import AdapterConfig
 from kedit.results.intervals import paired
-from kedit.results.robustness import FIGURES, figures
-from kedit.results.rows import result_row
+from kedit.results.robustness import FIGURES, summary_rows
+from kedit.results.rows import ProbeScore, result_row
 from kedit.runtime.run_folder import append_rows, read_rows
 
 KINDS = ["rewrite", "paraphrase_id", "paraphrase_ood", "shuffle_id", "shuffle_ood", "long_context", "neighborhood"]
@@ -193,7 +193,7 @@ def main() -> None:
     fit(editor, data, Arms(a.arms, path))
     ids = {record.request.case_id for record in data.records}
     rows = [row for row in read_rows(path) if row["case_id"] in ids and row["measured_at"] in ("editor", *a.arms)]
-    lines = figures(rows)
+    lines = summary_rows(rows)
     show(lines)
     protocol = "single regime, teacher-forced exact match, after each edit"
     about = {"protocol": protocol, "method": editor.describe(), "data_set": data.describe()}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +29,7 @@ from kedit.delta.delta import Delta
 from kedit.errors import KeditError, at_least
 from kedit.methods.base.callback import EditCallback, editing
 from kedit.methods.base.edit_batch import EditBatch
+from kedit.methods.base.views import arms_of
 from kedit.request import EditRecord
 from kedit.runtime import distributed
 from kedit.runtime.progress import stage
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
     from kedit.methods.steam.module import STEAM
 
 log = logging.getLogger(__name__)
+
+ARMS: Mapping[str, str] = MappingProxyType({"edit": "steam", "editor": "editor"})
+"""What the figures call an arm."""
 
 
 class LatentFigures(EditCallback):
@@ -95,16 +101,16 @@ class LatentFigures(EditCallback):
         if not self.enabled or self.measured >= self.max_edits:
             return
         bank = _bank(_steam(module))
-        arms: dict[str, list[Delta | None]] = {} if batch.baseline_deltas is None else {"editor": batch.baseline_deltas}
-        arms["steam"] = batch.deltas
-        known = [i for i, record in enumerate(batch.records) if bank.anchor(record).used]
-        made = [i for i in known if all(own[i] is not None for own in arms.values())]
+        arms = {ARMS[arm.measured_at]: arm.deltas for arm in reversed(arms_of(module.regime, batch))}
+        with_references = [i for i, record in enumerate(batch.records) if bank.anchor(record).used]
+        made = [i for i in with_references if all(deltas[i] is not None for deltas in arms.values())]
         start = self.measured + sum(distributed.gather(len(made))[: distributed.rank()])
         made = made[: max(0, self.max_edits - start)]
-        deltas = {name: [own[i] or Delta() for i in made] for name, own in arms.items()}
-        for found, scenes in distributed.gather(self._measure(module, [batch.records[i] for i in made], deltas, start)):
-            for name, own in found.items():
-                self._seen.setdefault(name, []).append(own)
+        chosen = {name: [deltas[i] or Delta() for i in made] for name, deltas in arms.items()}
+        parts = distributed.gather(self._measure(module, [batch.records[i] for i in made], chosen, start))
+        for curves_of, scenes in parts:
+            for name, part in curves_of.items():
+                self._seen.setdefault(name, []).append(part)
             self._scenes += scenes
 
     def _measure(
@@ -116,13 +122,13 @@ class LatentFigures(EditCallback):
         bank = _bank(module)
         anchors = torch.stack([mean for record in records if (mean := bank.anchor(record).mean) is not None])
         centre = None if self._native is None else self._native.centre
-        found = curves(module.lm, records, anchors, deltas, centre)
+        curves_of = curves(module.lm, records, anchors, deltas, centre)
         depths = depths_of(module.lm.arch.n_layers, module.editor.edited_layers[-1], module.layers)
         scenes = []
         for place, record in enumerate(records[: max(0, self.examples - start)]):
-            own = {name: arm[place] for name, arm in deltas.items()}
-            scenes.append(scene(module.lm, record, bank.with_states(record), own, depths))
-        return found, scenes
+            of_record = {name: arm[place] for name, arm in deltas.items()}
+            scenes.append(scene(module.lm, record, bank.with_states(record), of_record, depths))
+        return curves_of, scenes
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: what was measured so far."""
@@ -130,14 +136,14 @@ class LatentFigures(EditCallback):
             return {}
         return {
             "curves": {name: asdict(joined(parts)) for name, parts in self._seen.items()},
-            "scenes": [asdict(found) for found in self._scenes],
+            "scenes": [asdict(drawn) for drawn in self._scenes],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes it back."""
-        for name, found in state_dict.get("curves", {}).items():
-            self._seen[name] = [Curves(**(found | {"lens": Lens(**found["lens"])}))]
-        self._scenes = [Scene(**found) for found in state_dict.get("scenes", [])]
+        for name, saved in state_dict.get("curves", {}).items():
+            self._seen[name] = [Curves(**(saved | {"lens": Lens(**saved["lens"])}))]
+        self._scenes = [Scene(**saved) for saved in state_dict.get("scenes", [])]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The files."""

@@ -1,50 +1,35 @@
-"""`EditMetrics`: scores every probe before and after the edit, in large batches, and leaves rows to be written."""
+"""`EditMetrics`: scores every probe before and after the edit, in large batches, and pushes rows to be written."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import accumulate, pairwise
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 
 from kedit.data.robust_queries import KINDS, REPLACED
-from kedit.delta.delta import Delta, edited
 from kedit.delta.lanes import BatchedDeltas
 from kedit.errors import KeditError, shown
-from kedit.evaluation.score import EvalConfig, ProbeScore, check_probes, score_records
-from kedit.methods.base.callback import EditCallback, editing
-from kedit.methods.base.edit_batch import EditBatch, Outcome
+from kedit.evaluation.score import EvalConfig, check_probes, score_records
+from kedit.methods.base.callback import EditCallback, Row, call_hooks, editing, push_rows
+from kedit.methods.base.edit_batch import EditBatch
+from kedit.methods.base.views import BEFORE, accumulates, arms_of, measure
 from kedit.request import EditRecord
-from kedit.results.rows import edits_of
-from kedit.results.summary import result_row
+from kedit.results.curve import check_counts
+from kedit.results.rows import MEASURED, ProbeScore, edit_row
 from kedit.runtime.progress import stage
 
 if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule
-
-log = logging.getLogger(__name__)
-
-Moment = Literal["edit", "end", "editor"]
-MEASURED: Mapping[str, str] = MappingProxyType(
-    {
-        "edit": "after its own edit",
-        "end": "after the last edit",
-        "both": "after its own edit and after the last",
-        "editor": "after its own edit, without what the method adds to its editor",
-    }
-)
-
 
 OF_KEDIT = ("rewrite", "paraphrase", "neighborhood", "portability", "single_hop", "rewording", REPLACED, *KINDS)
 """Kinds of probe that data of kedit's own can have; not all have each."""
 
 
 class EditMetrics(EditCallback):
-    """Measures what the edits did; the numbers are in `batch.outcomes[i].rows`.
+    """Measures what the edits did, and gives the rows to all callbacks (`on_rows`, `on_complete_rows`).
 
     Single regime: the probes of all lanes, before and after, are scored together, every row of the batch seeing
     its own edit. Sequential regime: the unedited model is measured once at the start, every record right after
@@ -83,7 +68,7 @@ class EditMetrics(EditCallback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         check_kinds(self.scoring, data.everything)
         regime = editing(pl_module).regime
-        if self.eval_at and regime != "sequential":
+        if self.eval_at and not accumulates(regime):
             raise KeditError(
                 f"metrics.eval_at: in the {regime} regime edits do not accumulate; use model.regime: sequential"
             )
@@ -92,6 +77,11 @@ class EditMetrics(EditCallback):
         """Every probe must fit, with its answers and what is generated after it."""
         check_probes(module.lm, record, self.scoring)
 
+    def on_describe(self, trainer: Trainer, module: EditingModule, about: dict[str, Any]) -> None:
+        """When records are measured, and how probes are scored."""
+        measured = MEASURED[self.measure if accumulates(module.regime) else "edit"]
+        about["protocol"] |= {"measured": measured, "scoring": asdict(self.scoring)}
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores the unedited model once, where later batches are edited on top of earlier ones.
 
@@ -99,83 +89,60 @@ class EditMetrics(EditCallback):
             KeditError: A number of `eval_at` is not at the end of an edit batch.
         """
         module = editing(pl_module)
-        if module.regime != "sequential":
+        if not accumulates(module.regime):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         batches = data.batches[: trainer.max_epochs]
-        self._check([0, *accumulate(map(len, batches))])
+        check_counts(self.eval_at, [0, *accumulate(map(len, batches))])
         records = [record for batch in batches for record in batch]
         with stage("scoring the unedited model") as progress:
             scores = score_records(module.lm, records, config=self.scoring, progress=progress, shared=True)
         self._base = {record.request.case_id: s for record, s in zip(records, scores, strict=True)}
 
-    def _check(self, ends: Sequence[int]) -> None:
-        """Whether every number of `eval_at` is among the numbers of edits after the batches; more are left out."""
-        late = [n for n in self.eval_at if n > ends[-1]]
-        if late:
-            log.warning("metrics.eval_at: left out, this run has %d edits: %s", ends[-1], ", ".join(map(str, late)))
-        for n in self.eval_at:
-            after = next((end for end in ends if end >= n), n)
-            if after != n and n not in late:
-                before = max(end for end in ends if end < n)
-                near = f"the nearest are {before} and {after}" if before else f"the first is {after}"
-                raise KeditError(f"metrics.eval_at: {n} edits are not at the end of an edit batch; {near}")
-
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
-        """Fills in the rows of the batch."""
-        if not batch.records:  # the other processes have the last ones
-            return
-        if module.regime == "sequential":
-            if self.measure == "end":
-                return
-            after = score_records(module.lm, batch.records, config=self.scoring, shared=True)
-            before = [self._base[record.request.case_id] for record in batch.records]
-        else:
-            arms: dict[Moment, list[Delta]] = {"edit": [delta or Delta() for delta in batch.deltas]}
-            if batch.baseline_deltas is not None:
-                arms["editor"] = [delta or Delta() for delta in batch.baseline_deltas]
-            before, *scores = self._arms(module, batch.records, list(arms.values()))
-            for measured_at, measured in reversed(list(zip(arms, scores, strict=True))):
-                alone = batch.baseline_outcomes if measured_at == "editor" else None
-                for outcome, of, b, a in zip(batch.outcomes, alone or batch.outcomes, before, measured, strict=True):
-                    outcome.rows.append(edit_row(of, batch.index, module.regime, measured_at, b, a))
-            return
-        for outcome, b, a in zip(batch.outcomes, before, after, strict=True):
-            outcome.rows.append(edit_row(outcome, batch.index, module.regime, "edit", b, a))
+        """Pushes rows of the batch, and of every record so far where this is a number of edits of `eval_at`."""
+        late = accumulates(module.regime) and self.measure == "end"
+        push_rows(trainer, module, [] if late else self._batch_rows(module, batch), batch)
+        if accumulates(module.regime) and (n := len(module.outcomes)) in self.eval_at:
+            push_rows(trainer, module, self._rows_so_far(trainer, module, f"at_{n}"))
 
-    def _arms(
-        self, module: EditingModule, records: Sequence[EditRecord], arms: list[list[Delta]]
-    ) -> list[list[list[ProbeScore]]]:
-        """Scores on the unedited model, then under each list of deltas: one per record, or one in all."""
-        n = len(records)
-        if module.regime == "batch":
-            found = [score_records(module.lm, records, config=self.scoring, shared=True)]
-            for deltas in arms:
-                with edited(module.lm.model, *deltas):
-                    found.append(score_records(module.lm, records, config=self.scoring, shared=True))
-            return found
-        deltas = [delta for arm in arms for delta in arm]
-        every = score_records(
-            module.lm,
-            list(records) * (1 + len(arms)),
-            lanes=[-1] * n + list(range(len(deltas))),
-            bank=BatchedDeltas(module.lm.model, deltas),
-            config=self.scoring,
-        )
-        return [every[start : start + n] for start in range(0, len(every), n)]
+    def on_last_edit(self, trainer: Trainer, module: EditingModule) -> None:
+        """Pushes rows of every record, measured on the model as it is now, and of those that could not be edited."""
+        at_end = accumulates(module.regime) and self.measure != "edit"
+        if at_end:
+            push_rows(trainer, module, self._rows_so_far(trainer, module, "end"))
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        measured_at = "end" if at_end else "edit"
+        unfit = [
+            edit_row(record, {}, error, len(data.batches), module.regime, measured_at)
+            for record, error in data.unfit.values()
+        ]
+        if unfit:  # nothing was measured of them, and nothing can be added
+            call_hooks(trainer, "on_complete_rows", module, unfit)
 
-    def at_rows(self, trainer: Trainer, module: EditingModule) -> list[dict[str, Any]]:
-        """Rows of every record edited so far, where this is a number of edits of `eval_at` (sequential regime)."""
-        n = len(module.outcomes)
-        return self._so_far(trainer, module, f"at_{n}") if n in self.eval_at else []
+    def _batch_rows(self, module: EditingModule, batch: EditBatch) -> list[Row]:
+        """Rows of a batch just edited: of each record, what the editor alone did, then the method."""
+        arms, records = arms_of(module.regime, batch), batch.records
+        moments = [BEFORE, *(arm.measured_at for arm in arms)]
+        asks = [(moment, record.request.case_id) for moment in moments for record in records]
+        probed = records * len(moments)
 
-    def end_rows(self, trainer: Trainer, module: EditingModule) -> list[dict[str, Any]]:
-        """Rows of every record edited, measured on the model as it is now (sequential regime)."""
-        if module.regime != "sequential" or self.measure == "edit":
-            return []
-        return self._so_far(trainer, module, "end")
+        def run(
+            numbers: list[int], lanes: list[int] | None, bank: BatchedDeltas | None, shared: bool
+        ) -> list[list[ProbeScore]]:
+            return score_records(module.lm, [probed[i] for i in numbers], lanes, bank, self.scoring, shared=shared)
 
-    def _so_far(self, trainer: Trainer, module: EditingModule, measured_at: str) -> list[dict[str, Any]]:
+        scores = dict(zip(asks, measure(module.regime, module.lm.model, batch, asks, run, self._base), strict=True))
+        rows = []
+        for i, record in enumerate(records):
+            case = record.request.case_id
+            for arm in reversed(arms):
+                about = (record, arm.outcomes[i].info, arm.outcomes[i].error, batch.index, module.regime)
+                rows.append(edit_row(*about, arm.measured_at, scores[BEFORE, case], scores[arm.measured_at, case]))
+        return rows
+
+    def _rows_so_far(self, trainer: Trainer, module: EditingModule, measured_at: str) -> list[Row]:
+        """Rows of every record edited so far, measured on the model as it is now (sequential regime)."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         batches = data.batches[: module.edits_done]
         done = [(index, record) for index, batch in enumerate(batches) for record in batch]
@@ -183,45 +150,14 @@ class EditMetrics(EditCallback):
             name = "the last edit" if measured_at == "end" else f"{len(done)} edits"
             with stage(f"scoring the model after {name}") as progress:
                 records = [record for _, record in done]
-                after = score_records(module.lm, records, config=self.scoring, progress=progress, shared=True)
-            self._last = (len(done), after)
+                scores = score_records(module.lm, records, config=self.scoring, progress=progress, shared=True)
+            self._last = (len(done), scores)
         more = {} if measured_at == "end" else {"edits": len(done)}
         rows = []
         for (index, record), (info, error), after in zip(done, module.outcomes, self._last[1], strict=True):
-            outcome = Outcome(record, info=info, error=error)
             before = self._base[record.request.case_id]
-            rows.append(edit_row(outcome, index, module.regime, measured_at, before, after) | more)
+            rows.append(edit_row(record, info, error, index, module.regime, measured_at, before, after) | more)
         return rows
-
-
-def edit_row(
-    outcome: Outcome,
-    index: int,
-    regime: str,
-    measured_at: str,
-    before: Sequence[ProbeScore] | None,
-    after: Sequence[ProbeScore] | None,
-) -> dict[str, Any]:
-    """One line of `results.jsonl`: a record, what was done to it, and every probe before and after."""
-    request = asdict(outcome.record.request)
-    request["joiner"] = outcome.record.request.joint
-    info = {
-        key: value for key, value in outcome.info.items() if measured_at != "editor" or not key.startswith("pathway")
-    }
-    edits = edits_of(measured_at)
-    measured = MEASURED[measured_at] if edits is None else f"after {edits} {'edit' if edits == 1 else 'edits'}"
-    return result_row(
-        outcome.record,
-        before,
-        after,
-        index,
-        measured_at,
-        protocol={"regime": regime, "measured": measured},
-        status="failed" if outcome.error else "edited",
-        error=outcome.error,
-        request={key: value for key, value in request.items() if key != "case_id"},
-        edit=info,
-    )
 
 
 def check_kinds(config: EvalConfig, records: Sequence[EditRecord]) -> None:

@@ -81,8 +81,12 @@ class EditProgress(EditCallback):
             left = (self._total - self._done) / max(rate, 1e-9)
             log.info("%d of %d edits, %s, about %.0f s left", self._done, self._total, text, left)
 
+    def on_last_edit(self, trainer: Trainer, module: EditingModule) -> None:
+        """Closes the bar, before tables are printed."""
+        self._stop()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the bar."""
+        """Closes the bar, where nobody sums the run up."""
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
-from kedit.callbacks.sampled import Row, TextCallback
+from kedit.callbacks.sampled import TextCallback
 from kedit.errors import within
 from kedit.evaluation.fluency import ngram_entropy
-from kedit.methods.base.callback import editing
+from kedit.methods.base.callback import Row, editing
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.results.intervals import RESAMPLES
-from kedit.results.robustness import as_csv, figures, robustness_table
-from kedit.runtime import distributed
-from kedit.runtime.run_folder import RESULTS, read_rows, write_json, write_text
+from kedit.results.robustness import as_csv, robustness_table, summary_rows
+from kedit.runtime.run_folder import write_json, write_text
 
 if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 class Robustness(TextCallback):
     """Reports robust queries, where the data has them (`data.queries`); nothing otherwise.
 
-    Prints a table and writes `robustness.json` and `robustness.csv` into the run's folder, all computed from
-    the rows of `results.jsonl`.
+    Prints a table and writes `robustness.json` and `robustness.csv` into the run's folder, all computed from its rows.
 
     Args:
         fluency: Also sample a text from each edited model (100 tokens, top-k 5) and measure how varied it is;
@@ -42,21 +41,22 @@ class Robustness(TextCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Samples from the unedited model once, where later batches are edited on top of earlier ones."""
         if self.fluency and _has_queries(trainer):
-            self.samples(trainer).start(trainer, editing(pl_module))
+            self.start_texts(trainer, editing(pl_module))
 
     def on_rows(self, trainer: Trainer, module: EditingModule, rows: list[Row], batch: EditBatch | None) -> None:
         """Adds the fluency to rows about to be written."""
-        if not (rows and self.fluency and _has_queries(trainer)):
+        if self._texts is None or not (self.fluency and _has_queries(trainer)):
             return
-        for row, (before, after) in zip(rows, self.samples(trainer).of(module, rows, batch), strict=True):
+        for row, (before, after) in zip(rows, self._texts.of(rows, batch), strict=True):
             row["fluency"] = {"before": _entropy(before), "after": _entropy(after)}
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_summary(
+        self, trainer: Trainer, module: EditingModule, summary: Mapping[str, Any], rows: Iterable[Row]
+    ) -> None:
         """The table and the files."""
-        if not (_has_queries(trainer) and distributed.is_main()):
+        if not _has_queries(trainer):
             return
-        folder = Path(trainer.default_root_dir)
-        lines = figures(read_rows(folder / RESULTS), self.resamples)
+        folder, lines = Path(trainer.default_root_dir), summary_rows(rows, self.resamples)
         write_json(folder / "robustness.json", {"figures": lines})
         write_text(folder / "robustness.csv", as_csv(lines))
         if lines:

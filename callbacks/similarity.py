@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +11,17 @@ from rich.console import Console
 
 from kedit.analysis.similarity import measure, others_of
 from kedit.analysis.similarity_figure import draw
-from kedit.analysis.similarity_report import as_csv, figures, measured, similarity_table
+from kedit.analysis.similarity_report import as_csv, measured, similarity_table, summary_rows
 from kedit.delta.delta import Delta
 from kedit.errors import KeditError
-from kedit.methods.base.callback import EditCallback, editing
+from kedit.methods.base.callback import EditCallback, Row, editing
 from kedit.methods.base.edit_batch import EditBatch
-from kedit.runtime import distributed
-from kedit.runtime.run_folder import RESULTS, read_rows, write_text
+from kedit.methods.base.views import arms_of
+from kedit.runtime.run_folder import write_text
 
 if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule
     from kedit.methods.locate_then_edit.base import LocateThenEdit
-
-Row = dict[str, Any]
 
 
 class WhitenedSimilarity(EditCallback):
@@ -64,18 +63,17 @@ class WhitenedSimilarity(EditCallback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         editor = _editor(module)
-        adapts = batch.baseline_deltas is not None and any(
-            delta.pathways for delta in batch.deltas if delta is not None
-        )
-        plain = batch.baseline_deltas if adapts and batch.baseline_deltas is not None else batch.deltas
+        edit, *editors = arms_of(module.regime, batch)
+        adapts = bool(editors) and any(delta.pathways for delta in edit.deltas if delta is not None)
+        baseline = editors[0] if adapts else edit
         made = [
             (record, before, after)
-            for record, before, after in zip(batch.records, plain, batch.deltas, strict=True)
+            for record, before, after in zip(batch.records, baseline.deltas, edit.deltas, strict=True)
             if before is not None and after is not None
         ]
         records = [record for record, _, _ in made]
         adapted: list[Delta] | None = [after for _, _, after in made] if adapts else None
-        found = measure(
+        similarities = measure(
             module.lm,
             records,
             [before for _, before, _ in made],
@@ -86,24 +84,22 @@ class WhitenedSimilarity(EditCallback):
             editor.edit_key,
             self.bounds,
         )
-        values = {record.request.case_id: value for record, value in zip(records, found, strict=True)}
+        values = {record.request.case_id: value for record, value in zip(records, similarities, strict=True)}
         for row in rows:
             if row["measured_at"] == "edit" and row["case_id"] in values:
                 row["similarity"] = values[row["case_id"]]
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_summary(
+        self, trainer: Trainer, module: EditingModule, summary: Mapping[str, Any], rows: Iterable[Row]
+    ) -> None:
         """The table and the files."""
-        if not (self.enabled and distributed.is_main()):
+        if not self.enabled or not (with_similarity := measured(rows)):
             return
-        folder = Path(trainer.default_root_dir)
-        rows = measured(read_rows(folder / RESULTS))
-        if not rows:
-            return
-        lines = figures(rows)
+        folder, lines = Path(trainer.default_root_dir), summary_rows(with_similarity)
         write_text(folder / "similarity.csv", as_csv(lines))
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        draw(rows, folder / "similarity.png", editing(pl_module).describe(), data.describe())
-        Console().print(similarity_table(lines, rows))
+        draw(with_similarity, folder / "similarity.png", module.describe(), data.describe())
+        Console().print(similarity_table(lines, with_similarity))
 
 
 def _editor(module: EditingModule) -> LocateThenEdit:

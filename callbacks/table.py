@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule, Trainer
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Trainer
 from rich.console import Console
 
-from kedit.callbacks.results import ResultsWriter
-from kedit.methods.base.callback import EditCallback
+from kedit.methods.base.callback import EditCallback, Row
 from kedit.results.curve import curve_table
 from kedit.results.tables import summary_table
 
+if TYPE_CHECKING:
+    from kedit.methods.base.module import EditingModule
+
 
 class ResultTable(EditCallback):
-    """Prints what `ResultsWriter` summarised."""
+    """Prints the summary of a run."""
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_summary(
+        self, trainer: Trainer, module: EditingModule, summary: Mapping[str, Any], rows: Iterable[Row]
+    ) -> None:
         """The table, its protocol, and the path of the results."""
         console = Console()
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ResultsWriter) and callback.summary is not None:
-                console.print(summary_table(callback.summary))
-                if "curve" in callback.summary:
-                    console.print(curve_table(callback.summary["curve"]))
-                console.print(f"results: {trainer.default_root_dir}", soft_wrap=True, highlight=False)
+        console.print(summary_table(summary))
+        if "curve" in summary:
+            console.print(curve_table(summary["curve"]))
+        console.print(f"results: {trainer.default_root_dir}", soft_wrap=True, highlight=False)

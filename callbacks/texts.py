@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from kedit.callbacks.sampled import Row, TextCallback
+from kedit.callbacks.sampled import TextCallback
 from kedit.errors import within
-from kedit.evaluation.consistency import LOCAL, collection, figures, references_of
+from kedit.evaluation.consistency import LOCAL, collection, references_of, summary_rows
 from kedit.evaluation.fluency import TOKENS, TOP_K, ngram_entropy
 from kedit.evaluation.tfidf import Tfidf
-from kedit.methods.base.callback import editing
+from kedit.methods.base.callback import Row, editing
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.request import EditRecord
 from kedit.results.intervals import RESAMPLES
-from kedit.runtime import distributed
-from kedit.runtime.run_folder import RESULTS, read_rows, write_json
+from kedit.runtime.run_folder import write_json
 
 if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule
@@ -60,28 +60,29 @@ class Texts(TextCallback):
         records = data.everything
         self._pool = _Pool(records, Tfidf.fit(collection(records)))
         self._references = {record.request.case_id: " ".join(references_of(record, records)) for record in data.records}
-        self.samples(trainer).start(trainer, editing(pl_module))
+        self.start_texts(trainer, editing(pl_module))
 
     def on_rows(self, trainer: Trainer, module: EditingModule, rows: list[Row], batch: EditBatch | None) -> None:
         """Adds the figures to rows about to be written."""
-        if not (rows and self.enabled):
+        if self._texts is None or not self.enabled:
             return
-        for row, (before, after) in zip(rows, self.samples(trainer).of(module, rows, batch), strict=True):
+        for row, (before, after) in zip(rows, self._texts.of(rows, batch), strict=True):
             references = self._references[row["case_id"]]
             row["texts"] = {"before": self._of(before, references), "after": self._of(after, references)}
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_summary(
+        self, trainer: Trainer, module: EditingModule, summary: Mapping[str, Any], rows: Iterable[Row]
+    ) -> None:
         """The file, computed from the rows."""
-        if self._pool is None or not distributed.is_main():
+        if self._pool is None:
             return
-        folder = Path(trainer.default_root_dir)
         about = {
-            "regime": editing(pl_module).regime,
+            "regime": module.regime,
             "sampling": {"tokens": TOKENS, "top_k": TOP_K, "texts": 1},
             LOCAL: {"fitted_on": {"records": len(self._pool.records)} | self._pool.tfidf.card()},
         }
-        lines = figures(read_rows(folder / RESULTS), self.resamples)
-        write_json(folder / "texts.json", about | {"figures": lines})
+        lines = summary_rows(rows, self.resamples)
+        write_json(Path(trainer.default_root_dir) / "texts.json", about | {"figures": lines})
 
     def _of(self, text: str | None, references: str) -> dict[str, float | None]:
         if text is None or self._pool is None:

@@ -32,7 +32,7 @@ def measured(rows: Iterable[Row]) -> list[Row]:
     return list({str(row["case_id"]): row for row in rows if row.get("similarity") is not None}.values())
 
 
-def figures(rows: Iterable[Row]) -> list[dict[str, Any]]:
+def summary_rows(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """One line per layer, kind of query and reading (`tokens`), with `COLUMNS`.
 
     Means and standard deviations are over all keys; `delivered` (r of 0.8 or more), `open` and `violated` are in
@@ -42,10 +42,12 @@ def figures(rows: Iterable[Row]) -> list[dict[str, Any]]:
     rows = measured(rows)
     lines = []
     for layer in layers_of(rows):
-        found = [row["similarity"]["layers"].get(layer, {}) for row in rows]
+        of_layer = [row["similarity"]["layers"].get(layer, {}) for row in rows]
         for kind in KINDS:
-            for tokens in dict.fromkeys(name for values in found for name in values.get(kind, {})):
-                pairs = [(row["similarity"], v[kind][tokens]) for row, v in zip(rows, found, strict=True) if kind in v]
+            for tokens in dict.fromkeys(name for values in of_layer for name in values.get(kind, {})):
+                pairs = [
+                    (row["similarity"], v[kind][tokens]) for row, v in zip(rows, of_layer, strict=True) if kind in v
+                ]
                 lines.append({"layer": int(layer), "kind": kind, "tokens": tokens} | _line(kind, tokens, pairs))
     return lines
 
@@ -63,12 +65,12 @@ def values_of(rows: Iterable[Row], layer: str, kind: str, side: str) -> list[flo
 
 
 def as_csv(lines: Iterable[Mapping[str, Any]]) -> str:
-    """The lines of `figures` as CSV, with a header."""
+    """The lines of `summary_rows` as CSV, with a header."""
     return csv_text(lines, COLUMNS)
 
 
 def similarity_table(lines: Sequence[Mapping[str, Any]], rows: Iterable[Row]) -> Table:
-    """The lines of `figures` as a table."""
+    """The lines of `summary_rows` as a table."""
     rows = measured(rows)
     adapted = any(line["mean_after"] is not None for line in lines)
     caption = (
@@ -120,8 +122,8 @@ def _line(kind: str, tokens: str, pairs: Sequence[tuple[Row, Row]]) -> dict[str,
         line[f"delivered_{side}"] = _percent(r >= DELIVERED)
         beyond = [
             value < limit if name == "r_min" else value > limit
-            for own, values in limits
-            for value, limit in zip(values.get(side, ()), own, strict=False)
+            for of_keys, values in limits
+            for value, limit in zip(values.get(side, ()), of_keys, strict=False)
         ]
         line[f"violated_{side}"] = _percent(beyond)
     return line
@@ -137,7 +139,7 @@ def _limits(name: str | None, pairs: Iterable[tuple[Row, Row]]) -> Iterator[tupl
 
 def _median(limits: Sequence[tuple[list[float], Row]], name: str | None) -> float | None:
     """Over the edits for r_min, over the neighborhood prompts for r_max."""
-    every = [limit for own, _ in limits for limit in (own[:1] if name == "r_min" else own)]
+    every = [limit for of_keys, _ in limits for limit in (of_keys[:1] if name == "r_min" else of_keys)]
     return round(float(np.median(every)), 4) if every else None
 
 

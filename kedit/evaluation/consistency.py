@@ -38,13 +38,13 @@ def references_of(record: EditRecord, records: Sequence[EditRecord]) -> list[str
     others = [other for other in records if other.request.case_id != record.request.case_id]
     same = [other for other in others if other.request.relation == record.request.relation]
     for group in (same, others):
-        if found := [
+        if statements := [
             joined(text, answer, other.request.joiner)
             for other in group
             for text, answer in _true(other)
             if answer == target
         ]:
-            return list(dict.fromkeys(found))
+            return list(dict.fromkeys(statements))
     return []
 
 
@@ -63,7 +63,7 @@ def collection(records: Iterable[EditRecord]) -> list[str]:
     return list(said)
 
 
-def figures(rows: Iterable[Mapping[str, Any]], resamples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
+def summary_rows(rows: Iterable[Mapping[str, Any]], resamples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
     """Means of the texts in result rows: a line for each moment of measurement and quantity.
 
     A line has `measured_at`, `name` (`fluency` in bits, `consistency_local` in percent), `unit`, and `before`, `after`,
@@ -72,9 +72,9 @@ def figures(rows: Iterable[Mapping[str, Any]], resamples: int = 2000, seed: int 
     rows = [row for row in rows if row.get("texts") is not None]
     lines = []
     for measured_at in dict.fromkeys(str(row["measured_at"]) for row in rows):
-        found = {str(row["case_id"]): row["texts"] for row in rows if row["measured_at"] == measured_at}
+        of_case = {str(row["case_id"]): row["texts"] for row in rows if row["measured_at"] == measured_at}
         for key, name, unit, factor in (("fluency", "fluency", "bits", 1), ("consistency", LOCAL, "percent", 100)):
-            pairs = [(texts["before"][key], texts["after"][key]) for texts in found.values()]
+            pairs = [(texts["before"][key], texts["after"][key]) for texts in of_case.values()]
             both = [(factor * before, factor * after) for before, after in pairs if None not in (before, after)]
             if both:
                 lines.append(

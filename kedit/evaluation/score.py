@@ -1,16 +1,15 @@
-"""What a model says to probes: `score`, and `known` (which facts does it know).
+"""What a model says to probes: `score`, and `is_known` (which facts does it know).
 
-How the forward passes are batched is in `kedit.forward.teacher_forcing` and `kedit.forward.greedy`; averages over
-probes and records are in `kedit.evaluation.metrics` and `kedit.results.summary`. What each number means:
-docs/metrics.md.
+How the forward passes are batched is in `kedit.forward.teacher_forcing` and `kedit.forward.greedy`. What is said of one
+probe is a `kedit.results.rows.ProbeScore`; averages over probes and records are in `kedit.results.summary`. What each
+number means: docs/metrics.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import exp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kedit.errors import KeditError, at_least, shown
 from kedit.forward.greedy import greedy, prompt_ids
@@ -18,6 +17,7 @@ from kedit.forward.logits import check_lanes
 from kedit.forward.teacher_forcing import Progress, Span, read
 from kedit.model.tokenization import encode, surely_fits
 from kedit.request import EditRecord, Probe
+from kedit.results.rows import ProbeScore
 from kedit.text.matching import begins_with, contains
 from kedit.text.prompts import joined
 
@@ -51,74 +51,6 @@ class EvalConfig:
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "max_new_tokens"):
             at_least(f"metrics.scoring.{name}", getattr(self, name), 1)
-
-
-@dataclass(frozen=True)
-class ProbeScore:
-    """What the model says to one probe.
-
-    Attributes:
-        nll_answer: Mean over the answer's tokens of -log p (natural logarithm), teacher forced.
-        nll_rival: The same of the rival, where the probe has one.
-        exact: Every token of the answer is the argmax given those before it: greedy decoding would begin
-            with the answer's tokens.
-        token_accuracy: Share of the answer's tokens that are the argmax.
-        top1: Argmax token ids at the answer's positions (compared before and after an edit).
-        generated: Free greedy continuation, where one was asked for.
-        generated_match: `generated` begins with the answer or an alias (see `begins_with`).
-        port_generated: Of a `portability` probe, where one was asked for: the continuation after `port_suffix`.
-        port_match: `port_generated` contains the answer or an alias (see `contains`).
-    """
-
-    nll_answer: float
-    nll_rival: float | None
-    exact: bool
-    token_accuracy: float
-    top1: tuple[int, ...]
-    generated: str | None = None
-    generated_match: bool | None = None
-    port_generated: str | None = None
-    port_match: bool | None = None
-
-    @property
-    def success(self) -> bool | None:
-        """The answer is more probable than its rival (per token); None without a rival."""
-        return None if self.nll_rival is None else self.nll_answer < self.nll_rival
-
-    @property
-    def p_answer(self) -> float:
-        """exp(-nll): the geometric mean of the answer's token probabilities."""
-        return exp(-self.nll_answer)
-
-    @property
-    def p_rival(self) -> float | None:
-        """`p_answer` of the rival."""
-        return None if self.nll_rival is None else exp(-self.nll_rival)
-
-    @property
-    def first_top1(self) -> int:
-        """The token that greedy decoding says first."""
-        return self.top1[0]
-
-    def as_row(self, digits: int = 6) -> dict[str, Any]:
-        """The score for a results file: fields and `success`, floats rounded to `digits` decimals.
-
-        `success` is decided before rounding.
-        """
-        rival = None if self.nll_rival is None else round(self.nll_rival, digits)
-        row: dict[str, Any] = {
-            "nll_answer": round(self.nll_answer, digits),
-            "nll_rival": rival,
-            "success": self.success,
-            "exact": self.exact,
-            "token_accuracy": round(self.token_accuracy, digits),
-            "top1": list(self.top1),
-        }
-        if self.generated is not None:
-            row |= {"generated": self.generated, "generated_match": self.generated_match}
-        if self.port_generated is not None:
-            row |= {"port_generated": self.port_generated, "port_match": self.port_match}
-        return row
 
 
 def score(
@@ -250,15 +182,15 @@ def _generate(
     alike: dict[tuple[str, int], list[int]] = {}
     for i in chosen:
         alike.setdefault((_stop_of(probes[i], config.stop), new_tokens(config, len(scores[i].top1))), []).append(i)
-    for (stop, most), own in alike.items():
-        ported = [i for i in own if probes[i].kind == PORTABILITY]
-        prompts = [probes[i].text for i in own] + [_ported(probes[i], config) for i in ported]
-        of_lane = [lanes[i] for i in own + ported]
+    for (stop, most), together in alike.items():
+        ported = [i for i in together if probes[i].kind == PORTABILITY]
+        prompts = [probes[i].text for i in together] + [_ported(probes[i], config) for i in ported]
+        of_lane = [lanes[i] for i in together + ported]
         texts = greedy(lm, prompts, most, of_lane, bank, stop, config.batch_tokens, shared)
-        for i, text in zip(own, texts, strict=False):
+        for i, text in zip(together, texts, strict=False):
             match = begins_with(text, (probes[i].answer, *probes[i].aliases))
             scores[i] = replace(scores[i], generated=text, generated_match=match)
-        for i, text in zip(ported, texts[len(own) :], strict=True):
+        for i, text in zip(ported, texts[len(together) :], strict=True):
             match = contains(text, (probes[i].answer, *probes[i].aliases))
             scores[i] = replace(scores[i], port_generated=text, port_match=match)
 

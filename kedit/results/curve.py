@@ -5,12 +5,14 @@ The numbers are `kedit.results.summary`'s; nothing is computed here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from kedit.errors import KeditError
 from kedit.results.summary import TITLES
 from kedit.results.tables import interval, number
 from kedit.runtime.run_folder import csv_text, write_figure
@@ -23,7 +25,30 @@ KINDS = (*TITLES, "score")
 SHOWN = {"success": KINDS, "exact": ("rewrite", "paraphrase"), "unchanged": ("neighborhood",)}
 COLOURS = {"rewrite": "#1f4e9c", "paraphrase": "#2a8c4a", "neighborhood": "#b8530c", "score": "#8a8a8a"}
 
-Point = Mapping[str, Any]  # edits, when, results
+Point = Mapping[str, Any]  # edits, measured_at, results
+
+log = logging.getLogger(__name__)
+
+
+def check_counts(counts: Sequence[int], ends: Sequence[int]) -> None:
+    """Whether every number of `eval_at` is at the end of an edit batch; those above the run's edits are left out.
+
+    Args:
+        counts: The numbers of edits.
+        ends: How many edits were made after each batch, from 0.
+
+    Raises:
+        KeditError: One is within a batch; names the nearest ends.
+    """
+    late = [n for n in counts if n > ends[-1]]
+    if late:
+        log.warning("metrics.eval_at: left out, this run has %d edits: %s", ends[-1], ", ".join(map(str, late)))
+    for n in counts:
+        after = next((end for end in ends if end >= n), n)
+        if after != n and n not in late:
+            before = max(end for end in ends if end < n)
+            near = f"the nearest are {before} and {after}" if before else f"the first is {after}"
+            raise KeditError(f"metrics.eval_at: {n} edits are not at the end of an edit batch; {near}")
 
 
 def as_csv(curve: Sequence[Point]) -> str:

@@ -34,7 +34,7 @@ COLUMNS: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def figures(rows: Iterable[Mapping[str, Any]], resamples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
+def summary_rows(rows: Iterable[Mapping[str, Any]], resamples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
     """One line per moment of measurement and kind of probe, and one for the fluency, where they were measured.
 
     A line has `COLUMNS`: `micro_before` and `micro_after` are means over all probes (what REP reports), `before`,
@@ -44,13 +44,13 @@ def figures(rows: Iterable[Mapping[str, Any]], resamples: int = 2000, seed: int 
     rows = list(rows)
     lines = []
     for measured_at in dict.fromkeys(str(row["measured_at"]) for row in rows):
-        own = [row for row in rows if row["measured_at"] == measured_at]
-        summary = summarise(own, measured_at, resamples, seed)
+        of_moment = [row for row in rows if row["measured_at"] == measured_at]
+        summary = summarise(of_moment, measured_at, resamples, seed)
         for kind, metric in FIGURES:
             cell = summary.get(kind, {}).get(metric)
             if cell is not None:
                 lines.append(_line(measured_at, kind, metric, cell, cell["micro"]))
-        if (cell := fluency_cell(own, resamples, seed)) is not None:
+        if (cell := fluency_cell(of_moment, resamples, seed)) is not None:
             lines.append(
                 _line(measured_at, "fluency", "entropy", cell, {"before": cell["before"], "after": cell["after"]})
             )
@@ -59,18 +59,18 @@ def figures(rows: Iterable[Mapping[str, Any]], resamples: int = 2000, seed: int 
 
 def fluency_cell(rows: Sequence[Mapping[str, Any]], resamples: int = 2000, seed: int = 0) -> dict[str, Any] | None:
     """Mean n-gram entropy before and after, over the records that have both; None where none has."""
-    found = {str(row["case_id"]): row["fluency"] for row in rows if row.get("fluency") is not None}
-    pairs = [(f["before"], f["after"]) for f in found.values() if None not in (f["before"], f["after"])]
+    fluencies = {str(row["case_id"]): row["fluency"] for row in rows if row.get("fluency") is not None}
+    pairs = [(f["before"], f["after"]) for f in fluencies.values() if None not in (f["before"], f["after"])]
     return {**paired_cell(pairs, resamples, seed), "n_probes": len(pairs)} if pairs else None
 
 
 def as_csv(lines: Iterable[Mapping[str, Any]]) -> str:
-    """The lines of `figures` as CSV, with a header."""
+    """The lines of `summary_rows` as CSV, with a header."""
     return csv_text(lines, COLUMNS)
 
 
 def robustness_table(lines: Sequence[Mapping[str, Any]]) -> Table:
-    """The lines of `figures` as a table."""
+    """The lines of `summary_rows` as a table."""
     caption = (
         "percent, mean over records with its 95 % interval; micro: mean over probes\n"
         "exact match with the new target, teacher forced; neighborhood: tokens as before\n"

@@ -1,16 +1,96 @@
-"""One line of `results.jsonl`: its layout, and the quantities of one probe that reports average."""
+"""One line of `results.jsonl`: its layout, what it says of one probe, and the quantities that reports average.
+
+What the numbers mean: docs/metrics.md.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from math import exp
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kedit.request import EditRecord
 
-if TYPE_CHECKING:
-    from kedit.evaluation.score import ProbeScore
+MEASURED: Mapping[str, str] = MappingProxyType(
+    {
+        "edit": "after its own edit",
+        "end": "after the last edit",
+        "both": "after its own edit and after the last",
+        "editor": "after its own edit, without what the method adds to its editor",
+    }
+)
+"""When a record was measured, by the `measured_at` of its row or by the option `metrics.measure`."""
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """What the model says to one probe.
+
+    Attributes:
+        nll_answer: Mean over the answer's tokens of -log p (natural logarithm), teacher forced.
+        nll_rival: The same of the rival, where the probe has one.
+        exact: Every token of the answer is the argmax given those before it: greedy decoding would begin
+            with the answer's tokens.
+        token_accuracy: Share of the answer's tokens that are the argmax.
+        top1: Argmax token ids at the answer's positions (compared before and after an edit).
+        generated: Free greedy continuation, where one was asked for.
+        generated_match: `generated` begins with the answer or an alias (see `begins_with`).
+        port_generated: Of a `portability` probe, where one was asked for: the continuation after `port_suffix`.
+        port_match: `port_generated` contains the answer or an alias (see `contains`).
+    """
+
+    nll_answer: float
+    nll_rival: float | None
+    exact: bool
+    token_accuracy: float
+    top1: tuple[int, ...]
+    generated: str | None = None
+    generated_match: bool | None = None
+    port_generated: str | None = None
+    port_match: bool | None = None
+
+    @property
+    def success(self) -> bool | None:
+        """The answer is more probable than its rival (per token); None without a rival."""
+        return None if self.nll_rival is None else self.nll_answer < self.nll_rival
+
+    @property
+    def p_answer(self) -> float:
+        """exp(-nll): the geometric mean of the answer's token probabilities."""
+        return exp(-self.nll_answer)
+
+    @property
+    def p_rival(self) -> float | None:
+        """`p_answer` of the rival."""
+        return None if self.nll_rival is None else exp(-self.nll_rival)
+
+    @property
+    def first_top1(self) -> int:
+        """The token that greedy decoding says first."""
+        return self.top1[0]
+
+    def as_row(self, digits: int = 6) -> dict[str, Any]:
+        """The score for a results file: fields and `success`, floats rounded to `digits` decimals.
+
+        `success` is decided before rounding.
+        """
+        rival = None if self.nll_rival is None else round(self.nll_rival, digits)
+        row: dict[str, Any] = {
+            "nll_answer": round(self.nll_answer, digits),
+            "nll_rival": rival,
+            "success": self.success,
+            "exact": self.exact,
+            "token_accuracy": round(self.token_accuracy, digits),
+            "top1": list(self.top1),
+        }
+        if self.generated is not None:
+            row |= {"generated": self.generated, "generated_match": self.generated_match}
+        if self.port_generated is not None:
+            row |= {"port_generated": self.port_generated, "port_match": self.port_match}
+        return row
+
 
 Saved = Mapping[str, Any]  # a `ProbeScore.as_row()`, perhaps read from JSON
 
@@ -76,6 +156,51 @@ def result_row(
             }
         )
     return {"case_id": record.request.case_id, "batch": batch, "measured_at": measured_at, **more, "probes": probes}
+
+
+def edit_row(
+    record: EditRecord,
+    info: Mapping[str, Any],
+    error: str | None,
+    batch: int,
+    regime: str,
+    measured_at: str,
+    before: Sequence[ProbeScore] | None = None,
+    after: Sequence[ProbeScore] | None = None,
+) -> dict[str, Any]:
+    """`result_row` of an edit: also what was asked for, under which protocol, and what came of it.
+
+    Args:
+        record: The record.
+        info: Figures of its edit, JSON-able.
+        error: Why the edit failed; None where it was made.
+        batch: Index of the record's edit batch.
+        regime: Of the run.
+        measured_at: `edit`, `end`, `at_10` ..., or `editor`: without what the method adds to its editor.
+        before: Scores on the unedited model, where there are any.
+        after: Scores on the edited model, where there are any.
+    """
+    request = asdict(record.request)
+    request["joiner"] = record.request.joint
+    edits = edits_of(measured_at)
+    measured = MEASURED[measured_at] if edits is None else f"after {edits} {'edit' if edits == 1 else 'edits'}"
+    return result_row(
+        record,
+        before,
+        after,
+        batch,
+        measured_at,
+        protocol={"regime": regime, "measured": measured},
+        status="failed" if error else "edited",
+        error=error,
+        request={key: value for key, value in request.items() if key != "case_id"},
+        edit={key: value for key, value in info.items() if measured_at != "editor" or not key.startswith("pathway")},
+    )
+
+
+def without_probes(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card of a delta says of a row of one of its records."""
+    return {key: row[key] for key in ("case_id", "measured_at", "status", "request", "edit")}
 
 
 def edits_of(measured_at: str) -> int | None:

@@ -25,9 +25,9 @@ from kedit.results.intervals import (
     percentile_interval,
     resampled_means,
 )
-from kedit.results.rows import METRICS, RATES, Saved, result_row, unchanged
+from kedit.results.rows import METRICS, RATES, Saved, unchanged
 
-__all__ = ["INVARIANT", "SCORED", "TITLES", "SummaryAccumulator", "flat", "result_row", "summarise"]
+__all__ = ["INVARIANT", "SCORED", "TITLES", "SummaryAccumulator", "flat", "summarise"]
 
 TITLES: Mapping[str, str] = MappingProxyType(
     {"rewrite": "efficacy", "paraphrase": "generality", "neighborhood": "locality"}
@@ -101,7 +101,7 @@ class SummaryAccumulator:
         self._cases[str(row["case_id"])] = {key: (float(sum(v)), len(v)) for key, v in case.items()}
 
     def merge(self, other: SummaryAccumulator) -> None:
-        """Take over what another board (of another process) has collected."""
+        """Take over what another accumulator (of another process) has collected."""
         self._cases.update(other._cases)
         self._moments |= other._moments
         self._protocols |= other._protocols
@@ -109,8 +109,8 @@ class SummaryAccumulator:
 
     def means(self, kind: str, metric: str) -> dict[str, float]:
         """Record -> its mean over its probes of a kind after the edit; records that have none are left out."""
-        found = ((case_id, case.get((kind, metric, "after"))) for case_id, case in self._cases.items())
-        return {case_id: cell[0] / cell[1] for case_id, cell in found if cell is not None}
+        cells = ((case_id, case.get((kind, metric, "after"))) for case_id, case in self._cases.items())
+        return {case_id: cell[0] / cell[1] for case_id, cell in cells if cell is not None}
 
     def summary(self, resamples: int = 2000, seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
         """`{kind: {metric: cell}}`, and under `"score"` the harmonic means, and PAC's arithmetic one.
@@ -149,10 +149,10 @@ def summarise(
     rows: Iterable[Mapping[str, Any]], measured_at: str | None = None, resamples: int = 2000, seed: int = 0
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """`SummaryAccumulator.summary` of result rows, e.g. of the lines of a `results.jsonl`."""
-    board = SummaryAccumulator(measured_at)
+    accumulator = SummaryAccumulator(measured_at)
     for row in rows:
-        board.add(row)
-    return board.summary(resamples, seed)
+        accumulator.add(row)
+    return accumulator.summary(resamples, seed)
 
 
 def flat(summary: Mapping[str, Mapping[str, Mapping[str, Any]]], side: str = "after") -> dict[str, float]:
@@ -239,8 +239,8 @@ class _Table:
         return _percent(float(np.nanmean(self._values[column]))) if column in self._values else None
 
     def _micro(self, column: _Column) -> float | None:
-        found = [case[column] for case in self._cases if column in case]
-        return _percent(sum(total for total, _ in found) / sum(n for _, n in found)) if found else None
+        cells = [case[column] for case in self._cases if column in case]
+        return _percent(sum(total for total, _ in cells) / sum(n for _, n in cells)) if cells else None
 
     def _interval(self, column: _Column, scale: Scale) -> list[float] | None:
         if column not in self._values:

@@ -144,14 +144,14 @@ def test_lines_altered_while_a_run_lasts(
     """At its end they are named, and the summary is without them."""
     from kedit.callbacks import EditMetrics
 
-    path, rows_of_end = tmp_path / "runs" / "one" / "results.jsonl", EditMetrics.end_rows
+    path, last_rows = tmp_path / "runs" / "one" / "results.jsonl", EditMetrics.on_last_edit
 
     def altered(*what: Any) -> Any:
         lines = path.read_bytes().splitlines(keepends=True)
         path.write_bytes(b"".join([flip(lines[0]), *lines[1:], b'{"when": "edit", "case_id": "foreign"}\n']))
-        return rows_of_end(*what)
+        return last_rows(*what)
 
-    monkeypatch.setattr(EditMetrics, "end_rows", altered)
+    monkeypatch.setattr(EditMetrics, "on_last_edit", altered)
     main(command("one"))
     assert "1 of 12 lines are lost, cut or altered (not what the run wrote: line 1, 7): fact-0 (edit)" in caplog.text
     summary = json.loads((path.parent / "summary.json").read_text())

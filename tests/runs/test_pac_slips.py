@@ -21,8 +21,14 @@ TRAINED = ("--model.train.lr", "--model.train.passes")
         ({"train.lr": 0}, "model.train.lr: 0 is not above 0"),
         ({"train.rollback": 1.5}, "model.train.rollback: 1.5 is no share; give 0 to 1, 0 for never"),
         ({"train.rollback": 0.5, "train.best": "false"}, "model.train.rollback: 0.5 needs model.train.best: true"),
-        ({"trace.nodes": 40}, "model.trace.nodes: 40 critical and 1 contrast nodes are more than the 40 of model.layers.0"),
-        ({"trace.nodes": 50, "trace.coverage": 0.5}, "model.trace.nodes: 50 critical and 1 contrast nodes are more than"),
+        (
+            {"trace.nodes": 40},
+            "model.trace.nodes: 40 critical and 1 contrast nodes are more than the 40 of model.layers.0",
+        ),
+        (
+            {"trace.nodes": 50, "trace.coverage": 0.5},
+            "model.trace.nodes: 50 critical and 1 contrast nodes are more than",
+        ),
         (
             {"trace.nodes": 40, "trace.node_source": "random"},
             "model.trace.nodes: 40 critical and 1 contrast nodes are more than",

@@ -13,10 +13,11 @@ import pytest
 from kedit.cli import main
 from kedit.data import read_counterfact, read_records, read_zsre
 from kedit.errors import KeditError
-from kedit.evaluation.score import EvalConfig, ProbeScore, contains, score
+from kedit.evaluation.score import EvalConfig, contains, score
 from kedit.forward.greedy import greedy
 from kedit.request import EditRecord, EditRequest, Probe
-from kedit.results.summary import flat, result_row, summarise
+from kedit.results.rows import ProbeScore, result_row
+from kedit.results.summary import flat, summarise
 from kedit.results.tables import summary_table
 from tests.support.paths import FIXTURES
 from tests.support.small_runs import QUICK_ROME, option_words

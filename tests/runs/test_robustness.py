@@ -18,7 +18,7 @@ from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.fluency import entropy, ngram_entropy, sampled_texts, words_of
 from kedit.forward.sampling import sample
 from kedit.model.lm import LM
-from kedit.results.robustness import COLUMNS, as_csv, figures, fluency_cell
+from kedit.results.robustness import COLUMNS, as_csv, fluency_cell, summary_rows
 from tests.support.paths import FIXTURES
 from tests.support.small_runs import QUICK_ROME, option_words
 from tests.support.tiny_models import TEXT, tiny_lm
@@ -139,7 +139,7 @@ def test_report_of_a_run(
         cell = summary[line["measured_at"]][line["kind"]][line["metric"]]
         assert (line["micro_after"], line["after"]) == (cell["micro"]["after"], cell["after"])
         assert line["n_probes"] == cell["n_probes"]
-    assert figures(rows, 50) == lines
+    assert summary_rows(rows, 50) == lines
     text = (folder / "robustness.csv").read_text()
     assert as_csv(lines) == text
     assert tuple(next(csv.reader(text.splitlines()))) == COLUMNS

@@ -14,7 +14,7 @@ import pytest
 from matplotlib.image import imread
 
 from kedit.analysis.similarity import KINDS
-from kedit.analysis.similarity_report import COLUMNS, as_csv, figures
+from kedit.analysis.similarity_report import COLUMNS, as_csv, summary_rows
 from kedit.callbacks import similarity as callback
 from kedit.cli import main
 from tests.support.paths import FIXTURES
@@ -90,7 +90,7 @@ def test_a_run_with_rep(
         assert len(row["similarity"]["r_max"]) == len(neighbors)
     text = (folder / "similarity.csv").read_text()
     assert tuple(next(csv.reader(text.splitlines()))) == COLUMNS
-    assert as_csv(figures(rows)) == text
+    assert as_csv(summary_rows(rows)) == text
     for kind in kinds:
         assert kind.replace("_", " ") in out
     image = imread(folder / "similarity.png")
@@ -130,7 +130,7 @@ def test_off_by_default_and_free(
     def called(*_: Any) -> None:
         raise AssertionError
 
-    for name in ("measure", "figures", "draw", "others_of"):
+    for name in ("measure", "summary_rows", "draw", "others_of"):
         monkeypatch.setattr(callback, name, called)
     loaded = {name for name in sys.modules if name.startswith("matplotlib.backends")}
     at = words.index("--similarity.enabled")

@@ -13,7 +13,7 @@ from kedit.cli import main
 from kedit.data import read_records
 from kedit.delta.delta import edited
 from kedit.delta.serialization import load_delta
-from kedit.evaluation.consistency import collection, figures, references_of
+from kedit.evaluation.consistency import collection, references_of, summary_rows
 from kedit.evaluation.fluency import ngram_entropy, sampled_texts
 from kedit.evaluation.tfidf import Tfidf
 from kedit.forward.binding import load_lm
@@ -81,7 +81,7 @@ def draws(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(len(prompts))
         return sampled_texts(lm, prompts, *args)
 
-    monkeypatch.setattr("kedit.callbacks.sampled.sampled_texts", spy)
+    monkeypatch.setattr("kedit.methods.base.sampled_texts.sampled_texts", spy)
     return seen
 
 
@@ -101,7 +101,7 @@ def test_a_run(
     fitted = Tfidf.fit(collection(known.values()))
     report = json.loads((folder / "texts.json").read_text())
     assert report["consistency_local"] == {"fitted_on": {"records": len(known)} | fitted.card()}
-    assert report["figures"] == figures(rows, 50)
+    assert report["figures"] == summary_rows(rows, 50)
     moments = ["edit", "end"] if regime == "sequential" else ["edit"]
     assert [(line["measured_at"], line["name"]) for line in report["figures"]] == [
         (measured_at, name) for measured_at in moments for name in ("fluency", "consistency_local")

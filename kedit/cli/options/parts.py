@@ -41,15 +41,16 @@ CALLBACKS: Mapping[str, type] = MappingProxyType(
         "results": ResultsWriter,
         "progress": EditProgress,
         "checkpoint": EditCheckpoint,
-        "robustness": Robustness,  # reads what ResultsWriter wrote
-        "texts": Texts,  # these too
+        "robustness": Robustness,
+        "texts": Texts,
         "similarity": WhitenedSimilarity,
         "importance": PathImportance,
         "latent": LatentFigures,
         "table": ResultTable,
     }
 )
-"""kedit's own callbacks, in the order in which they are called, by their options."""
+"""kedit's own callbacks, by their options. They are called in this order: so the reports are printed, and so keys are
+added to a row. Nothing else depends on it."""
 
 TRAINER_DEFAULTS = {
     "devices": 1,

@@ -17,13 +17,11 @@ class Outcome:
         record: The record.
         error: Why this edit failed, in one line; None when it was made.
         info: Figures of the optimisation, JSON-able: loss, its terms, steps, norms.
-        rows: Result rows, filled in by the callbacks that measure.
     """
 
     record: EditRecord
     error: str | None = None
     info: dict[str, Any] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
 
     def report(self, info: dict[str, Any], error: str | None) -> None:
         """What came of the edit: its figures, and why it failed where it did."""

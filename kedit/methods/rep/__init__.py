@@ -1,6 +1,6 @@
 """REP's adapters: what they are trained on, how, and when their gates open. No Lightning in here."""
 
-from kedit.methods.rep.calibrate import figures
+from kedit.methods.rep.calibrate import summary_row
 from kedit.methods.rep.closed import closed_form
 from kedit.methods.rep.config import AdapterConfig, parity_config
 from kedit.methods.rep.keys import AdapterTask, Claims, KeySource
@@ -15,7 +15,7 @@ __all__ = [
     "KeySource",
     "choose_edit_strength",
     "closed_form",
-    "figures",
     "parity_config",
     "stronger",
+    "summary_row",
 ]

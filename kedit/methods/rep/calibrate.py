@@ -62,7 +62,7 @@ def _logit(tau: float) -> float:
     return math.log(tau / (1 - tau))
 
 
-def figures(pathway: Pathway, task: AdapterTask) -> dict[str, float | None]:
+def summary_row(pathway: Pathway, task: AdapterTask) -> dict[str, float | None]:
     """What the adapter does to the keys that did not train it, and to those that did, JSON-able.
 
     `open`, `held_open`: share of the positives (training, held back) whose gate is open; `false`: of the
@@ -71,11 +71,11 @@ def figures(pathway: Pathway, task: AdapterTask) -> dict[str, float | None]:
     keys = torch.cat([task.positives, task.held_positives])
     hat = PathwayRouter([pathway])(keys)
     shares = {"open": task.positives, "held_open": task.held_positives, "false": task.held_negatives}
-    found = {name: _mean((pathway.margin(k) > 0).float()) for name, k in shares.items()}
-    found["reach"] = _mean(hat @ task.direction / (task.k_star @ task.direction))
-    found["reach_before"] = _mean(keys @ task.direction / (task.k_star @ task.direction))
-    found["threshold"] = None if pathway.threshold is None else round(float(pathway.threshold), 4)
-    return found
+    row = {name: _mean((pathway.margin(k) > 0).float()) for name, k in shares.items()}
+    row["reach"] = _mean(hat @ task.direction / (task.k_star @ task.direction))
+    row["reach_before"] = _mean(keys @ task.direction / (task.k_star @ task.direction))
+    row["threshold"] = None if pathway.threshold is None else round(float(pathway.threshold), 4)
+    return row
 
 
 def _mean(values: Tensor) -> float | None:

@@ -29,9 +29,9 @@ from kedit.methods.rep import (
     KeySource,
     choose_edit_strength,
     closed_form,
-    figures,
     parity_config,
     stronger,
+    summary_row,
 )
 from kedit.methods.rep.adapter_phase import AdapterPhase
 from kedit.methods.wrappers.base import EditorWrapper
@@ -142,7 +142,7 @@ class REP(EditorWrapper):
             tasks = self._tasks(batch, deltas, some, layer, path)
             pathways = yield from self._pathways(tasks)
             made = zip(pathways, tasks, strict=True)
-            trained.append([_Adapter(pathway, task.k_star, figures(pathway, task)) for pathway, task in made])
+            trained.append([_Adapter(pathway, task.k_star, summary_row(pathway, task)) for pathway, task in made])
         if together:
             yield Barrier()
             trained = distributed.gather_shares([[adapter.on_cpu() for adapter in some] for some in trained])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kedit.analysis.similarity import SCALES, edit_bounds, others_of, queries_of, similarities
-from kedit.analysis.similarity_report import figures, similarity_table
+from kedit.analysis.similarity_report import similarity_table, summary_rows
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.pathway import Pathway
 from kedit.evaluation.score import EvalConfig, score
@@ -211,7 +211,7 @@ def made_row(case: str, r_min: float | None) -> dict[str, Any]:
 
 def test_lines_by_hand() -> None:
     rows = [made_row("x", 0.3), made_row("y", 0.8), made_row("z", None), made_row("y", 0.8), {"case_id": "failed"}]
-    form, _, neighbor = figures(rows)
+    form, _, neighbor = summary_rows(rows)
     expected = {
         "layer": 5, "kind": "paraphrase_ood", "tokens": "subject_last", "n_records": 3, "n_keys": 6,
         "mean_before": 0.375, "std_before": 0.125, "delivered_before": 0.0,
@@ -221,9 +221,9 @@ def test_lines_by_hand() -> None:
     assert form == expected
     assert (neighbor["bound"], neighbor["bound_median"]) == ("r_max", 0.45)
     assert (neighbor["violated_before"], neighbor["violated_after"]) == (50.0, 50.0)
-    assert figures([]) == []
+    assert summary_rows([]) == []
     caption = str(similarity_table([form, neighbor], rows).caption)
     assert "1 edits answer at no scale" in caption
     plain: Rows = [{"case_id": "x", "similarity": {"layers": {"5": {"random": {"subject_last": {"before": [0.1]}}}}}}]
-    (line,) = figures(plain)
+    (line,) = summary_rows(plain)
     assert [line[name] for name in ("mean_after", "open", "bound", "violated_before")] == [None] * 4

@@ -1,17 +1,15 @@
-"""TF-IDF by hand, the references of a record, and the torchmetrics of texts."""
+"""TF-IDF by hand, the references of a record, and the means of fluency and consistency."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from typing import Any
 
 import pytest
 
-from kedit.evaluation.consistency import collection, figures, references_of
+from kedit.evaluation.consistency import collection, references_of, summary_rows
 from kedit.evaluation.fluency import ngram_entropy
-from kedit.evaluation.metrics import Consistency, Fluency
 from kedit.evaluation.tfidf import Tfidf, terms
 from kedit.request import EditRecord, EditRequest, Probe
 
@@ -89,41 +87,35 @@ def test_collection_says_everything_once() -> None:
     ]  # fmt: skip
 
 
-def test_fluency_metric() -> None:
-    metric = Fluency()
-    with pytest.warns(UserWarning, match="before the"):
-        assert metric.compute().isnan()
+def row(case: str, measured_at: str, *values: float | None) -> dict[str, Any]:
+    sides = [{"fluency": f, "consistency": c} for f, c in (values[:2], values[2:])]
+    return {"case_id": case, "measured_at": measured_at, "texts": {"before": sides[0], "after": sides[1]}}
+
+
+def test_mean_fluency() -> None:
+    assert summary_rows([]) == []
     texts = ["a b a b a", "one two three four", "a"]
-    metric.update(texts[:2])
-    metric.update(texts[2:])
-    assert float(metric.compute()) == pytest.approx(sum(map(ngram_entropy, texts)) / 3, abs=1e-6)
+    (line,) = summary_rows([row(t, "edit", ngram_entropy("a"), None, ngram_entropy(t), None) for t in texts], 100)
+    assert line["after"] == pytest.approx(sum(map(ngram_entropy, texts)) / 3, abs=1e-4)
+    assert line["before"] == 0.0
 
 
-def test_consistency_metric_says_what_it_was_fitted_on() -> None:
+def test_mean_consistency_and_what_it_was_fitted_on() -> None:
     fitted = Tfidf.fit(TEXTS)
-    metric = Consistency(fitted)
-    metric.update([], [])
-    assert metric.compute().isnan()
-    metric.update(["the fox", "is red"], ["red fox"])
-    metric.update(["the sea"], [])  # nothing to compare with
-    metric.update([], ["the sea"])
-    other = copy.deepcopy(metric)
-    first = 100 * fitted.cosine("the fox is red", "red fox")
-    assert float(metric.compute()) == pytest.approx(first, abs=1e-4)
-    other.update(["sea"], ["sea"])
-    assert float(other.compute()) == pytest.approx((first + 100) / 2, abs=1e-4)
-    assert metric.fitted == fitted.card()
-    card = metric.card()
+    first = fitted.cosine("the fox is red", "red fox")
+    lone = row("1", "edit", None, first, None, first)
+    without = row("2", "edit", None, None, None, None)  # nothing to compare with
+    (line,) = summary_rows([lone, without], 100)
+    assert (line["name"], line["unit"], line["n_records"]) == ("consistency_local", "percent", 1)
+    assert line["after"] == pytest.approx(100 * first, abs=1e-4)
+    same = fitted.cosine("sea", "sea")
+    (line,) = summary_rows([lone, without, row("3", "edit", None, same, None, same)], 100)
+    assert line["after"] == pytest.approx(100 * (first + 1) / 2, abs=1e-4)
+    card = fitted.card()
     assert json.loads(json.dumps(card)) == card
-    assert card == {"name": "consistency_local", "unit": "percent", "fitted_on": fitted.card()}
-    assert Consistency(fitted, "consistency").card()["name"] == "consistency"
 
 
-def test_figures() -> None:
-    def row(case: str, measured_at: str, *values: float | None) -> dict[str, Any]:
-        sides = [{"fluency": f, "consistency": c} for f, c in (values[:2], values[2:])]
-        return {"case_id": case, "measured_at": measured_at, "texts": {"before": sides[0], "after": sides[1]}}
-
+def test_summary_rows() -> None:
     rows = [
         row("1", "edit", 5.0, 0.2, 4.0, 0.4),
         row("2", "edit", 6.0, None, 4.0, None),  # without references
@@ -132,7 +124,7 @@ def test_figures() -> None:
         {"case_id": "4", "measured_at": "edit", "texts": None},
         {"case_id": "5", "measured_at": "edit"},
     ]
-    lines = figures(rows, 100)
+    lines = summary_rows(rows, 100)
     assert [(line["measured_at"], line["name"], line["unit"], line["n_records"]) for line in lines] == [
         ("edit", "fluency", "bits", 2),
         ("edit", "consistency_local", "percent", 1),
@@ -147,4 +139,4 @@ def test_figures() -> None:
     ]
     assert lines[0]["change_ci"][0] < -1.5 < lines[0]["change_ci"][1]
     assert lines[0]["ci"] == [4.0, 4.0]
-    assert figures([]) == []
+    assert summary_rows([]) == []

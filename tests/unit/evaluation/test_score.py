@@ -10,12 +10,13 @@ import torch
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.lanes import BatchedDeltas
 from kedit.errors import KeditError
-from kedit.evaluation.score import EvalConfig, ProbeScore, begins_with, is_known, score
+from kedit.evaluation.score import EvalConfig, begins_with, is_known, score
 from kedit.forward.greedy import greedy, greedy_ids
 from kedit.forward.logits import logits_at
 from kedit.forward.teacher_forcing import Span, read
 from kedit.model.lm import LM
 from kedit.request import EditRecord, EditRequest, Probe
+from kedit.results.rows import ProbeScore
 from tests.support.tiny_models import tiny_lm
 
 FAMILIES = ["gpt2", "llama", "opt", "qwen2", "gemma2", "phi"]

@@ -26,9 +26,9 @@ from kedit.methods.rep import (
     AdapterTrainer,
     KeySource,
     closed_form,
-    figures,
     parity_config,
     stronger,
+    summary_row,
 )
 from kedit.methods.rep.calibrate import threshold_of
 from kedit.methods.rep.keys import read_keys
@@ -125,7 +125,7 @@ def test_closed_form_is_the_least_move_that_delivers_all() -> None:
 def test_closed_form_behind_a_gate_acts_where_it_is_open() -> None:
     t = task(1)
     (pathway,) = closed_form([t], AdapterConfig(threshold=0.5))
-    found = figures(pathway, t)
+    found = summary_row(pathway, t)
     assert found["open"] == found["held_open"] == 1.0
     assert found["false"] == 0.0
     assert found["reach"] == pytest.approx(1.0, abs=1e-3)
@@ -224,11 +224,11 @@ def test_training_delivers_the_edit(gate: Any) -> None:
         gate=gate, steps=120, lr=5e-3, positives=12, negatives=32, rank=8, gate_width=0.5, threshold=0.5
     )
     lanes = AdapterTrainer([t], config)
-    before = figures(lanes.pathways()[0], t)
+    before = summary_row(lanes.pathways()[0], t)
     losses = train(lanes, config.steps)
     assert losses[-1] < 0.5 * losses[0]
     (pathway,) = lanes.pathways()
-    found = figures(pathway, t)
+    found = summary_row(pathway, t)
     assert before["reach"] == before["reach_before"] == found["reach_before"]
     assert abs((found["reach"] or 0) - 1) < 0.1 < abs((before["reach"] or 0) - 1)
     assert found["open"] == 1.0

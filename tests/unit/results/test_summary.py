@@ -1,4 +1,4 @@
-"""Metrics, summaries and intervals against numbers worked out by hand."""
+"""Summaries and intervals against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from kedit.errors import KeditError
-from kedit.evaluation.metrics import EditScore, Locality, ProbeRates
-from kedit.evaluation.score import ProbeScore
 from kedit.request import EditRecord, EditRequest, Probe
 from kedit.results.intervals import bootstrap, harmonic_interval, harmonic_mean, paired, resampled_means, wilson
-from kedit.results.summary import SummaryAccumulator, flat, result_row, summarise
+from kedit.results.rows import METRICS, RATES, ProbeScore, result_row, unchanged
+from kedit.results.summary import SummaryAccumulator, flat, summarise
 
 
 def said(answer: float, rival: float | None, top1: tuple[int, ...] = (1,), hits: int = 0, **more: Any) -> ProbeScore:
@@ -136,8 +135,7 @@ def test_rows_without_before_or_after() -> None:
     assert (cell["before"], cell["after"], cell["ci"], cell["n_records"]) == (33.3333, None, None, 3)
 
 
-def test_torchmetrics_say_what_the_summary_says() -> None:
-    rates, locality = ProbeRates(), Locality()
+def test_every_quantity_is_the_mean_over_records_and_over_probes() -> None:
     pairs = [
         (
             [said(0.5, 0.1, (7, 8), 2), said(0.5, 0.1, (7, 9), 1)],
@@ -145,36 +143,45 @@ def test_torchmetrics_say_what_the_summary_says() -> None:
         ),
         ([said(0.5, 0.1, (4,), 1)], [said(0.4, 0.2, (4,), 1)]),
     ]
-    for before, after in pairs:
-        rates.update(after)
-        locality.update(before, after)
     near = summarise(ROWS)["neighborhood"]
-    found = rates.compute() | locality.compute()
-    assert "generated" not in found
+    assert "generated" not in near
     for name, cell in near.items():
-        assert float(found[name]) == pytest.approx(cell["after"], abs=1e-3)
-        assert float(found[f"{name}_micro"]) == pytest.approx(cell["micro"]["after"], abs=1e-3)
+        if name in METRICS:
+            values = [[METRICS[name](score.as_row(17)) for score in after] for _, after in pairs]
+        else:
+            values = [
+                [unchanged(b.as_row(), a.as_row())[name] for b, a in zip(before, after, strict=True)]
+                for before, after in pairs
+            ]
+        known = [[float(value) for value in of_record if value is not None] for of_record in values]
+        mean = np.mean([np.mean(of_record) for of_record in known])
+        assert cell["after"] == pytest.approx(100 * mean, abs=1e-3)
+        assert cell["micro"]["after"] == pytest.approx(100 * np.mean(np.concatenate(known)), abs=1e-3)
 
 
-def test_edit_score_metric() -> None:
-    metric = EditScore()
+def test_score_of_records_that_lack_a_kind() -> None:
     good, bad = said(0.9, 0.1), said(0.1, 0.9)
-    metric.update({"rewrite": [good], "paraphrase": [good, bad]})
-    assert metric.compute().isnan()
-    metric.update({"neighborhood": [good, good]})
-    assert float(metric.compute()) == pytest.approx(75.0)
-    with pytest.raises(ValueError, match="none of success"):
-        EditScore("magnitude")
+    accumulator = SummaryAccumulator()
+    accumulator.add(result_row(record("1", "rewrite", "paraphrase", "paraphrase"), None, [good, good, bad], 0, "edit"))
+    assert "score" not in accumulator.summary()
+    accumulator.add(result_row(record("2", "neighborhood", "neighborhood"), None, [good, good], 1, "edit"))
+    scores = accumulator.summary()["score"]
+    assert scores["success"]["after"] == pytest.approx(75.0)
+    assert set(scores) <= {*RATES, "tokens_arithmetic"}  # of magnitudes there is none
 
 
-def test_metric_states_add_up_over_ranks() -> None:
-    first, second, both = ProbeRates(), ProbeRates(), ProbeRates()
-    for metric, scores in ((first, [said(0.9, 0.1)]), (second, [said(0.1, 0.9), said(0.9, 0.1)])):
-        metric.update(scores)
-        both.update(scores)
-    first.case_sums += second.case_sums  # what dist_reduce_fx="sum" does
-    first.case_counts += second.case_counts
-    assert float(first.compute()["success"]) == float(both.compute()["success"]) == 75.0
+def test_accumulators_add_up_over_processes() -> None:
+    first, second, both = SummaryAccumulator(), SummaryAccumulator(), SummaryAccumulator()
+    for accumulator, case, scores in (
+        (first, "1", [said(0.9, 0.1)]),
+        (second, "2", [said(0.1, 0.9), said(0.9, 0.1)]),
+    ):
+        row = result_row(record(case, *["rewrite"] * len(scores)), None, scores, 0, "edit")
+        accumulator.add(row)
+        both.add(row)
+    first.merge(second)
+    assert first.summary() == both.summary()
+    assert first.summary()["rewrite"]["success"]["after"] == 75.0
 
 
 def test_harmonic_mean() -> None:
