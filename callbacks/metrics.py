@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 
 from kedit.data.robust_queries import KINDS, REPLACED
-from kedit.delta.delta import Delta, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
 from kedit.delta.lanes import BatchedDeltas
 from kedit.errors import KeditError, shown
 from kedit.evaluation.score import EvalConfig, ProbeScore, check_probes, score_records

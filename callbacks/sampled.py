@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 
-from kedit.delta.delta import Delta, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
 from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.fluency import sampled_texts
 from kedit.methods.base.callback import EditCallback

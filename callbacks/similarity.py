@@ -12,6 +12,7 @@ from kedit.analysis.similarity import measure, others_of
 from kedit.analysis.similarity_figure import draw
 from kedit.analysis.similarity_report import as_csv, figures, measured, similarity_table
 from kedit.delta.delta import Delta
+from kedit.delta.pathways import Pathways
 from kedit.errors import KeditError
 from kedit.methods.base.callback import EditCallback, editing
 from kedit.methods.base.edit_batch import EditBatch
@@ -65,7 +66,7 @@ class WhitenedSimilarity(EditCallback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         editor = _editor(module)
         adapts = batch.baseline_deltas is not None and any(
-            delta.pathways for delta in batch.deltas if delta is not None
+            delta.of_kind(Pathways) for delta in batch.deltas if delta is not None
         )
         plain = batch.baseline_deltas if adapts and batch.baseline_deltas is not None else batch.deltas
         made = [

@@ -9,7 +9,9 @@ from kedit.runtime.platforms import unsupported
 from kedit.version import __version__
 
 if TYPE_CHECKING:
-    from kedit.delta.delta import Delta, Factors, edited
+    from kedit.delta.apply import edited
+    from kedit.delta.delta import Delta
+    from kedit.delta.factors import Factors
     from kedit.delta.serialization import load_delta, save_delta
     from kedit.errors import KeditError
     from kedit.model.lm import LM, LMConfig, load_lm, wrap_lm
@@ -20,11 +22,11 @@ _HOMES = {
     "Delta": "kedit.delta.delta",
     "EditRecord": "kedit.request",
     "EditRequest": "kedit.request",
-    "Factors": "kedit.delta.delta",
+    "Factors": "kedit.delta.factors",
     "KeditError": "kedit.errors",
     "LMConfig": "kedit.model.lm",
     "Probe": "kedit.request",
-    "edited": "kedit.delta.delta",
+    "edited": "kedit.delta.apply",
     "load_delta": "kedit.delta.serialization",
     "load_lm": "kedit.model.lm",
     "save_delta": "kedit.delta.serialization",

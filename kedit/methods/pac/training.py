@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kedit.delta.delta import Delta, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
 from kedit.errors import KeditError
 from kedit.forward.packing import logits_of
 from kedit.methods.pac.config import ContrastConfig, LocalityConfig, TrainConfig
