@@ -5,7 +5,7 @@ What an adapter computes, and which of many acts on a token, is in `kedit.delta.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -55,10 +55,6 @@ class Pathways(Change):
     def add(cls, parts: Sequence[Pathways]) -> Pathways:
         """All of them, one after another."""
         return Pathways(tuple(adapter for part in parts for adapter in part.adapters))
-
-    def numbers(self) -> Iterable[Tensor]:
-        """The tensors of all adapters."""
-        return [tensor for adapter in self.adapters for tensor in adapter.tensors().values()]
 
     def tensors(self) -> dict[str, Tensor]:
         """`NUMBER/NAME`."""

@@ -31,7 +31,7 @@ class Place:
     def __init__(self, model: nn.Module, path: str, follow: Callable[[], GateHistory]) -> None:
         self._model, self._path = model, path
         self.follow = follow
-        self.backups: defaultdict[Callable[[nn.Module], Tensor], ParameterBackup] = defaultdict(ParameterBackup)
+        self._backups: defaultdict[Callable[[nn.Module], Tensor], ParameterBackup] = defaultdict(ParameterBackup)
         self._installed: dict[type, tuple[Any, Sequence[RemovableHandle]]] = {}
 
     @property
@@ -53,7 +53,7 @@ class Place:
             parameter: Module -> its parameter, e.g. `kedit.model.architecture.weight`. The same function names the
                 same parameter.
         """
-        return self.backups[parameter]
+        return self._backups[parameter]
 
     def installed(self, kind: type[T]) -> T | None:
         """The change of a kind whose hooks are there."""
@@ -67,10 +67,10 @@ class Place:
 
     def restore(self) -> None:
         """Puts back every bit that was there before the first change."""
-        for parameter, backup in self.backups.items():
+        for parameter, backup in self._backups.items():
             backup.restore(parameter(self.module))
         for _, handles in self._installed.values():
             for handle in handles:
                 handle.remove()
-        self.backups.clear()
+        self._backups.clear()
         self._installed.clear()

@@ -302,16 +302,16 @@ def test_only_touched_lines_are_kept(dtype: torch.dtype) -> None:
     weights = Weights(lm.model)
     for delta in (pac_delta(lm, [1, 5]), pac_delta(lm, [1, 5], seed=1), pac_delta(lm, [5, 9])):
         weights.add(delta)
-    kept = numbers_in([place.backups for place in weights._places.values()])
+    kept = numbers_in([place._backups for place in weights._places.values()])
     touched = 4 * 2 * 3 * lm.d_model  # layers, two matrices, three lines
     assert kept == touched * (2 if dtype == torch.bfloat16 else 1)
     path = lm.arch.path("mlp_out", 1)
     d_out, d_in = shape_of(lm, path)
     weights.add(Delta({path: Factors(rand(d_out, 1), rand(1, d_in))}))
-    more = numbers_in([place.backups for place in weights._places.values()]) - kept
+    more = numbers_in([place._backups for place in weights._places.values()]) - kept
     assert more == (2 * d_out * d_in - 3 * d_out if dtype == torch.bfloat16 else d_out * d_in)  # one master, the whole
     weights.restore()
-    assert numbers_in([place.backups for place in weights._places.values()]) == 0
+    assert numbers_in([place._backups for place in weights._places.values()]) == 0
 
 
 # -- refused ----------------------------------------------------------------------------------------------
