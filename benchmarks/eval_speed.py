@@ -18,7 +18,9 @@ import torch
 from common import get_lm, save, speed_parser, timed
 
 from kedit.data import read_facts, read_robust
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.score import EvalConfig, score
 from kedit.forward.greedy import greedy_ids

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from measured import peak_bytes, show, take_turns
 from torch import Tensor
 
-from kedit.delta.slices import lines
+from kedit.delta.master_weights import as_rows
+from kedit.delta.slices import Slices
 from kedit.methods.pac import (
     ContrastConfig,
     LocalityConfig,
@@ -110,7 +111,7 @@ class Dense:
         (scale * F.cross_entropy(logits[rows, cols], labels)).backward()
         for site, parameter in self.weights.items():
             stored = weight(self.lm.model.get_submodule(site.path)).shape == parameter.shape
-            view = lines(parameter.grad if stored else parameter.grad.T, site.axis)
+            view = as_rows(parameter.grad if stored else parameter.grad.T, site.axis)
             nodes = getattr(self.selection, part)[site].to(self.lm.device) + site.offset
             kept = view[nodes]
             parameter.grad.zero_()
@@ -153,7 +154,7 @@ def difference(slim: Slim, dense: Dense) -> dict[str, float]:
     for site in dense.weights:
         before = weight(slim.lm.model.get_submodule(site.path)).float()
         change = weight(dense.lm.model.get_submodule(site.path)).float() - before
-        gap = delta.slices[site.path].dense() - change
+        gap = delta.of_kind(Slices)[site.path].dense() - change
         most, largest = max(most, float(gap.abs().max())), max(largest, float(change.abs().max()))
         squares = [squares[0] + float(gap.square().sum()), squares[1] + float(change.square().sum())]
     return {
@@ -198,7 +199,8 @@ def measure(lm: LM, texts: Sequence[Tokens], rounds: int, device: str) -> dict[s
         for key in ("state", "peak"):
             figure[f"{key}_share_of_dense"] = memory[name][f"{key}_mb"] / memory["dense"][f"{key}_mb"]
         if name != "dense":
-            figure["slices_mb"] = sum(part.values.nbytes for part in ways[name].sides.delta().slices.values()) / 1e6
+            slices = ways[name].sides.delta().of_kind(Slices).values()
+            figure["slices_mb"] = sum(part.values.nbytes for part in slices) / 1e6
     figures["shared_adam"] |= difference(ways["shared_adam"], ways["dense"])
     show("steps", figures)
     tokens = [[len(request.text.ids) for request in pair] for pair in pairs]

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from kedit.data import read_facts, read_robust
 from kedit.data.robust_queries import QueryConfig, with_variants
-from kedit.delta.delta import Delta, Factors
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.delta.pathway import Pathway, PathwayRouter
 from kedit.keyvalue import ValueObjective, ValueOptimization, optimise
@@ -62,7 +63,7 @@ def edit(lm: LM, records: Sequence[EditRecord], templates: Sequence[str], layer:
 def read(source: KeySource, records: Sequence[EditRecord], layer: int, deltas: Sequence[Delta]) -> list[AdapterTask]:
     """(b): the keys of a group of lanes."""
     path = source.lm.arch.path("mlp_out", layer)
-    directions = torch.stack([delta.changes[path].right[0] for delta in deltas])
+    directions = torch.stack([delta.of_kind(Factors)[path].right[0] for delta in deltas])
     bank = BatchedDeltas(source.lm.model, deltas)
     return source.tasks(records, layer, directions, lambda keys: keys[0], bank, range(len(records)))
 

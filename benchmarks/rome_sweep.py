@@ -27,7 +27,8 @@ from torch import Tensor
 
 from kedit.covariance import Covariance, StatsConfig, covariances
 from kedit.data import read_counterfact, read_records, read_robust
-from kedit.delta.delta import Delta, Factors
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.score import EvalConfig, score
 from kedit.forward.binding import load_lm

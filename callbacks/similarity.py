@@ -13,6 +13,7 @@ from kedit.analysis.similarity import measure, others_of
 from kedit.analysis.similarity_figure import draw
 from kedit.analysis.similarity_report import as_csv, measured, similarity_table, summary_rows
 from kedit.delta.delta import Delta
+from kedit.delta.pathways import Pathways
 from kedit.errors import KeditError
 from kedit.methods.base.callback import EditCallback, Row, editing
 from kedit.methods.base.edit_batch import EditBatch
@@ -64,7 +65,7 @@ class WhitenedSimilarity(EditCallback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         editor = _editor(module)
         edit, *editors = arms_of(module.regime, batch)
-        adapts = bool(editors) and any(delta.pathways for delta in edit.deltas if delta is not None)
+        adapts = bool(editors) and any(delta.of_kind(Pathways) for delta in edit.deltas if delta is not None)
         baseline = editors[0] if adapts else edit
         made = [
             (record, before, after)
@@ -110,7 +111,7 @@ def _editor(module: EditingModule) -> LocateThenEdit:
     """
     from kedit.methods.locate_then_edit.base import LocateThenEdit
 
-    editor = getattr(module, "editor", module)
+    editor = module.editor
     if not isinstance(editor, LocateThenEdit):
         raise KeditError(f"similarity.enabled: {type(editor).__name__} edits no key that others could be like")
     return editor

@@ -5,7 +5,9 @@ Nothing is defined here. `kedit` itself imports this module when the first of th
 
 from __future__ import annotations
 
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.forward.binding import load_lm, wrap_lm

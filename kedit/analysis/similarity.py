@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kedit.delta.delta import Delta, Factors
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.delta.pathway import PathwayRouter
+from kedit.delta.pathways import Pathways
 from kedit.evaluation.score import EvalConfig, score
 from kedit.methods.rep.keys import read_keys
 from kedit.model.lm import LM
@@ -135,11 +137,11 @@ def similarities(
             moved = native if adapted is None else read_keys(lm, rows, module, BatchedDeltas(lm.model, adapted), lanes)
         keys, keys_after = iter(native), iter(moved)
         for i, own in enumerate(queries):
-            u = plain[i].changes[path].right.double()[0].to(lm.device)
+            u = plain[i].of_kind(Factors)[path].right.double()[0].to(lm.device)
             k_star = edit_key(torch.stack([k[-1].double() for k in _take(keys, len(contexts))]))
             _take(keys_after, len(contexts))
             reach = u / (k_star @ u)
-            bank = None if adapted is None else PathwayRouter(adapted[i].pathways[path])
+            bank = None if adapted is None else PathwayRouter(adapted[i].of_kind(Pathways)[path].adapters)
             found[i][layer] = _values(own, _take(keys, len(own)), _take(keys_after, len(own)), reach, bank)
     return found
 
@@ -236,7 +238,7 @@ def _neighborhood(record: EditRecord) -> list[Probe]:
 
 
 def _scaled(delta: Delta, scale: float) -> Delta:
-    return Delta({path: Factors(f.left * scale, f.right) for path, f in delta.changes.items()})
+    return Delta({path: Factors(f.left * scale, f.right) for path, f in delta.of_kind(Factors).items()})
 
 
 def _take(items: Iterator[Any], count: int) -> list[Any]:

@@ -1,25 +1,23 @@
 """Many private deltas in one forward pass: row `i` of the batch sees delta `i`, no weight is touched.
 
-A linear map `y = W x + b` with `W' = W + left @ right` is `y + left (right x)`; changed rows of W add to a few
-entries of y, changed columns read a few entries of x. With one set of them per row, independent edits are evaluated
-together and nothing has to be restored (DESIGN, "Lanes"). Pathways act on the rows of their own lane alone.
+A linear map `y = W x + b` with `W' = W + left @ right` is `y + left (right x)`: every kind of change says what it does
+to the inputs or outputs of a row. With one set of them per row, independent edits are evaluated together and nothing
+has to be restored (DESIGN, "Lanes").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from kedit.delta.delta import Delta, Factors
-from kedit.delta.gate_state import GateContext, GateHistory
-from kedit.delta.pathway import PathwayRouter
-from kedit.delta.slices import Slices
-
-_Part = Callable[[Tensor, Tensor], Tensor]
-"""What one kind of change does: inputs x `[batch, T, d_in]` and outputs so far y `[batch, T, d_out]` -> y."""
+from kedit.delta.change import LaneStack, OutputPart
+from kedit.delta.delta import Delta
+from kedit.delta.gate_state import GateHistory
+from kedit.delta.kinds import in_order
 
 
 class BatchedDeltas:
@@ -31,33 +29,21 @@ class BatchedDeltas:
             lines are padded with zeros.
 
     Raises:
-        KeditError: A delta is of another model.
+        KeditError: A delta is of another model, or has a change that cannot run in lanes.
     """
 
     def __init__(self, model: nn.Module, deltas: Sequence[Delta]) -> None:
         self.n_lanes = len(deltas)
-        self._openings = GateHistory(model)
-        self._stacks: dict[nn.Module, list[_FactorStack | _SliceStack | _BiasStack]] = {}
-        self._banks: dict[nn.Module, dict[int, PathwayRouter]] = {}
+        self._history = GateHistory(model)
+        self._stacks: dict[nn.Module, list[LaneStack]] = {}
+        kinds = in_order(kind for delta in deltas for kind in delta.kinds)
+        lanes = {kind: [delta.of_kind(kind) for delta in deltas] for kind in kinds}
         for path, module in {p: m for delta in deltas for p, m in delta.modules(model).items()}.items():
-            banks = {i: PathwayRouter(delta.pathways[path]) for i, delta in enumerate(deltas) if path in delta.pathways}
-            if banks:
-                self._banks[module] = banks
-            changes = {i: delta.changes[path] for i, delta in enumerate(deltas) if path in delta.changes}
-            slices = {i: delta.slices[path] for i, delta in enumerate(deltas) if path in delta.slices}
-            biases = {i: delta.biases[path] for i, delta in enumerate(deltas) if path in delta.biases}
-            stacks: list[_FactorStack | _SliceStack | _BiasStack] = []
-            # one lane more, all zeros: rows of the unedited model
-            if changes:
-                stacks.append(_FactorStack(changes, self.n_lanes + 1))
-            for axis in (0, 1):
-                lines = {i: part for i, part in slices.items() if part.axis == axis}
-                if lines:
-                    stacks.append(_SliceStack(lines, self.n_lanes + 1))
-            if biases:
-                stacks.append(_BiasStack(biases, self.n_lanes + 1))
-            if stacks:
-                self._stacks[module] = stacks
+            stacks = self._stacks[module] = []
+            for kind in kinds:
+                parts = {i: own[path] for i, own in enumerate(lanes[kind]) if path in own}
+                if parts:
+                    stacks += kind.stack(parts, self.n_lanes + 1)  # one lane more: rows of the unedited model
 
     @contextmanager
     def rows(self, lanes: Tensor) -> Iterator[None]:
@@ -66,57 +52,28 @@ class BatchedDeltas:
         Args:
             lanes: `[batch]` int64; -1 is the unedited model.
         """
-        handles = []
-        if any(bank.remembers for banks in self._banks.values() for bank in banks.values()):
-            handles += self._openings.install()
-        for module, banks in self._banks.items():
-            handles.append(module.register_forward_pre_hook(_MoveRows(banks, lanes, self._openings)))
-        index = torch.where(lanes < 0, self.n_lanes, lanes)
-        for module, stacks in self._stacks.items():
-            device = next(module.parameters()).device
-            hook = _AddRows([stack.rows(index, device) for stack in stacks], len(lanes))
-            handles.append(module.register_forward_hook(hook))
+        handles: list[RemovableHandle] = []
         try:
+            if any(stack.remembers for stacks in self._stacks.values() for stack in stacks):
+                handles += self._history.install()
+            for module, stacks in self._stacks.items():
+                for stack in stacks:
+                    if (hook := stack.before(lanes, self._history)) is not None:
+                        handles.append(module.register_forward_pre_hook(hook))
+                device = next(module.parameters()).device
+                parts = [part for stack in stacks if (part := stack.after(lanes, device)) is not None]
+                if parts:
+                    handles.append(module.register_forward_hook(_AddRows(parts, len(lanes))))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
 
-class _MoveRows:
-    """Forward pre-hook: the keys of every row pass the pathways of its lane."""
-
-    def __init__(self, banks: dict[int, PathwayRouter], lanes: Tensor, openings: GateHistory) -> None:
-        self.banks, self.lanes, self.openings = banks, lanes, openings
-        self.present = [lane for lane in lanes.unique().tolist() if lane in banks]
-        self.remembers = any(banks[lane].remembers for lane in self.present)
-
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        keys = args[0].reshape(len(self.lanes), -1, args[0].shape[-1])
-        moved = keys
-        texts = self.openings.texts(module, keys.shape[:2]) if self.remembers else GateContext()
-        seen: list[tuple[Tensor, Tensor]] = []  # rows of a lane, and how wide its gates have been in them
-        for lane in self.present:
-            rows, bank = (self.lanes == lane).nonzero()[:, 0].to(keys.device), self.banks[lane]
-            own = texts.rows(rows, len(bank.pathways))
-            native = keys[rows]
-            new = bank(native, own)
-            if new is not native:
-                moved = moved.index_copy(0, rows, new)
-            if own.widest is not None:
-                seen.append((rows, own.widest))
-        if seen:
-            together = keys.new_zeros(len(keys), max(len(bank.pathways) for bank in self.banks.values())).float()
-            for rows, widest in seen:
-                together[rows, : widest.shape[1]] = widest
-            self.openings.note(module, together)
-        return (moved.reshape(args[0].shape), *args[1:])
-
-
 class _AddRows:
     """Forward hook: adds every row's parts in float32 (float64 in a float64 model) and rounds once."""
 
-    def __init__(self, parts: Sequence[_Part], n_rows: int) -> None:
+    def __init__(self, parts: Sequence[OutputPart], n_rows: int) -> None:
         self.parts, self.n_rows = parts, n_rows
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -126,69 +83,3 @@ class _AddRows:
         for part in self.parts:
             y = part(x, y)
         return y.reshape(output.shape).to(output.dtype)
-
-
-class _FactorStack:
-    """`y += left_b (right_b x)`."""
-
-    def __init__(self, parts: dict[int, Factors], n: int) -> None:
-        first, rank = next(iter(parts.values())), max(part.rank for part in parts.values())
-        self.left = first.left.new_zeros(n, rank, first.left.shape[0])
-        self.right = first.right.new_zeros(n, first.right.shape[1], rank)
-        for i, part in parts.items():
-            self.left[i, : part.rank] = part.left.T
-            self.right[i, :, : part.rank] = part.right.T
-
-    def rows(self, lanes: Tensor, device: torch.device) -> _Part:
-        lanes = lanes.to(self.left.device)
-        left, right = self.left[lanes].to(device), self.right[lanes].to(device)  # [batch, r, d_out], [batch, d_in, r]
-
-        def part(x: Tensor, y: Tensor) -> Tensor:
-            return y + torch.bmm(torch.bmm(x.to(y.dtype), right.to(y.dtype)), left.to(y.dtype))
-
-        return part
-
-
-class _SliceStack:
-    """`y[index_b] += values_b x` (rows) or `y += values_b^T x[index_b]` (columns); all of one axis."""
-
-    def __init__(self, parts: dict[int, Slices], n: int) -> None:
-        first, size = next(iter(parts.values())), max(len(part.index) for part in parts.values())
-        self.axis = first.axis
-        self.index = first.index.new_zeros(n, size)
-        self.values = first.values.new_zeros(n, size, first.values.shape[1])
-        for i, part in parts.items():
-            self.index[i, : len(part.index)] = part.index
-            self.values[i, : len(part.index)] = part.values
-
-    def rows(self, lanes: Tensor, device: torch.device) -> _Part:
-        lanes = lanes.to(self.values.device)
-        index = self.index[lanes].to(device)[:, None]  # [batch, 1, n]
-
-        def part(x: Tensor, y: Tensor) -> Tensor:
-            # gathered anew in every forward pass: for all modules of a large model at once they would fill the memory
-            values = self.values[lanes].to(device, y.dtype)  # [batch, n, width]
-            at = index.expand(-1, x.shape[1], -1)
-            if self.axis == 0:
-                return y.scatter_add(2, at, torch.bmm(x.to(y.dtype), values.transpose(1, 2)))
-            return torch.baddbmm(y, x.gather(2, at).to(y.dtype), values)
-
-        return part
-
-
-class _BiasStack:
-    """`y += b_b`."""
-
-    def __init__(self, parts: dict[int, Tensor], n: int) -> None:
-        first = next(iter(parts.values()))
-        self.biases = first.new_zeros(n, len(first))
-        for i, part in parts.items():
-            self.biases[i] = part
-
-    def rows(self, lanes: Tensor, device: torch.device) -> _Part:
-        biases = self.biases[lanes.to(self.biases.device)].to(device)[:, None]  # [batch, 1, d_out]
-
-        def part(x: Tensor, y: Tensor) -> Tensor:
-            return y + biases
-
-        return part

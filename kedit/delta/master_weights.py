@@ -1,15 +1,13 @@
 """What was written into one parameter: how to take it back bit for bit, and its float32 master.
 
-Kept for the touched lines alone where only rows or columns were written. Which parameters a delta touches is
-in `kedit.delta.delta`.
+Kept for the touched lines alone where only rows or columns were written. Which parameters are
+touched is in `kedit.delta.place`.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from kedit.delta.slices import Slices, lines
 
 _Where = tuple[int, Tensor] | None
 """Axis and lines; None: the whole parameter."""
@@ -40,31 +38,37 @@ class ParameterBackup:
             if _half(w):
                 self._master = w.detach().float()
                 for axis, touched in self._lines.items():
-                    lines(self._master, axis)[touched.index] = touched.master
+                    as_rows(self._master, axis)[touched.index] = touched.master
             self._lines.clear()
         target = w if self._master is None else self._master
         target += change.to(target.dtype)
         if self._master is not None:
             w.copy_(self._master)
 
-    def add_slices(self, w: Tensor, slices: Slices) -> None:
-        """Adds `slices`, on w's device, to the parameter `w`; its other entries are not even rounded again."""
-        index, axis = slices.index, slices.axis
-        view = lines(w, axis)
+    def add_lines(self, w: Tensor, axis: int, index: Tensor, values: Tensor) -> None:
+        """Adds to some rows or columns of the parameter `w`; its other entries are not even rounded again.
+
+        Args:
+            w: `[d_out, d_in]`.
+            axis: 0 for rows, 1 for columns.
+            index: Which, `[n]` int64 on w's device, each once.
+            values: What is added to them, `[n, d_in]` or `[n, d_out]` on w's device.
+        """
+        view = as_rows(w, axis)
         if not self._whole:
             self._touch(view, index, axis)
         if not _half(w):
-            view[index] += slices.values.to(w.dtype)
+            view[index] += values.to(w.dtype)
         elif self._master is not None:
-            master = lines(self._master, axis)
-            master[index] += slices.values
+            master = as_rows(self._master, axis)
+            master[index] += values
             view[index] = master[index].to(w.dtype)
         else:
             mine, across = self._lines[axis], self._lines.get(1 - axis)
             at = mine.place[index]
-            mine.master[at] += slices.values
+            mine.master[at] += values
             if across is not None:
-                across.master[:, index] += slices.values[:, across.index].T
+                across.master[:, index] += values[:, across.index].T
             view[index] = mine.master[at].to(w.dtype)
 
     def _touch(self, view: Tensor, index: Tensor, axis: int) -> None:
@@ -92,7 +96,12 @@ class ParameterBackup:
                 w.copy_(old)
             else:
                 axis, index = where
-                lines(w, axis)[index.to(w.device)] = old.to(w.device)
+                as_rows(w, axis)[index.to(w.device)] = old.to(w.device)
+
+
+def as_rows(matrix: Tensor, axis: int) -> Tensor:
+    """A view of `matrix` `[d_out, d_in]` whose rows are its rows (axis 0) or its columns (axis 1)."""
+    return matrix if axis == 0 else matrix.T
 
 
 class _Lines:

@@ -2,7 +2,7 @@
 
 A `Pathway` is one edit's adapter at one layer, frozen. A `PathwayRouter` holds those of many edits and routes every
 token to the one whose gate is open widest, or to none; a token that no gate opens for keeps its key bit for bit.
-How the tensors are trained is in `kedit.methods.rep`, where they are put into a model in `kedit.delta.delta`.
+How the tensors are trained is in `kedit.methods.rep`, where they are put into a model in `kedit.delta.pathways`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kedit.delta.delta import Delta, Factors
-from kedit.delta.pathway import Pathway
-from kedit.delta.slices import Slices
+from kedit.delta.change import Change, WeightChange
+from kedit.delta.delta import Delta
+from kedit.delta.kinds import KINDS, in_order
 from kedit.errors import KeditError
 from kedit.model.lm import LM
 from kedit.runtime import checksum
@@ -68,12 +69,15 @@ def save_delta(folder: Path | str, delta: Delta, card: dict[str, Any]) -> Path:
     return folder
 
 
-def load_delta(folder: Path | str, lm: LM | None = None) -> tuple[Delta, dict[str, Any]]:
+def load_delta(
+    folder: Path | str, lm: LM | None = None, kinds: Sequence[type[Change]] = KINDS
+) -> tuple[Delta, dict[str, Any]]:
     """Read a delta and its card.
 
     Args:
         folder: What `save_delta` wrote.
         lm: The model it will be applied to; None skips the check.
+        kinds: The kinds of changes that it may hold.
 
     Returns:
         The delta, on the CPU, and the card.
@@ -94,7 +98,7 @@ def load_delta(folder: Path | str, lm: LM | None = None) -> tuple[Delta, dict[st
             log.warning("%s was saved by an older kedit and holds no checksums: its numbers are not checked", folder)
         elif card["checksums"]["tensors"] != checksum.of_file(folder / TENSORS):
             raise ValueError(f"the checksum of {TENSORS} is wrong")
-        return _checked(_assemble(load_file(folder / TENSORS))), card
+        return _checked(_assemble(load_file(folder / TENSORS), kinds)), card
     except (*checksum.UNREADABLE, SafetensorError) as error:
         raise KeditError(f"{folder}: a file of this delta is damaged ({checksum.first_line(error)})") from None
 
@@ -135,50 +139,32 @@ def _as_read(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(delta: Delta) -> dict[str, Tensor]:
-    """The tensors of a file.
-
-    Factors are PATH/left and PATH/right, pathways PATH/NUMBER/NAME, biases PATH/bias. Slices are PATH/slices.index,
-    PATH/slices.values and PATH/slices.layout, which is axis, d_out and d_in.
-    """
-    tensors: dict[str, Tensor] = {}
-    for path, factors in delta.changes.items():
-        tensors |= {f"{path}/left": factors.left, f"{path}/right": factors.right}
-    for path, pathways in delta.pathways.items():
-        for i, pathway in enumerate(pathways):
-            tensors |= {f"{path}/{i}/{name}": tensor for name, tensor in pathway.tensors().items()}
-    for path, slices in delta.slices.items():
-        layout = torch.tensor([slices.axis, *slices.shape])
-        parts = {"index": slices.index, "values": slices.values, "layout": layout}
-        tensors |= {f"{path}/slices.{name}": tensor for name, tensor in parts.items()}
-    return tensors | {f"{path}/bias": change for path, change in delta.biases.items()}
+    """The tensors of a file: PATH/NAME, where NAME is what the kind of change says."""
+    return {
+        f"{path}/{name}": tensor
+        for path, changes in delta.items()
+        for change in changes
+        for name, tensor in change.tensors().items()
+    }
 
 
-def _assemble(tensors: dict[str, Tensor]) -> Delta:
+def _assemble(tensors: dict[str, Tensor], kinds: Sequence[type[Change]]) -> Delta:
     """What `_named` took apart.
 
     Raises:
         KeyError, TypeError, ValueError: Tensors are missing, unknown, or do not fit together.
     """
-    changes: dict[str, Factors] = {}
-    slices: dict[str, Slices] = {}
-    biases: dict[str, Tensor] = {}
-    pathways: dict[str, dict[int, dict[str, Tensor]]] = {}
+    modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        path, *number, name = key.split("/")
-        if number:
-            pathways.setdefault(path, {}).setdefault(int(number[0]), {})[name] = tensor
-        elif name == "left":
-            changes[path] = Factors(tensor, tensors[f"{path}/right"])
-        elif name == "bias":
-            biases[path] = tensor
-        elif name == "slices.index":
-            layout = tensors[f"{path}/slices.layout"]
-            if layout.dtype != torch.int64:
-                raise ValueError(f"{path}/slices.layout is {layout.dtype}, not int64")
-            axis, d_out, d_in = layout.tolist()
-            slices[path] = Slices(tensor, tensors[f"{path}/slices.values"], axis, (d_out, d_in))
-    lined_up = {path: tuple(Pathway(**parts[i]) for i in sorted(parts)) for path, parts in pathways.items()}
-    delta = Delta(changes, lined_up, slices, biases)
+        path, _, name = key.partition("/")
+        modules.setdefault(path, {})[name] = tensor
+    found: list[dict[str, Change]] = []
+    for path, named in modules.items():
+        try:
+            found += [{path: change} for kind in kinds if (change := kind.of_tensors(named)) is not None]
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    delta = Delta(*found)
     if left_over := tensors.keys() ^ _named(delta).keys():
         raise ValueError(f"tensors without their counterpart: {', '.join(sorted(left_over))}")
     return delta
@@ -188,48 +174,38 @@ def _checked(delta: Delta) -> Delta:
     """A delta from a file, which it gives back.
 
     Raises:
-        ValueError: A tensor is not float32 or holds NaN or infinity, a bias is none, a gate is not whole, or two
-            changes of one matrix have different shapes.
+        ValueError: A tensor is not float32 or holds NaN or infinity, or two changes of one matrix have different
+            shapes.
     """
-    for path, tensor in delta.tensors():
+    for path, tensor in delta.numbers():
         if tensor.dtype != torch.float32:
             raise ValueError(f"a tensor of {path} is {tensor.dtype}, not float32")
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"a tensor of {path} holds NaN or infinity")
-    for path in delta.changes.keys() & delta.slices.keys():
-        factors, shape = delta.changes[path], delta.slices[path].shape
-        if (factors.left.shape[0], factors.right.shape[1]) != tuple(shape):
-            raise ValueError(f"the factors and the slices of {path} are of different matrices")
-    for path, pathways in delta.pathways.items():
-        if not all(pathway.whole for pathway in pathways):
-            raise ValueError(f"a gate of {path} lacks a part")
-    for path, change in delta.biases.items():
-        if change.ndim != 1:
-            raise ValueError(f"the bias of {path} is {tuple(change.shape)}, not [d_out]")
+    for path, changes in delta.items():
+        if len({tuple(change.shape) for change in changes if isinstance(change, WeightChange)}) > 1:
+            raise ValueError(f"the changes of {path} are of different matrices")
     return delta
 
 
 def pack(delta: Delta) -> dict[str, Any]:
-    """A delta as a checkpoint holds it: tensors, numbers and dicts of them, on the CPU."""
+    """A delta as a checkpoint holds it: for each kind of change what it says, by module path, on the CPU."""
     delta = delta.to("cpu")
     return {
-        "changes": {path: (f.left, f.right) for path, f in delta.changes.items()},
-        "pathways": {path: [p.tensors() for p in ps] for path, ps in delta.pathways.items()},
-        "slices": {path: (s.index, s.values, s.axis, s.shape) for path, s in delta.slices.items()},
-        "biases": dict(delta.biases),
+        kind.kind: {path: change.pack() for path, change in delta.of_kind(kind).items()}
+        for kind in in_order([*KINDS, *delta.kinds])
     }
 
 
-def unpack(packed: dict[str, Any]) -> Delta:
-    """What `pack` made, also that of older checkpoints.
+def unpack(packed: dict[str, Any], kinds: Sequence[type[Change]] = KINDS) -> Delta:
+    """What `pack` made, also that of older checkpoints, which knew fewer kinds.
 
     Raises:
-        AttributeError, KeyError, TypeError, ValueError: It is something else.
+        AttributeError, KeyError, TypeError, ValueError: It is something else, or of other `kinds`.
     """
-    delta = Delta(
-        {path: Factors(left, right) for path, (left, right) in packed["changes"].items()},
-        {path: tuple(Pathway(**t) for t in ps) for path, ps in packed["pathways"].items()},
-        {path: Slices(*parts) for path, parts in packed.get("slices", {}).items()},  # not in older checkpoints
-        packed.get("biases", {}),
+    if not packed or packed.keys() - {kind.kind for kind in kinds}:
+        raise ValueError(f"changes of kinds that are not known here: {', '.join(map(str, packed))}")
+    by_kind = {kind: packed.get(kind.kind, {}) for kind in kinds}
+    return _checked(
+        Delta(*({path: kind.unpack(own) for path, own in parts.items()} for kind, parts in by_kind.items()))
     )
-    return _checked(delta)

@@ -1,21 +1,26 @@
 """`Slices`: a change of a few rows or columns of one matrix, as PAC makes it.
 
-Costs memory for the touched lines alone. How it gets into a model is in `kedit.delta.master_weights` and
-`kedit.delta.lanes`.
+Costs memory for the touched lines alone, also in lanes and where it is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from kedit.delta.change import Change, LaneStack, OutputPart, WeightChange
+from kedit.delta.master_weights import as_rows
+from kedit.delta.place import Place
+from kedit.model.architecture import weight
+
 
 @dataclass(frozen=True)
-class Slices:
+class Slices(WeightChange):
     """`W'[index] = W[index] + values` (rows) or `W'[:, index] = W[:, index] + values.T` (columns).
 
     In the mathematical orientation `[d_out, d_in]` whatever the module's storage.
@@ -35,6 +40,8 @@ class Slices:
     axis: int
     shape: tuple[int, int]
 
+    kind: ClassVar[str] = "slices"
+
     def __post_init__(self) -> None:
         if self.axis not in (0, 1):
             raise ValueError(f"axis {self.axis} of slices: 0 (rows) or 1 (columns)")
@@ -52,33 +59,44 @@ class Slices:
     def dense(self) -> Tensor:
         """The change itself, `[d_out, d_in]`."""
         change = self.values.new_zeros(self.shape)
-        lines(change, self.axis)[self.index] = self.values
+        as_rows(change, self.axis)[self.index] = self.values
         return change
 
     def to(self, device: torch.device | str) -> Slices:
         """The same slices on `device`."""
         return Slices(self.index.to(device), self.values.to(device), self.axis, self.shape)
 
+    def write(self, place: Place) -> None:
+        """Adds the lines to the weight; other lines are not even rounded again."""
+        w = weight(place.module)
+        place.backup(weight).add_lines(w, self.axis, self.index.to(w.device), self.values.to(w.device))
+
+    def numbers(self) -> Iterable[Tensor]:
+        """The values."""
+        return [self.values]
+
     def square_norm(self) -> float:
-        """Square of the Frobenius norm, summed in float64."""
+        """Sum of the squares of the values, in float64."""
         return float(self.values.double().square().sum())
 
-    def inner(self, left: Tensor, right: Tensor) -> float:
-        """Inner product with the low-rank matrix `left @ right`: `[d_out, r]`, `[r, d_in]`; summed in float64."""
-        left, right = left.double(), right.double()
-        own = left[self.index] @ right if self.axis == 0 else right[:, self.index].T @ left.T
-        return float((self.values.double() * own).sum())
+    def inner(self, earlier: Change) -> float:
+        """Sum of products over the touched lines, in float64."""
+        if not isinstance(earlier, WeightChange):
+            return 0.0
+        return float((self.values.double() * earlier.lines(self.axis, self.index)).sum())
 
-    @staticmethod
-    def add(parts: Sequence[Slices]) -> Slices:
+    @classmethod
+    def add(cls, parts: Sequence[Slices]) -> Slices:
         """The sum of `parts`: the union of their lines, values added in the order given.
 
         Raises:
             ValueError: No parts, or parts of different axes or shapes.
         """
-        kinds = {(part.axis, part.shape) for part in parts}
-        if len(kinds) != 1:
-            raise ValueError(f"slices to add must be of one axis and shape, not {sorted(kinds)}")
+        if len({part.axis for part in parts}) > 1:
+            raise ValueError("slices to add must be of one axis and shape, not both rows and columns")
+        shapes = {part.shape for part in parts}
+        if len(shapes) != 1:
+            raise ValueError(f"slices to add must be of one axis and shape, not {sorted(shapes)}")
         first = parts[0]
         index = torch.cat([part.index for part in parts]).unique()
         values = first.values.new_zeros(len(index), first.values.shape[1])
@@ -86,7 +104,60 @@ class Slices:
             values[torch.searchsorted(index, part.index)] += part.values
         return Slices(index, values, first.axis, first.shape)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """`slices.index`, `slices.values`, and `slices.layout`, which is axis, d_out and d_in."""
+        layout = torch.tensor([self.axis, *self.shape])
+        return {"slices.index": self.index, "slices.values": self.values, "slices.layout": layout}
 
-def lines(matrix: Tensor, axis: int) -> Tensor:
-    """A view of `matrix` `[d_out, d_in]` whose rows are its rows (axis 0) or its columns (axis 1)."""
-    return matrix if axis == 0 else matrix.T
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Slices | None:
+        """From those three."""
+        if "slices.index" not in tensors:
+            return None
+        layout = tensors["slices.layout"]
+        if layout.dtype != torch.int64:
+            raise ValueError(f"slices.layout is {layout.dtype}, not int64")
+        axis, d_out, d_in = layout.tolist()
+        return Slices(tensors["slices.index"], tensors["slices.values"], axis, (d_out, d_in))
+
+    def pack(self) -> Any:
+        """Index, values, axis and shape."""
+        return self.index, self.values, self.axis, self.shape
+
+    @classmethod
+    def unpack(cls, packed: Any) -> Slices:
+        """From those four."""
+        return Slices(*packed)
+
+    @classmethod
+    def stack(cls, parts: Mapping[int, Slices], n_lanes: int) -> Sequence[LaneStack]:
+        """One stack of the lanes that change rows and one of those that change columns."""
+        by_axis = [{i: part for i, part in parts.items() if part.axis == axis} for axis in (0, 1)]
+        return [_SliceStack(some, n_lanes) for some in by_axis if some]
+
+
+class _SliceStack(LaneStack):
+    """`y[index_b] += values_b x` (rows) or `y += values_b^T x[index_b]` (columns); all of one axis."""
+
+    def __init__(self, parts: Mapping[int, Slices], n: int) -> None:
+        first, size = next(iter(parts.values())), max(len(part.index) for part in parts.values())
+        self.axis = first.axis
+        self.index = first.index.new_zeros(n, size)
+        self.values = first.values.new_zeros(n, size, first.values.shape[1])
+        for i, part in parts.items():
+            self.index[i, : len(part.index)] = part.index
+            self.values[i, : len(part.index)] = part.values
+
+    def after(self, lanes: Tensor, device: torch.device) -> OutputPart:
+        lanes = lanes.to(self.values.device)
+        index = self.index[lanes].to(device)[:, None]  # [batch, 1, n]
+
+        def part(x: Tensor, y: Tensor) -> Tensor:
+            # gathered anew in every forward pass: for all modules of a large model at once they would fill the memory
+            values = self.values[lanes].to(device, y.dtype)  # [batch, n, width]
+            at = index.expand(-1, x.shape[1], -1)
+            if self.axis == 0:
+                return y.scatter_add(2, at, torch.bmm(x.to(y.dtype), values.transpose(1, 2)))
+            return torch.baddbmm(y, x.gather(2, at).to(y.dtype), values)
+
+        return part

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.errors import KeditError
 from kedit.keyvalue.keys import hidden_states, mean_keys

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kedit.covariance import Covariance, woodbury
-from kedit.delta.delta import Factors
+from kedit.delta.factors import Factors
 from kedit.errors import KeditError
 
 DEPENDENT = 1e-9  # smallest eigenvalue of the keys' correlations in C^-1 that still counts as independent

@@ -16,8 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.biases import BiasChange
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.pathway import Pathway
+from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta, pack, save_delta
 from kedit.delta.slices import Slices
 from kedit.model.architecture import weight
@@ -81,10 +85,7 @@ class Deltas:
             raise Wrong(
                 "a damaged delta was applied: " + ("its card differs" if card != kept else "its numbers differ")
             )
-        adapters = [
-            (path, tensor) for path, ps in delta.pathways.items() for p in ps for tensor in p.tensors().values()
-        ]
-        for path, tensor in [*delta.numbers(), *adapters]:
+        for path, tensor in delta.numbers():
             if not bool(tensor.isfinite().all()):
                 raise Wrong(f"NaN or infinity was applied: {path}")
         return "other"
@@ -109,21 +110,28 @@ def made(lm: LM) -> dict[str, Delta]:
         paths[0]: Slices(torch.tensor([1, 5]), rand(2, d_in), 0, (d_out, d_in)),
         paths[1]: Slices(torch.tensor([0, 3, 7]), rand(3, d_out), 1, (d_out, d_in)),
     }
-    biases = {path: rand(d_out) for path in paths}
+    biases = {path: BiasChange(rand(d_out)) for path in paths}
     plain = {"down": rand(3, d_in) / math.sqrt(d_in), "up": rand(d_in, 3)}
     gate = {"bias": rand(), "threshold": rand() / 2}
     pathways = {
-        paths[0]: (
-            Pathway(**plain, read=rand(d_in), offset=rand(d_in), **gate),
-            Pathway(**plain, read=rand(d_in), hysteresis=torch.tensor(0.3), **gate),
+        paths[0]: Pathways(
+            (
+                Pathway(**plain, read=rand(d_in), offset=rand(d_in), **gate),
+                Pathway(**plain, read=rand(d_in), hysteresis=torch.tensor(0.3), **gate),
+            )
         ),
-        paths[1]: (Pathway(**plain, hidden=rand(5, d_in), hidden_bias=rand(5), read=rand(5), **gate), Pathway(**plain)),
+        paths[1]: Pathways(
+            (
+                Pathway(**plain, hidden=rand(5, d_in), hidden_bias=rand(5), read=rand(5), **gate),
+                Pathway(**plain),
+            )
+        ),
     }
     return {
         "factors": Delta(factors),
-        "slices": Delta(slices=slices),
-        "biases": Delta(factors, biases=biases),
-        "pathways": Delta(pathways=pathways),
+        "slices": Delta(slices),
+        "biases": Delta(factors, biases),
+        "pathways": Delta(pathways),
         "all": Delta(factors, pathways, slices, biases),
     }
 

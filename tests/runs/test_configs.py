@@ -15,7 +15,10 @@ import yaml
 
 from kedit.cli import main
 from kedit.data.robust_queries import QueryConfig
+from kedit.delta.factors import Factors
+from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta
+from kedit.delta.slices import Slices
 from kedit.forward.binding import load_lm
 from kedit.keyvalue.published import EMMET_TABLE, MEMIT_TABLE, TABLE
 from kedit.methods.rep import AdapterConfig, parity_config
@@ -178,11 +181,12 @@ def test_config_runs(
     for folder in saved:
         delta, card = load_delta(folder, lm)
         assert card["requests"]
-        changed = delta.slices if config["model"]["class_path"] == "PAC" else delta.changes
+        changed = delta.of_kind(Slices) if config["model"]["class_path"] == "PAC" else delta.of_kind(Factors)
         assert changed
         assert changed.keys() == set(delta.paths)
         assert all(bool(tensor.isfinite().all() and tensor.any()) for _, tensor in delta.numbers())
-        assert delta.pathways.keys() == (delta.changes.keys() if config["model"]["class_path"] == "REP" else set())
+        adapted = delta.of_kind(Factors).keys() if config["model"]["class_path"] == "REP" else set()
+        assert delta.of_kind(Pathways).keys() == adapted
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kedit.data import read_records
+from kedit.delta.factors import Factors
 from kedit.errors import KeditError
 from tests.fuzz.data import DataFiles, _run
 from tests.fuzz.harness import FAILED, REFUSED, Case, Said, Wrong, fuzz, judged, listening
@@ -120,7 +121,7 @@ def test_a_delta_that_is_not_the_one_saved_is_noticed(tmp_path: Path, monkeypatc
 
     def other(path, lm):
         delta, card = load(path, lm)
-        next(iter(delta.changes.values())).left[0, 0] += 2**-20
+        next(iter(delta.of_kind(Factors).values())).left[0, 0] += 2**-20
         return delta, card
 
     monkeypatch.setattr(deltas, "load_delta", other)

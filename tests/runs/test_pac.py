@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.delta.delta import edited
+from kedit.delta.apply import edited
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.pac import ContrastConfig, Labelled, Selection, TraceConfig, TrainConfig, encode_request
 from tests.support.pac_runs import REQUESTS, TRAIN, dense, kept_choices, pac, run, same, small

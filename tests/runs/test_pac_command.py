@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from kedit.cli import main
-from kedit.delta.delta import Delta, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.serialization import load_delta, unpack
+from kedit.delta.slices import Slices
 from kedit.forward.binding import load_lm
 from kedit.methods.pac import Profile, TrainConfig, encode_request
 from kedit.model.architecture import weight
@@ -47,9 +50,9 @@ def test_regimes(regime: str, data: str, words: Any, tmp_path: Path, rows_of: Ro
     deltas = deltas_of(folder)
     assert len(deltas) == {"single": n, "batch": 2, "sequential": 1}[regime]
     for delta in deltas:
-        assert not delta.changes
-        assert len(delta.slices) == 4
-        lines = [len(part.index) for part in delta.slices.values()]
+        assert not delta.of_kind(Factors)
+        assert len(delta.of_kind(Slices)) == 4
+        lines = [len(part.index) for part in delta.of_kind(Slices).values()]
         assert lines == [5] * 4 if regime != "sequential" else all(5 <= line <= 10 for line in lines)
 
     results = json.loads((folder / "summary.json").read_text())["results"]
@@ -83,7 +86,7 @@ def test_no_change_is_full_locality(dtype: str, words: Any, tmp_path: Path, rows
     """A change far below the weights' resolution: every neighbour's tokens are as before (specs/pac.md 8 d)."""
     main(words(**{"model.train.lr": 1e-12, "model.lm.dtype": dtype}))
     folder = tmp_path / "runs" / "one"
-    assert all(part.values.any() for delta in deltas_of(folder) for part in delta.slices.values())
+    assert all(part.values.any() for delta in deltas_of(folder) for part in delta.of_kind(Slices).values())
     result = json.loads((folder / "summary.json").read_text())["results"]["edit"]
     assert result["neighborhood"]["unchanged_tokens"]["after"] == 100
     for row in rows_of(folder):
@@ -121,13 +124,14 @@ def test_every_option_runs(
     folder = tmp_path / "runs" / "one"
     assert [row["status"] for row in rows_of(folder)] == ["edited"] * 4
     deltas = deltas_of(folder)
-    lines = [len(part.index) for delta in deltas for part in delta.slices.values()]
+    lines = [len(part.index) for delta in deltas for part in delta.of_kind(Slices).values()]
     assert len(deltas) == 2
     assert least <= min(lines) <= max(lines) <= most
-    assert len({tuple(d.slices) for d in deltas}) == 1
+    assert len({tuple(d.of_kind(Slices)) for d in deltas}) == 1
     assert len(lines) == 2 * N_SITES
     if more.get("scope") == "dataset":
-        assert all(torch.equal(part.index, deltas[1].slices[path].index) for path, part in deltas[0].slices.items())
+        here, there = (delta.of_kind(Slices) for delta in deltas[:2])
+        assert all(torch.equal(part.index, there[path].index) for path, part in here.items())
 
 
 def test_a_loss_that_is_not_finite_fails_the_edit(words: Any, tmp_path: Path, rows_of: RowsOf) -> None:
@@ -171,8 +175,8 @@ def test_a_resumed_run_ends_with_the_same_bits(more: dict[str, Any], words: Any,
         entries = read_journal(journal, state["journal"]["bytes"])
         made = [unpack(delta) for entry in entries for delta in entry["deltas"]]
         total, _ = load_delta(next(folder.rglob("card.json")).parent)
-        for path, slices in reduce(lambda a, b: Delta.concat([a, b]), made).slices.items():
-            assert torch.equal(slices.values, total.slices[path].values), "what it holds adds up to the delta"
+        for path, slices in reduce(lambda a, b: Delta.concat([a, b]), made).of_kind(Slices).items():
+            assert torch.equal(slices.values, total.of_kind(Slices)[path].values), "what it holds adds up to the delta"
         profile.load(state["method"]["profile"])
     assert profiles[0].rows() == profiles[1].rows()
     assert profiles[0].traces == profiles[1].traces == (1 if "data" in more else 4)
@@ -198,5 +202,5 @@ def test_the_saved_delta_is_the_measured_one(words: Any, tmp_path: Path, rows_of
             logits = lm.model(torch.tensor([text.ids])).logits[0, text.n_prompt - 1 : -1]
         loss = torch.nn.functional.cross_entropy(logits, torch.tensor(text.target))
         assert row["edit"]["loss"] == pytest.approx(float(loss), abs=1e-4)
-        for path, part in delta.slices.items():
+        for path, part in delta.of_kind(Slices).items():
             assert weight(lm.model.get_submodule(path)).shape == part.shape

@@ -19,7 +19,10 @@ import torch
 
 from kedit.cli import main
 from kedit.covariance import store
+from kedit.delta.factors import Factors
+from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta
+from kedit.delta.slices import Slices
 from tests.support.process_cases import CASES, STATS, case_words
 
 Rows = list[dict[str, Any]]
@@ -110,12 +113,12 @@ def written(folder: Path) -> list[Path]:
 
 def tensors(delta: Any) -> dict[str, torch.Tensor]:
     """All that a delta holds."""
-    found = {f"{path} left": factors.left for path, factors in delta.changes.items()}
-    found |= {f"{path} right": factors.right for path, factors in delta.changes.items()}
-    found |= {f"{path} values": own.values for path, own in delta.slices.items()}
-    found |= {f"{path} index": own.index for path, own in delta.slices.items()}
-    for path, adapters in delta.pathways.items():
-        found |= {f"{path} {i} {key}": v for i, own in enumerate(adapters) for key, v in own.tensors().items()}
+    found = {f"{path} left": factors.left for path, factors in delta.of_kind(Factors).items()}
+    found |= {f"{path} right": factors.right for path, factors in delta.of_kind(Factors).items()}
+    found |= {f"{path} values": own.values for path, own in delta.of_kind(Slices).items()}
+    found |= {f"{path} index": own.index for path, own in delta.of_kind(Slices).items()}
+    for path, pathways in delta.of_kind(Pathways).items():
+        found |= {f"{path} {i} {key}": v for i, own in enumerate(pathways.adapters) for key, v in own.tensors().items()}
     return found
 
 
@@ -131,8 +134,8 @@ def test_statistics_are_shared(folders: Path, rows_of: Callable[[Path], Rows]) -
             assert float((theirs[name] - tensor).abs().max()) <= 1e-6 * float(tensor.abs().max())
         assert [mark["tokens"] for mark in card["convergence"]][-1] == other_card["convergence"][-1]["tokens"]
     deltas = [load_delta(folders / str(count) / STATS / "delta")[0] for count in (1, 2)]
-    for path, factors in deltas[0].changes.items():
-        change, other = factors.dense(), deltas[1].changes[path].dense()
+    for path, factors in deltas[0].of_kind(Factors).items():
+        change, other = factors.dense(), deltas[1].of_kind(Factors)[path].dense()
         assert 0 < float((other - change).abs().max()) <= 1e-5 * float(change.abs().max())
 
 

@@ -17,6 +17,8 @@ from kedit.cli import main
 from kedit.cli.options.parts import TRAINER_DEFAULTS
 from kedit.covariance import StatsConfig
 from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
+from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta
 from kedit.keyvalue.keys import mean_keys
 from kedit.methods import MEMIT, REP, ROME, RROME
@@ -125,8 +127,10 @@ def test_an_adapter_beside_every_edit(editor: str, regime: str, words: Any, tmp_
     for folder in folders:
         delta, card = load_delta(folder)
         assert card["method"] == "REP"
-        assert [len(pathways) for pathways in delta.pathways.values()] == [2 // len(folders)] * len(layers)
-        assert delta.pathways.keys() == delta.changes.keys()
+        assert [len(pathways.adapters) for pathways in delta.of_kind(Pathways).values()] == [2 // len(folders)] * len(
+            layers
+        )
+        assert delta.of_kind(Pathways).keys() == delta.of_kind(Factors).keys()
     summary = json.loads((tmp_path / "one" / "summary.json").read_text())
     assert summary["method"]["editor"] == editor
     assert summary["results"].keys() == {"edit", "editor"}
@@ -160,7 +164,7 @@ def test_every_kind_of_adapter_runs(
     assert [row["status"] for row in rows_of(tmp_path / "one")] == ["edited"] * 4
     low, high = (0.9, 0.9) if "parity" in more else AdapterConfig().threshold_range
     deltas = [load_delta(path.parent)[0] for path in (tmp_path / "one").rglob("card.json")]
-    pathways = [pathway for delta in deltas for found in delta.pathways.values() for pathway in found]
+    pathways = [pathway for delta in deltas for found in delta.of_kind(Pathways).values() for pathway in found.adapters]
     assert len(pathways) == 4
     for pathway in pathways:
         assert (pathway.read is not None, pathway.hidden is not None) == (gate != "none", gate == "mlp")
@@ -175,7 +179,9 @@ def test_sequential(editor: str, words: Any, tmp_path: Path, rows_of: RowsOf) ->
     rows = rows_of(tmp_path / "one")
     assert [row["measured_at"] for row in rows] == ["edit"] * 2 + ["end"] * 2
     delta, _ = load_delta(tmp_path / "one" / "delta")
-    assert [len(pathways) for pathways in delta.pathways.values()] == [2] * len(delta.changes)
+    assert [len(pathways.adapters) for pathways in delta.of_kind(Pathways).values()] == [2] * len(
+        delta.of_kind(Factors)
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,11 +280,11 @@ def test_a_resumed_run_ends_with_the_same_bits(editor: str, batch_size: int, gat
     saved = str(tmp_path / CHECKPOINT)
     assert [batch.index for batch in run(two, second, batch_size, n=4, resume=saved)] == list(range(1, 4 // batch_size))
     assert all(torch.equal(value, bits(second)[name]) for name, value in bits(whole).items())
-    mine, theirs = Delta.concat(one.deltas).pathways, Delta.concat(two.deltas).pathways
+    mine, theirs = Delta.concat(one.deltas).of_kind(Pathways), Delta.concat(two.deltas).of_kind(Pathways)
     assert mine.keys() == theirs.keys()
     for path, pathways in mine.items():
-        assert len(pathways) == len(theirs[path]) == 4
-        for pathway, other in zip(pathways, theirs[path], strict=True):
+        assert len(pathways.adapters) == len(theirs[path].adapters) == 4
+        for pathway, other in zip(pathways.adapters, theirs[path].adapters, strict=True):
             assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in pathway.tensors().items())
 
 
@@ -299,7 +305,7 @@ def test_the_direction_is_that_in_which_the_edit_reads(method: Any, trained_on: 
     for delta, t, k_star in zip(plain, trained_on, keys, strict=True):
         assert delta is not None
         torch.testing.assert_close(t.k_star.double(), k_star, atol=1e-4, rtol=1e-4)
-        change = delta.changes[path].dense()
+        change = delta.of_kind(Factors)[path].dense()
         r = t.positives @ t.direction / (t.k_star @ t.direction)
         want = r[:, None] * (change @ t.k_star)
         torch.testing.assert_close(t.positives @ change.T, want, atol=1e-3, rtol=1e-3)
@@ -349,7 +355,7 @@ def test_each_request_of_a_batch_has_its_own_direction(trained_on: list[AdapterT
     assert batch.baseline_deltas is not None
     (plain,) = batch.baseline_deltas
     assert plain is not None
-    rights = torch.nn.functional.normalize(plain.changes[lm.arch.path("mlp_out", 1)].right, dim=-1)
+    rights = torch.nn.functional.normalize(plain.of_kind(Factors)[lm.arch.path("mlp_out", 1)].right, dim=-1)
     assert len(trained_on) == len(rights) == 3
     for t, k_star, right in zip(trained_on, keys, rights, strict=True):
         torch.testing.assert_close(t.k_star.double(), k_star, atol=1e-4, rtol=1e-4)

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from kedit.cli import main
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.fluency import entropy, ngram_entropy, sampled_texts, words_of
 from kedit.forward.sampling import sample

@@ -11,7 +11,7 @@ import pytest
 
 from kedit.cli import main
 from kedit.data import read_records
-from kedit.delta.delta import edited
+from kedit.delta.apply import edited
 from kedit.delta.serialization import load_delta
 from kedit.evaluation.consistency import collection, references_of, summary_rows
 from kedit.evaluation.fluency import ngram_entropy, sampled_texts

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.forward.greedy import greedy_ids
 from kedit.forward.packing import logits_of
 from kedit.keyvalue import NLL, ValueObjective, ValueOptimization, optimise, solvers

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kedit.delta.biases import BiasChange
 from kedit.delta.delta import Delta
+from kedit.delta.slices import Slices
 from kedit.methods.pac import (
     ContrastConfig,
     LocalityConfig,
@@ -133,8 +135,8 @@ def same(one: dict[Site, Tensor], other: dict[Site, Tensor]) -> bool:
 
 def dense(delta: Delta) -> dict[str, Tensor]:
     """Changes of weights and biases as they are added."""
-    return {path: part.dense() for path, part in delta.slices.items()} | {
-        f"{path}.bias": change for path, change in delta.biases.items()
+    return {path: part.dense() for path, part in delta.of_kind(Slices).items()} | {
+        f"{path}.bias": bias.change for path, bias in delta.of_kind(BiasChange).items()
     }
 
 

@@ -16,8 +16,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from kedit.cli.options.parts import TRAINER_DEFAULTS
+from kedit.delta.biases import BiasChange
 from kedit.delta.delta import Delta
 from kedit.delta.serialization import load_delta
+from kedit.delta.slices import Slices
 from kedit.methods import PAC
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.pac import LocalityConfig, Selection, TraceConfig, TrainConfig
@@ -56,8 +58,8 @@ def run(module: PAC, lm: LM, requests: list[EditRequest] = REQUESTS, batch_size:
 def dense(delta: Delta | None) -> dict[str, Tensor]:
     """Changes of weights and biases as they are added."""
     assert delta is not None
-    return {path: part.dense() for path, part in delta.slices.items()} | {
-        f"{path}.bias": change for path, change in delta.biases.items()
+    return {path: part.dense() for path, part in delta.of_kind(Slices).items()} | {
+        f"{path}.bias": bias.change for path, bias in delta.of_kind(BiasChange).items()
     }
 
 

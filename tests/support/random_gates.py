@@ -6,6 +6,7 @@ import torch
 
 from kedit.delta.delta import Delta
 from kedit.delta.pathway import Pathway
+from kedit.delta.pathways import Pathways
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
 
@@ -26,4 +27,4 @@ def gated(lm: LM, seed: int, gates: int = 1, threshold: float = 2.0, hysteresis:
         )
         for _ in range(gates)
     ]
-    return Delta(pathways={path: tuple(found)})
+    return Delta({path: Pathways(tuple(found))})

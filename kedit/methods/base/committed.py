@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from kedit.delta.delta import Delta, Weights
+from kedit.delta.apply import Weights
+from kedit.delta.delta import Delta
 from kedit.delta.serialization import pack, unpack
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.model.lm import LM

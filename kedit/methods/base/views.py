@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from kedit.delta.delta import Delta, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
 from kedit.delta.lanes import BatchedDeltas
 from kedit.methods.base.edit_batch import EditBatch, Outcome
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from kedit.covariance import Covariance
-from kedit.delta.delta import Factors
+from kedit.delta.factors import Factors
 from kedit.errors import at_least
 from kedit.keyvalue import solvers
 from kedit.keyvalue.published import MultiLayerDefaults, emmet_defaults

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kedit.covariance import Covariance
-from kedit.delta.delta import Factors
+from kedit.delta.factors import Factors
 from kedit.keyvalue import solvers
 from kedit.keyvalue.published import MultiLayerDefaults, memit_defaults
 from kedit.methods.locate_then_edit.base import required

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from kedit.covariance import Covariance, covariances
 from kedit.data.batching import suffix_length
-from kedit.delta.delta import Delta, Factors
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.errors import KeditError, at_least
 from kedit.keyvalue import ValueObjective, ValueOptimization
 from kedit.keyvalue.contexts import ContextConfig, context_groups

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kedit.delta.delta import Factors
+from kedit.delta.factors import Factors
 from kedit.keyvalue import solvers
 from kedit.methods.locate_then_edit.single_layer import SingleLayerEditor
 

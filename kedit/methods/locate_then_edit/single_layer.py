@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from kedit.covariance import Covariance, covariances
-from kedit.delta.delta import Delta, Factors
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.errors import KeditError
 from kedit.keyvalue import ValueObjective, ValueOptimization
 from kedit.keyvalue.published import value_defaults

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kedit.delta.biases import BiasChange
 from kedit.delta.delta import Delta
 from kedit.delta.slices import Slices
 from kedit.methods.pac.tracing.select import Selection
@@ -163,7 +164,8 @@ class Rectifier:
             else:
                 whole = biases.setdefault(site.path, values.new_zeros(rows))
                 whole[self.index[site] + site.offset] = change.detach()
-        return Delta(slices={path: Slices.add(parts) for path, parts in slices.items()}, biases=biases)
+        joined = {path: Slices.add(parts) for path, parts in slices.items()}
+        return Delta(joined, {path: BiasChange(change) for path, change in biases.items()})
 
 
 def _grown(old: nn.Parameter, n: int, kept: Tensor, optimizer: torch.optim.Optimizer | None) -> nn.Parameter:

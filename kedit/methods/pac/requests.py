@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from kedit.delta.delta import Delta, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
 from kedit.errors import KeditError
 from kedit.methods.pac.labels import labelled
 from kedit.model.lm import LM

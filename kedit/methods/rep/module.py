@@ -13,8 +13,10 @@ from kedit.covariance import corpus_lines
 from kedit.data import read_facts
 from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.delta.pathway import Pathway
+from kedit.delta.pathways import Pathways
 from kedit.errors import KeditError
 from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.methods.base.edit_batch import EditBatch
@@ -157,7 +159,7 @@ class REP(EditorWrapper):
         edits: list[_Edit],
     ) -> list[Delta | None]:
         """Lets the adapters deliver the share of the edit that `edit_strength` says, or that their variants need."""
-        lanes = [i for i, delta in enumerate(deltas) if delta is not None and delta.pathways]
+        lanes = [i for i, delta in enumerate(deltas) if delta is not None and delta.of_kind(Pathways)]
         adapted = [deltas[i] or Delta() for i in lanes]
         if self.adapter.edit_strength is None and lanes:
             records = [[self._with_variants(batch.records[r]) for r, lane, _ in edits if lane == i] for i in lanes]
@@ -194,7 +196,7 @@ class REP(EditorWrapper):
         for _, lane, row in edits:
             delta = deltas[lane]
             assert delta is not None
-            rows.append(delta.changes[path].right[row])
+            rows.append(delta.of_kind(Factors)[path].right[row])
         records = [self._with_variants(batch.records[i]) for i, _, _ in edits]
         lanes = [lane for _, lane, _ in edits]
         raw = self.parity and not self.editor.whitened
@@ -252,4 +254,4 @@ def _edits(batch: EditBatch, deltas: Sequence[Delta | None], alone: bool) -> lis
 def _with(delta: Delta | None, path: str, pathways: list[Pathway]) -> Delta | None:
     if delta is None or not pathways:
         return delta
-    return replace(delta, pathways={**delta.pathways, path: tuple(pathways)})
+    return delta.with_changes({path: Pathways(tuple(pathways))})

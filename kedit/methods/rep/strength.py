@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import BatchedDeltas
-from kedit.delta.pathway import Pathway
+from kedit.delta.pathways import Pathways
 from kedit.evaluation.score import EvalConfig, score
 from kedit.model.lm import LM
 from kedit.request import EditRecord, Probe
@@ -19,14 +19,14 @@ KStars = Mapping[str, Sequence[Tensor]]  # module path -> k* of each pathway the
 
 def stronger(delta: Delta, k_stars: KStars, edit_strength: float) -> Delta:
     """`delta` whose pathways deliver `edit_strength` instead of 1: their constant part gains (edit_strength - 1) k*."""
-    pathways: dict[str, tuple[Pathway, ...]] = {}
-    for path, own in delta.pathways.items():
+    pathways: dict[str, Pathways] = {}
+    for path, own in delta.of_kind(Pathways).items():
         moved = []
-        for pathway, k_star in zip(own, k_stars[path], strict=True):
+        for pathway, k_star in zip(own.adapters, k_stars[path], strict=True):
             more = (edit_strength - 1) * k_star
             moved.append(replace(pathway, offset=more if pathway.offset is None else pathway.offset + more))
-        pathways[path] = tuple(moved)
-    return replace(delta, pathways=pathways)
+        pathways[path] = Pathways(tuple(moved))
+    return delta.with_changes(pathways)
 
 
 def choose_edit_strength(

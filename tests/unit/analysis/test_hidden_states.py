@@ -38,7 +38,9 @@ from kedit.analysis.hidden_states_report import (
     lens_lines,
     space_lines,
 )
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.methods.steam import Anchor, Reference, probe
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from kedit.analysis.similarity import SCALES, edit_bounds, others_of, queries_of, similarities
 from kedit.analysis.similarity_report import similarity_table, summary_rows
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.pathway import Pathway
+from kedit.delta.pathways import Pathways
 from kedit.evaluation.score import EvalConfig, score
 from kedit.forward.teacher_forcing import Span, read
 from kedit.model.lm import LM
@@ -68,11 +71,13 @@ def test_values_are_those_of_one_prompt_at_a_time(layers: tuple[int, ...], hyste
     lm = tiny_lm("llama")
     plain = a_delta(lm, layers, 0, 0.05)
     paths = [lm.arch.path("mlp_out", layer) for layer in layers]
-    adapted = Delta(plain.changes, {path: (a_pathway(i, hysteresis),) for i, path in enumerate(paths)})
+    adapted = Delta(
+        plain.of_kind(Factors), {path: Pathways((a_pathway(i, hysteresis),)) for i, path in enumerate(paths)}
+    )
     weights = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
     records, others = [RECORD, RECORD], [[OTHER], []]
     found = similarities(
-        lm, records, [plain, a_delta(lm, layers, 1)], [adapted, Delta(adapted.changes, adapted.pathways)], others,
+        lm, records, [plain, a_delta(lm, layers, 1)], [adapted, adapted.to("cpu")], others,
         layers, CONTEXTS, lambda keys: weights @ keys,
     )[0]  # fmt: skip
     asked = {
@@ -85,7 +90,7 @@ def test_values_are_those_of_one_prompt_at_a_time(layers: tuple[int, ...], hyste
     }
     opened = 0.0
     for layer, path in zip(layers, paths, strict=True):
-        u = plain.changes[path].right[0].double()
+        u = plain.of_kind(Factors)[path].right[0].double()
         assert set(found[layer]) == {*asked, "neighborhood"}
         with edited(lm.model, plain):
             k = []
@@ -165,7 +170,7 @@ def test_bounds_are_those_of_written_weights() -> None:
     peaks = []
     for probe in RECORD.probes[1:]:
         keys = seen_by_w(lm, layer, encode(lm, probe.text).ids)
-        peaks.append(float((keys @ delta.changes[path].right[0].double()).abs().max()))
+        peaks.append(float((keys @ delta.of_kind(Factors)[path].right[0].double()).abs().max()))
     found = edit_bounds(lm, record, delta, peaks)
     least = next(s for s in SCALES if exact(lm, scaled(delta, s), record))
     assert 0 < least < 1
@@ -183,7 +188,7 @@ def test_bounds_are_those_of_written_weights() -> None:
 
 
 def scaled(delta: Delta, scale: float) -> Delta:
-    return Delta({path: Factors(scale * f.left, f.right) for path, f in delta.changes.items()})
+    return Delta({path: Factors(scale * f.left, f.right) for path, f in delta.of_kind(Factors).items()})
 
 
 def exact(lm: LM, delta: Delta, record: EditRecord) -> bool:

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from kedit.delta.delta import Delta, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
 from kedit.delta.gate_state import choose_rows
 from kedit.delta.lanes import BatchedDeltas
+from kedit.delta.pathways import Pathways
 from kedit.errors import KeditError
 from kedit.forward.greedy import greedy_ids
 from kedit.forward.logits import logits_at
@@ -22,7 +24,12 @@ from tests.support.tiny_models import tiny_lm
 
 def plain(own: Delta) -> Delta:
     """The same gates without a hysteresis."""
-    return Delta(pathways={p: tuple(replace(one, hysteresis=None) for one in ones) for p, ones in own.pathways.items()})
+    return Delta(
+        {
+            path: Pathways(tuple(replace(one, hysteresis=None) for one in pathways.adapters))
+            for path, pathways in own.of_kind(Pathways).items()
+        }
+    )
 
 
 def texts(n: int, length: int, seed: int = 7) -> Tensor:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.delta.delta import Delta, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
 from kedit.delta.lanes import BatchedDeltas
 from kedit.delta.pathway import Pathway, PathwayRouter
+from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.methods.rep import AdapterConfig, AdapterTask, AdapterTrainer, closed_form, parity_config
@@ -87,7 +89,7 @@ def test_the_gates_of_a_bank_remember_each_for_itself() -> None:
 def test_lanes_and_files_keep_it(tmp_path: Path) -> None:
     lm = tiny_lm("llama")
     own = [gated(lm, seed, threshold=0.6, hysteresis=1.5 + seed) for seed in range(2)]
-    (path,) = own[0].pathways
+    (path,) = own[0].of_kind(Pathways)
     ids = torch.randint(5, 500, (3, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         with BatchedDeltas(lm.model, own).rows(torch.tensor([0, 1, -1])):
@@ -95,12 +97,13 @@ def test_lanes_and_files_keep_it(tmp_path: Path) -> None:
         for row, delta in enumerate([*own, Delta()]):
             with edited(lm.model, delta):
                 torch.testing.assert_close(got[row], lm.model(ids[row : row + 1]).logits[0], atol=1e-4, rtol=1e-4)
-        plain = Delta(pathways={path: (replace(own[1].pathways[path][0], hysteresis=None),)})
+        (lent,) = own[1].of_kind(Pathways)[path].adapters
+        plain = Delta({path: Pathways((replace(lent, hysteresis=None),))})
         with edited(lm.model, plain):
             assert not torch.equal(got[1], lm.model(ids[1:2]).logits[0])
     save_delta(tmp_path, own[0], {"model_fingerprint": lm.fingerprint})
     loaded, _ = load_delta(tmp_path, lm)
-    assert loaded.pathways[path][0].tensors()["hysteresis"] == 1.5
+    assert loaded.of_kind(Pathways)[path].adapters[0].tensors()["hysteresis"] == 1.5
 
 
 def test_tokens_without_their_texts_are_refused() -> None:

@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.master_weights import ParameterBackup
 from kedit.delta.open_blocks import leave
 from kedit.delta.slices import Slices
@@ -39,7 +41,7 @@ def deltas(model: nn.Module, n: int) -> list[Delta]:
     chance = torch.Generator().manual_seed(0)
     low = [Factors(torch.randn(d_out, 1, generator=chance), torch.randn(1, d_in, generator=chance)) for _ in range(n)]
     rows = Slices(torch.tensor([1, 3]), torch.randn(2, d_in, generator=chance), 0, (d_out, d_in))
-    return [Delta({PATH: f}) if i % 2 == 0 else Delta(slices={PATH: rows}) for i, f in enumerate(low)]
+    return [Delta({PATH: f}) if i % 2 == 0 else Delta({PATH: rows}) for i, f in enumerate(low)]
 
 
 def carried(model: nn.Module, *some: Delta) -> Tensor:
@@ -144,7 +146,7 @@ def test_a_signal_while_it_restores(
             if measured_at == "within":
                 monkeypatch.setattr(ParameterBackup, "restore", interrupted)
             else:
-                monkeypatch.setattr("kedit.delta.delta.leave", late)
+                monkeypatch.setattr("kedit.delta.apply.leave", late)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -175,7 +177,7 @@ def test_a_copy_has_no_open_block(model: nn.Module) -> None:
 def test_a_delta_that_does_not_fit_opens_nothing(model: nn.Module) -> None:
     old = weight(model).detach().clone()
     (good,) = deltas(model, 1)
-    bad = Delta({"model.layers.9.mlp.down_proj": good.changes[PATH]})
+    bad = Delta({"model.layers.9.mlp.down_proj": good.of_kind(Factors)[PATH]})
     with pytest.raises(KeditError, match="does not have"), edited(model, good, bad):
         raise AssertionError
     assert torch.equal(weight(model), old)

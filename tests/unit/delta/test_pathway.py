@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from kedit.delta import pathway as pathway_module
-from kedit.delta.delta import Delta, Factors, Weights, edited
+from kedit.delta.apply import Weights, edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.delta.pathway import Pathway, PathwayRouter
+from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.model.architecture import weight
@@ -79,9 +82,9 @@ def test_no_bit_changes_before_training_or_behind_a_closed_gate(kind: str, dtype
     gate = {"read": torch.zeros(d), "bias": torch.tensor(0.0), "threshold": torch.tensor(0.0)}
     shut = replace(made(d, "none"), **gate)
     for quiet in (fresh, shut):
-        with edited(lm.model, Delta(pathways={path: (quiet,)})):
+        with edited(lm.model, Delta({path: Pathways((quiet,))})):
             assert torch.equal(logits(lm), before)
-    with edited(lm.model, Delta(pathways={path: (made(d, "none"),)})):
+    with edited(lm.model, Delta({path: Pathways((made(d, "none"),))})):
         assert not torch.equal(logits(lm), before)
 
 
@@ -92,7 +95,7 @@ def test_only_open_tokens_move(dtype: torch.dtype) -> None:
     keys = native.float()
     adapter = made(keys.shape[1], "none", size=3.0)
     adapter = Pathway(adapter.down, adapter.up, **gate_at(keys[t], torch.cat([keys[:t], keys[t + 1 :]])))
-    with edited(lm.model, Delta(pathways={lm.arch.path("mlp_out", 1): (adapter,)})):
+    with edited(lm.model, Delta({lm.arch.path("mlp_out", 1): Pathways((adapter,))})):
         assert torch.equal(inputs(lm, 1, True), native)
         moved, after = inputs(lm, 1, False), logits(lm)
     rest = [i for i in range(len(keys)) if i != t]
@@ -182,10 +185,13 @@ def deltas_of(lm: LM) -> list[Delta]:
     g = torch.Generator().manual_seed(4)
     changes = [{p: Factors(torch.randn(o, 1, generator=g), torch.randn(1, d, generator=g))} for p in paths]
     return [
-        Delta(changes[0], {paths[0]: (made(d, "logistic", 1), made(d, "mlp", 2))}),
-        Delta({}, {paths[0]: (replace(made(d, "logistic", 3), bias=torch.tensor(0.6)),)}),
+        Delta(changes[0], {paths[0]: Pathways((made(d, "logistic", 1), made(d, "mlp", 2)))}),
+        Delta({paths[0]: Pathways((replace(made(d, "logistic", 3), bias=torch.tensor(0.6)),))}),
         Delta(changes[1]),
-        Delta(changes[0] | changes[1], {paths[0]: (made(d, "none", 4),), paths[1]: (made(d, "mlp", 5),)}),
+        Delta(
+            changes[0] | changes[1],
+            {paths[0]: Pathways((made(d, "none", 4),)), paths[1]: Pathways((made(d, "mlp", 5),))},
+        ),
     ]
 
 
@@ -231,13 +237,14 @@ def test_concat_lines_pathways_up() -> None:
     deltas = deltas_of(lm)
     one, two = (lm.arch.path("mlp_out", i) for i in (1, 2))
     joined = Delta.concat(deltas)
-    assert joined.pathways[one] == (*deltas[0].pathways[one], *deltas[1].pathways[one], *deltas[3].pathways[one])
-    assert joined.pathways[two] == deltas[3].pathways[two]
+    lined_up, *own = [{path: found.adapters for path, found in d.of_kind(Pathways).items()} for d in [joined, *deltas]]
+    assert lined_up[one] == (*own[0][one], *own[1][one], *own[3][one])
+    assert lined_up[two] == own[3][two]
     with edited(lm.model, *deltas):
         want = logits(lm)
     with edited(lm.model, joined):
         torch.testing.assert_close(logits(lm), want, atol=1e-3, rtol=1e-3)
-    adapters = [Delta(pathways=delta.pathways) for delta in deltas]
+    adapters = [Delta(delta.of_kind(Pathways)) for delta in deltas]
     with edited(lm.model, *adapters):
         want = logits(lm)
     with edited(lm.model, Delta.concat(adapters)):
@@ -249,10 +256,11 @@ def test_saved_pathways_come_back(tmp_path: Path) -> None:
     delta = Delta.concat(deltas_of(lm))
     save_delta(tmp_path, delta, {"model_fingerprint": lm.fingerprint})
     loaded, _ = load_delta(tmp_path, lm)
-    assert loaded.pathways.keys() == delta.pathways.keys()
-    for path, pathways in delta.pathways.items():
-        assert len(loaded.pathways[path]) == len(pathways)
-        for mine, theirs in zip(pathways, loaded.pathways[path], strict=True):
+    assert loaded.of_kind(Pathways).keys() == delta.of_kind(Pathways).keys()
+    for path, pathways in delta.of_kind(Pathways).items():
+        found = loaded.of_kind(Pathways)[path].adapters
+        assert len(found) == len(pathways.adapters)
+        for mine, theirs in zip(pathways.adapters, found, strict=True):
             assert mine.tensors().keys() == theirs.tensors().keys()
             assert all(torch.equal(tensor, theirs.tensors()[name]) for name, tensor in mine.tensors().items())
     with edited(lm.model, delta):
@@ -267,8 +275,8 @@ def test_a_pathway_of_another_model_is_refused() -> None:
     module: nn.Module = lm.arch.module(lm.model, "mlp_out", 1)
     d = weight(module).shape[1]
     for delta, message in (
-        (Delta(pathways={path: (made(d), made(d + 1))}), r"pathway of another width than .* \(80\)"),
-        (Delta(pathways={"model.nowhere": (made(d),)}), "'model.nowhere', which this model does not have"),
+        (Delta({path: Pathways((made(d), made(d + 1)))}), r"pathway of another width than .* \(80\)"),
+        (Delta({"model.nowhere": Pathways((made(d),))}), "'model.nowhere', which this model does not have"),
     ):
         with pytest.raises(KeditError, match=message):
             Weights(lm.model).add(delta)

@@ -13,9 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kedit.delta.delta import Delta, Factors, Weights, edited
+from kedit.delta.apply import Weights, edited
+from kedit.delta.biases import BiasChange
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.delta.pathway import Pathway
+from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta, pack, save_delta, unpack
 from kedit.delta.slices import Slices
 from kedit.errors import KeditError
@@ -60,8 +64,8 @@ def pac_delta(lm: LM, index: list[int], seed: int = 0, layers: tuple[int, ...] =
             shape = shape_of(lm, path)
             slices[path] = slices_of(shape, axis, [i + layer for i in index], seed=seed + 10 * layer)
             if has_bias(lm, path):
-                biases[path] = 0.3 * rand(shape[0], seed=seed + 1)
-    return Delta(slices=slices, biases=biases)
+                biases[path] = BiasChange(0.3 * rand(shape[0], seed=seed + 1))
+    return Delta(slices, biases)
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -95,7 +99,7 @@ def test_dense_norm_and_inner_product(axis: int) -> None:
     assert s.square_norm() == pytest.approx(float(want.double().square().sum()), rel=1e-12)
     left, right = rand(7, 2, seed=1), rand(2, 5, seed=2)
     inner = float((want.double() * (left.double() @ right.double())).sum())
-    assert s.inner(left, right) == pytest.approx(inner, rel=1e-10)
+    assert s.inner(Factors(left, right)) == pytest.approx(inner, rel=1e-10)
 
 
 @pytest.mark.parametrize("axis", [ROWS, COLUMNS])
@@ -147,16 +151,16 @@ def test_the_written_weight_is_w_plus_dense(kind: str, dtype: torch.dtype) -> No
     """Added in float32 (float64), rounded once; no other entry of the model moves."""
     lm = tiny_lm(kind, dtype=dtype)
     before, delta = state(lm.model), pac_delta(lm, [1, 5, 17])
-    assert len(delta.slices) == 8
-    assert len(delta.biases) == (0 if kind == "llama" else 8)
+    assert len(delta.of_kind(Slices)) == 8
+    assert len(delta.of_kind(BiasChange)) == (0 if kind == "llama" else 8)
     wide = torch.promote_types(dtype, torch.float32)
     wanted = dict(before)
-    for path, s in delta.slices.items():
+    for path, s in delta.of_kind(Slices).items():
         change = s.dense().to(wide)
         stored = change.T if kind == "gpt2" else change  # Conv1D
         wanted[f"{path}.weight"] = (before[f"{path}.weight"].to(wide) + stored).to(dtype)
-    for path, change in delta.biases.items():
-        wanted[f"{path}.bias"] = (before[f"{path}.bias"].to(wide) + change.to(wide)).to(dtype)
+    for path, bias in delta.of_kind(BiasChange).items():
+        wanted[f"{path}.bias"] = (before[f"{path}.bias"].to(wide) + bias.change.to(wide)).to(dtype)
     with edited(lm.model, delta):
         assert same(lm.model, wanted)
         assert not same(lm.model, before)
@@ -175,7 +179,7 @@ def test_every_order_adds_up_and_comes_back(kind: str, dtype: torch.dtype) -> No
     parts: list[tuple[Delta, Tensor]] = [(Delta({path: factors}), factors.dense())]
     for axis, index in ((ROWS, [2, 7]), (COLUMNS, [0, 7, 30]), (ROWS, [1, 7, 20]), (COLUMNS, [3, 7])):
         s = slices_of(shape, axis, index, seed=len(parts))
-        parts.append((Delta(slices={path: s}), s.dense()))
+        parts.append((Delta({path: s}), s.dense()))
     weights = Weights(lm.model)
     for order in permutations(range(len(parts))):
         want = original.float()
@@ -194,7 +198,7 @@ def test_factors_and_slices_of_one_delta_add_up(dtype: torch.dtype) -> None:
     path = lm.arch.path("mlp_out", 2)
     w, shape, before = weight(lm.model.get_submodule(path)), shape_of(lm, path), state(lm.model)
     factors, s, b = Factors(rand(shape[0], 1), rand(1, shape[1])), slices_of(shape, COLUMNS, [4, 8]), rand(shape[0])
-    delta = Delta({path: factors}, slices={path: s}, biases={path: b})
+    delta = Delta({path: factors}, {path: s}, {path: BiasChange(b)})
     want = (w.float() + factors.dense() + s.dense()).to(dtype)
     with edited(lm.model, delta):
         assert torch.equal(w, want)
@@ -224,7 +228,7 @@ def test_nothing_is_left_behind(kind: str, dtype: torch.dtype) -> None:
     assert same(lm.model, before)
     path = key_path(lm, 2)
     bad = Slices(torch.tensor([0]), torch.full((1, shape_of(lm, path)[1]), torch.nan), ROWS, shape_of(lm, path))
-    with pytest.raises(KeditError, match="not finite"), edited(lm.model, outer, Delta(slices={path: bad})):
+    with pytest.raises(KeditError, match="not finite"), edited(lm.model, outer, Delta({path: bad})):
         pass
     assert same(lm.model, before)
 
@@ -242,7 +246,7 @@ def test_small_changes_add_up_in_half_precision(axis: int) -> None:
     def step(index: list[int]) -> Delta:
         change = torch.full((len(index), shape[1 - axis]), 1e-4)
         return Delta(
-            slices={path: Slices(torch.tensor(index), change, axis, shape)}, biases={path: torch.full_like(bias, 1e-4)}
+            {path: Slices(torch.tensor(index), change, axis, shape)}, {path: BiasChange(torch.full_like(bias, 1e-4))}
         )
 
     weights = Weights(lm.model)
@@ -273,7 +277,7 @@ def test_a_sequence_is_the_float32_sum_rounded_once() -> None:
             index = torch.randperm(shape[axis], generator=g)[:4].sort().values.tolist()
             slices[path] = slices_of(shape, axis, index, seed=edit, size=1e-3)
             masters[path] += slices[path].dense()
-        weights.add(Delta(slices=slices))
+        weights.add(Delta(slices))
     for path, master in masters.items():
         assert torch.equal(weight(lm.model.get_submodule(path)), master.bfloat16())
     weights.restore()
@@ -298,16 +302,16 @@ def test_only_touched_lines_are_kept(dtype: torch.dtype) -> None:
     weights = Weights(lm.model)
     for delta in (pac_delta(lm, [1, 5]), pac_delta(lm, [1, 5], seed=1), pac_delta(lm, [5, 9])):
         weights.add(delta)
-    kept = numbers_in([weights._matrices, weights._biases])
+    kept = numbers_in([place._backups for place in weights._places.values()])
     touched = 4 * 2 * 3 * lm.d_model  # layers, two matrices, three lines
     assert kept == touched * (2 if dtype == torch.bfloat16 else 1)
     path = lm.arch.path("mlp_out", 1)
     d_out, d_in = shape_of(lm, path)
     weights.add(Delta({path: Factors(rand(d_out, 1), rand(1, d_in))}))
-    more = numbers_in([weights._matrices, weights._biases]) - kept
+    more = numbers_in([place._backups for place in weights._places.values()]) - kept
     assert more == (2 * d_out * d_in - 3 * d_out if dtype == torch.bfloat16 else d_out * d_in)  # one master, the whole
     weights.restore()
-    assert numbers_in([weights._matrices, weights._biases]) == 0
+    assert numbers_in([place._backups for place in weights._places.values()]) == 0
 
 
 # -- refused ----------------------------------------------------------------------------------------------
@@ -317,11 +321,11 @@ def test_what_is_not_finite_is_not_written() -> None:
     lm = tiny_lm("gpt2")
     before, good = state(lm.model), pac_delta(lm, [1])
     path = lm.arch.path("mlp_out", 3)
-    s, b = good.slices[path], good.biases[path]
+    s, b = good.of_kind(Slices)[path], good.of_kind(BiasChange)[path]
     broken = Slices(s.index, s.values / 0.0, s.axis, s.shape)
     for delta in (
-        Delta(slices={**good.slices, path: broken}),
-        Delta(slices=good.slices, biases={path: b * torch.nan}),
+        Delta({**good.of_kind(Slices), path: broken}),
+        Delta(good.of_kind(Slices), {path: BiasChange(b.change * torch.nan)}),
     ):
         with pytest.raises(KeditError, match=f"'{path}' holds values that are not finite"):
             Weights(lm.model).add(delta)
@@ -334,22 +338,22 @@ def test_a_delta_of_another_model_is_refused() -> None:
     d_out, d_in = shape_of(lm, path)
     good = pac_delta(lm, [1])
     for delta, message in (
-        (Delta(slices={path: slices_of((d_out, d_in + 1), ROWS, [0])}), rf"of shape \({d_out}, {d_in + 1}\), here it"),
-        (Delta(slices={path: slices_of((d_out + 1, d_in), COLUMNS, [0])}), rf"of shape \({d_out + 1}, {d_in}\), here"),
-        (Delta(slices={"model.nowhere": slices_of((d_out, d_in), ROWS, [0])}), "'model.nowhere', which this model"),
-        (Delta(biases={"model.nowhere": rand(d_out)}), "'model.nowhere', which this model does not have"),
-        (Delta(biases={path: rand(d_out)}), f"bias of '{path}' .* there is none: it is of another model"),
-        (Delta(biases={"model.norm": rand(d_out)}), "is not a linear map"),
+        (Delta({path: slices_of((d_out, d_in + 1), ROWS, [0])}), rf"of shape \({d_out}, {d_in + 1}\), here it"),
+        (Delta({path: slices_of((d_out + 1, d_in), COLUMNS, [0])}), rf"of shape \({d_out + 1}, {d_in}\), here"),
+        (Delta({"model.nowhere": slices_of((d_out, d_in), ROWS, [0])}), "'model.nowhere', which this model"),
+        (Delta({"model.nowhere": BiasChange(rand(d_out))}), "'model.nowhere', which this model does not have"),
+        (Delta({path: BiasChange(rand(d_out))}), f"bias of '{path}' .* there is none: it is of another model"),
+        (Delta({"model.norm": BiasChange(rand(d_out))}), "is not a linear map"),
     ):
         with pytest.raises(KeditError, match=message):
-            Weights(lm.model).add(Delta(slices={**good.slices, **delta.slices}, biases=delta.biases))
+            Weights(lm.model).add(Delta({**good.of_kind(Slices), **delta.of_kind(Slices)}, delta.of_kind(BiasChange)))
         with pytest.raises(KeditError, match=message):
             BatchedDeltas(lm.model, [Delta(), delta])
         assert same(lm.model, before)
     other = tiny_lm("gpt2")
     path = other.arch.path("mlp_out", 1)
     with pytest.raises(KeditError, match=rf"bias of '{path}' of shape \(31,\), here it is \(32,\)"):
-        Weights(other.model).add(Delta(biases={path: rand(31)}))
+        Weights(other.model).add(Delta({path: BiasChange(rand(31))}))
 
 
 # -- lanes ------------------------------------------------------------------------------------------------
@@ -365,10 +369,10 @@ def lane_deltas(lm: LM) -> list[Delta]:
     pathway = Pathway(0.2 * rand(3, d_in), 0.2 * rand(d_in, 3, seed=3))
     return [
         one,
-        Delta(factors, slices=two.slices, biases=two.biases),
-        Delta(slices={path: rows}),
+        Delta(factors, two.of_kind(Slices), two.of_kind(BiasChange)),
+        Delta({path: rows}),
         Delta(),
-        Delta(factors, {path: (pathway,)}, {path: rows}, one.biases),
+        Delta(factors, {path: Pathways((pathway,))}, {path: rows}, one.of_kind(BiasChange)),
     ]
 
 
@@ -379,7 +383,7 @@ def test_lanes_equal_edited_models(kind: str, dtype: torch.dtype, atol: float) -
     lm = tiny_lm(kind, dtype=dtype)
     deltas, before = lane_deltas(lm), state(lm.model)
     if dtype == torch.float64:  # pathways move keys, and factors are multiplied out, in float32
-        deltas = [Delta(slices=delta.slices, biases=delta.biases) for delta in deltas]
+        deltas = [Delta(delta.of_kind(Slices), delta.of_kind(BiasChange)) for delta in deltas]
     lanes = [1, -1, 0, 3, 2, 1, 4]
     with torch.no_grad(), BatchedDeltas(lm.model, deltas).rows(torch.tensor(lanes)):
         got = logits(lm, len(lanes))
@@ -401,7 +405,7 @@ def test_a_lane_of_a_half_precision_model_adds_in_float32() -> None:
     for path, axis in ((key_path(lm, 1), ROWS), (lm.arch.path("mlp_out", 1), COLUMNS)):
         module, shape = lm.model.get_submodule(path), shape_of(lm, path)
         deltas = [
-            Delta(slices={path: slices_of(shape, axis, [2 + i, 9], i)}, biases={path: rand(shape[0])}) for i in (0, 1)
+            Delta({path: slices_of(shape, axis, [2 + i, 9], i)}, {path: BiasChange(rand(shape[0]))}) for i in (0, 1)
         ]
         x, lanes = rand(3, 4, shape[1], seed=7).bfloat16(), torch.tensor([1, -1, 0])
         with torch.no_grad():
@@ -412,7 +416,8 @@ def test_a_lane_of_a_half_precision_model_adds_in_float32() -> None:
         assert torch.equal(got.flatten(0, 1), flat)
         assert torch.equal(got[1], plain[1])
         for row, lane in ((0, 1), (2, 0)):
-            extra = x[row].float() @ deltas[lane].slices[path].dense().T + deltas[lane].biases[path]
+            slices, bias = deltas[lane].of_kind(Slices)[path], deltas[lane].of_kind(BiasChange)[path]
+            extra = x[row].float() @ slices.dense().T + bias.change
             want = (plain[row].float() + extra).bfloat16()
             assert float((got[row] != want).float().mean()) < 0.02  # where float32 sums fall on two sides of a step
 
@@ -422,15 +427,18 @@ def test_a_lane_of_a_half_precision_model_adds_in_float32() -> None:
 
 def equal(one: Delta, other: Delta) -> bool:
     """The same slices and biases, bit for bit."""
-    if one.slices.keys() != other.slices.keys() or one.biases.keys() != other.biases.keys():
+    if any(one.of_kind(kind).keys() != other.of_kind(kind).keys() for kind in (Slices, BiasChange)):
         return False
-    for path, mine in one.slices.items():
-        theirs = other.slices[path]
+    for path, mine in one.of_kind(Slices).items():
+        theirs = other.of_kind(Slices)[path]
         if (mine.axis, mine.shape) != (theirs.axis, theirs.shape):
             return False
         if not (torch.equal(mine.index, theirs.index) and torch.equal(mine.values, theirs.values)):
             return False
-    return all(torch.equal(change, other.biases[path]) for path, change in one.biases.items())
+    return all(
+        torch.equal(bias.change, other.of_kind(BiasChange)[path].change)
+        for path, bias in one.of_kind(BiasChange).items()
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -441,7 +449,7 @@ def test_concat_is_the_sum(kind: str) -> None:
     factors = Delta({path: Factors(0.1 * rand(shape[0], 1), 0.1 * rand(1, shape[1]))})
     deltas = [pac_delta(lm, [1, 5]), factors, pac_delta(lm, [5, 9], seed=2), pac_delta(lm, [0], 3, layers=(1,))]
     joined = Delta.concat(deltas)
-    assert joined.slices[path].index.tolist() == [1, 2, 6, 10]
+    assert joined.of_kind(Slices)[path].index.tolist() == [1, 2, 6, 10]
     with edited(lm.model, *deltas):
         want = state(lm.model)
     with edited(lm.model, joined):
@@ -454,8 +462,8 @@ def test_concat_is_the_sum(kind: str) -> None:
 
 
 def test_rows_and_columns_of_a_matrix_are_not_joined() -> None:
-    parts = [Delta(slices={"m": slices_of((7, 5), axis, [1])}) for axis in (ROWS, COLUMNS)]
-    with pytest.raises(KeditError, match="rows and columns of 'm'"):
+    parts = [Delta({"m": slices_of((7, 5), axis, [1])}) for axis in (ROWS, COLUMNS)]
+    with pytest.raises(KeditError, match=r"'m' cannot be joined .* both rows and columns"):
         Delta.concat(parts)
 
 
@@ -468,18 +476,18 @@ def test_saved_slices_come_back(kind: str, tmp_path: Path) -> None:
     many = rand(4, 3, d_out)
     slices = {lm.arch.path("mlp_out", i): Slices(index, many[i], COLUMNS, (d_out, d_in)) for i in range(4)}
     biased = pac_delta(lm, [2])
-    rows = {key_path(lm, 0): biased.slices[key_path(lm, 0)]}
+    rows = {key_path(lm, 0): biased.of_kind(Slices)[key_path(lm, 0)]}
     delta = Delta(
         {path: Factors(rand(d_out, 1), rand(1, d_in))},
-        {path: (Pathway(rand(3, d_in), rand(d_in, 3), read=rand(d_in), bias=rand(), threshold=rand()),)},
+        {path: Pathways((Pathway(rand(3, d_in), rand(d_in, 3), read=rand(d_in), bias=rand(), threshold=rand()),))},
         slices | rows,
-        biased.biases,
+        biased.of_kind(BiasChange),
     )
     save_delta(tmp_path, delta, {"model_fingerprint": lm.fingerprint})
     loaded, _ = load_delta(tmp_path, lm)
     assert equal(loaded, delta)
-    assert torch.equal(loaded.changes[path].left, delta.changes[path].left)
-    assert loaded.pathways[path][0].tensors().keys() == delta.pathways[path][0].tensors().keys()
+    assert torch.equal(loaded.of_kind(Factors)[path].left, delta.of_kind(Factors)[path].left)
+    assert loaded.of_kind(Pathways)[path].tensors().keys() == delta.of_kind(Pathways)[path].tensors().keys()
     with edited(lm.model, delta):
         want = logits(lm)
     with edited(lm.model, loaded):
@@ -491,8 +499,8 @@ def test_a_file_of_the_first_format_still_loads(tmp_path: Path) -> None:
     save_file({"m/left": torch.ones(3, 1), "m/right": torch.ones(1, 2)}, tmp_path / "delta.safetensors")
     (tmp_path / "card.json").write_text(json.dumps({"format": 1, "model_fingerprint": "x"}))
     delta, _ = load_delta(tmp_path)
-    assert torch.equal(delta.changes["m"].dense(), torch.ones(3, 2))
-    assert (delta.slices, delta.biases) == ({}, {})
+    assert torch.equal(delta.of_kind(Factors)["m"].dense(), torch.ones(3, 2))
+    assert (delta.of_kind(Slices), delta.of_kind(BiasChange)) == ({}, {})
     (tmp_path / "card.json").write_text(json.dumps({"format": 4}))
     with pytest.raises(KeditError, match="delta format 4; this kedit reads formats up to 3"):
         load_delta(tmp_path)
@@ -501,7 +509,7 @@ def test_a_file_of_the_first_format_still_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lost", ["slices.layout", "slices.values", "slices.index", "left", "right"])
 def test_a_file_that_lost_a_tensor_is_refused(lost: str, tmp_path: Path) -> None:
     factors = Factors(torch.ones(7, 1), torch.ones(1, 5))
-    save_delta(tmp_path, Delta({"m": factors}, slices={"m": slices_of((7, 5), ROWS, [1, 3])}), {})
+    save_delta(tmp_path, Delta({"m": factors}, {"m": slices_of((7, 5), ROWS, [1, 3])}), {})
     tensors = load_file(tmp_path / "delta.safetensors")
     del tensors[f"m/{lost}"]
     save_file(tensors, tmp_path / "delta.safetensors")
@@ -525,5 +533,5 @@ def test_checkpoints_hold_slices_and_biases() -> None:
 
 def test_a_checkpoint_of_before_still_loads() -> None:
     found = unpack({"changes": {"m": (torch.ones(3, 1), torch.ones(1, 2))}, "pathways": {}})
-    assert torch.equal(found.changes["m"].dense(), torch.ones(3, 2))
-    assert (found.slices, found.biases) == ({}, {})
+    assert torch.equal(found.of_kind(Factors)["m"].dense(), torch.ones(3, 2))
+    assert (found.of_kind(Slices), found.of_kind(BiasChange)) == ({}, {})

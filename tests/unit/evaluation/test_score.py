@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.errors import KeditError
 from kedit.evaluation.score import EvalConfig, begins_with, is_known, score

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.delta.delta import edited
+from kedit.delta.apply import edited
 from kedit.delta.lanes import BatchedDeltas
 from kedit.keyvalue import NLL, ValueObjective
 from kedit.keyvalue.contexts import ContextConfig, context_groups

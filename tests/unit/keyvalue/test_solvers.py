@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from kedit.covariance import Covariance
-from kedit.delta.delta import Delta, Factors, Weights, edited
+from kedit.delta.apply import Weights, edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
@@ -196,7 +198,7 @@ def test_the_written_weight_is_w_plus_delta(kind: str) -> None:
     lm = tiny_lm(kind)
     path = lm.arch.path("mlp_out", 2)
     w = weight(lm.arch.module(lm.model, "mlp_out", 2))
-    want = w.double() + random_delta(lm.model, [path], rank=3).changes[path].dense().double()
+    want = w.double() + random_delta(lm.model, [path], rank=3).of_kind(Factors)[path].dense().double()
     with edited(lm.model, random_delta(lm.model, [path], rank=3)):
         torch.testing.assert_close(w.double(), want, atol=1e-5, rtol=1e-5)
 
@@ -223,10 +225,10 @@ def test_save_and_load_commute_with_applying(tmp_path: Path) -> None:
     save_delta(tmp_path / "d", delta, {"model": lm.name, "model_fingerprint": lm.fingerprint, "method": "ROME"})
     loaded, card = load_delta(tmp_path / "d", lm)
     assert card["method"] == "ROME"
-    assert loaded.changes.keys() == delta.changes.keys()
-    for path, factors in delta.changes.items():
-        assert torch.equal(loaded.changes[path].left, factors.left)
-        assert torch.equal(loaded.changes[path].right, factors.right)
+    assert loaded.of_kind(Factors).keys() == delta.of_kind(Factors).keys()
+    for path, factors in delta.of_kind(Factors).items():
+        assert torch.equal(loaded.of_kind(Factors)[path].left, factors.left)
+        assert torch.equal(loaded.of_kind(Factors)[path].right, factors.right)
     with edited(lm.model, delta):
         want = {name: value.clone() for name, value in lm.model.state_dict().items()}
     with edited(lm.model, loaded):
@@ -249,7 +251,7 @@ def test_a_delta_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_delta_with_nan_is_not_written() -> None:
     lm = tiny_lm("llama")
     path = lm.arch.path("mlp_out", 1)
-    good = random_delta(lm.model, [path]).changes[path]
+    good = random_delta(lm.model, [path]).of_kind(Factors)[path]
     before = weight(lm.arch.module(lm.model, "mlp_out", 1)).clone()
     weights = Weights(lm.model)
     with pytest.raises(KeditError, match="not finite"):
@@ -285,7 +287,7 @@ def test_concat_is_the_sum() -> None:
     lm = tiny_lm("llama")
     path = lm.arch.path("mlp_out", 1)
     parts = [random_delta(lm.model, [path], seed=i) for i in range(3)]
-    total = sum(part.changes[path].dense() for part in parts)
+    total = sum(part.of_kind(Factors)[path].dense() for part in parts)
     joined = Delta.concat(parts)
-    torch.testing.assert_close(joined.changes[path].dense(), total, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(joined.of_kind(Factors)[path].dense(), total, atol=1e-5, rtol=1e-5)
     assert abs(joined.norm() - float(torch.linalg.norm(total))) < 1e-3

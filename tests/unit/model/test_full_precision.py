@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.errors import KeditError
 from kedit.forward.binding import load_lm, wrap_lm
 from kedit.model.architecture import weight

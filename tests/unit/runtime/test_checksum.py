@@ -15,8 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kedit.covariance import store
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.biases import BiasChange
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.pathway import Pathway
+from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.delta.slices import Slices
 from kedit.errors import KeditError
@@ -34,7 +38,9 @@ def a_delta() -> Delta:
     """Of every kind: factors, slices, a bias, a pathway with a gate."""
     pathway = Pathway(rand(2, 6), rand(6, 2), read=rand(6), bias=rand(), threshold=rand())
     slices = Slices(torch.tensor([0, 3]), rand(2, 6), 0, (5, 6))
-    return Delta({"m": Factors(rand(5, 1), rand(1, 6))}, {"m": (pathway,)}, {"m": slices}, {"m": rand(5)})
+    return Delta(
+        {"m": Factors(rand(5, 1), rand(1, 6))}, {"m": Pathways((pathway,))}, {"m": slices}, {"m": BiasChange(rand(5))}
+    )
 
 
 CARD = {"model_fingerprint": "abc", "requests": [{"p": 0.5, 7: "seven"}], "note": "Zürich"}
@@ -176,7 +182,7 @@ def test_a_pathway_with_nan_is_not_put_into_a_model() -> None:
     model, path = tiny_model("llama"), "model.layers.1.mlp.down_proj"
     width = model.get_parameter(f"{path}.weight").shape[1]
     bad = Pathway(rand(2, width), torch.full((width, 2), float("nan")))
-    with pytest.raises(KeditError, match="not finite"), edited(model, Delta(pathways={path: (bad,)})):
+    with pytest.raises(KeditError, match="not finite"), edited(model, Delta({path: Pathways((bad,))})):
         raise AssertionError
 
 

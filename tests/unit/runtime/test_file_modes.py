@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from kedit.covariance import StatsConfig, api, corpus_lines, covariances
-from kedit.delta.delta import Delta, Factors
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.serialization import save_delta
 from kedit.methods.steam import bank
 from kedit.model import pretrained

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.score import EvalConfig, score_records
 from kedit.methods.base.edit_batch import EditBatch, Outcome

@@ -14,7 +14,9 @@ from kedit.callbacks import EditCallback, EditCheckpoint
 from kedit.cli.options.parts import TRAINER_DEFAULTS
 from kedit.covariance import StatsConfig
 from kedit.data import EditData
-from kedit.delta.delta import Delta, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.keyvalue import ValueOptimization
 from kedit.keyvalue.contexts import ContextConfig
 from kedit.keyvalue.keys import hidden_states, mean_keys
@@ -87,7 +89,7 @@ def run(
 def dense(delta: Delta | None) -> Tensor:
     """All changed matrices in a row, by path."""
     assert delta is not None
-    return torch.cat([delta.changes[path].dense().flatten() for path in sorted(delta.changes)])
+    return torch.cat([factors.dense().flatten() for _, factors in sorted(delta.of_kind(Factors).items())])
 
 
 def bits(lm: LM) -> dict[str, Tensor]:
@@ -113,7 +115,9 @@ def test_sequential_commits_the_sum(lm: LM) -> None:
     total = Delta.concat(module.deltas)
     for layer in (1, 2):
         w, path = weight(lm.arch.module(lm.model, "mlp_out", layer)), lm.arch.path("mlp_out", layer)
-        torch.testing.assert_close(w, before[f"{path}.weight"] + total.changes[path].dense(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            w, before[f"{path}.weight"] + total.of_kind(Factors)[path].dense(), atol=1e-5, rtol=1e-5
+        )
     changed = {name for name, value in lm.model.state_dict().items() if not torch.equal(before[name], value)}
     assert changed == {f"{lm.arch.path('mlp_out', layer)}.weight" for layer in (1, 2)}
 
@@ -166,10 +170,10 @@ def test_every_layer_sees_the_changes_below_it(regime: Any, lm: LM) -> None:
     for delta, outcomes in zip(batch.deltas, of_delta, strict=True):
         assert delta is not None
         requests = [outcome.record.request for outcome in outcomes]
-        adds = [delta.changes[path].dense().T.double() for path in paths]
+        adds = [delta.of_kind(Factors)[path].dense().T.double() for path in paths]
         states = []  # h and keys at every layer
         for i, layer in enumerate(layers):
-            with edited(lm.model, *(Delta({path: delta.changes[path]}) for path in paths[:i])):
+            with edited(lm.model, *(Delta({path: delta.of_kind(Factors)[path]}) for path in paths[:i])):
                 states.append((hidden_states(lm, requests, 2), mean_keys(lm, requests, ["{}"], [1.0], layer)))
         z = states[0][0] + 3 * states[0][1] @ adds[0]
         norms = (z - states[0][0]).norm(dim=-1).tolist()

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.delta.delta import Delta, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
 from kedit.errors import KeditError
 from kedit.methods.pac import LocalityConfig, LocalityTerm, Objective, Site
 from kedit.model.architecture import weight

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kedit.delta.delta import edited
+from kedit.delta.apply import edited
+from kedit.delta.biases import BiasChange
+from kedit.delta.slices import Slices
 from kedit.methods.pac import (
     Bias,
     Labelled,
@@ -118,11 +120,11 @@ def test_slices_train_as_masked_dense_weights_do(kind: str, bias: Bias) -> None:
     delta = slim.delta()
     for path in {site.path for site in found}:
         moved = weight(dense.modules[path]) - weight(lm.model.get_submodule(path))
-        torch.testing.assert_close(delta.slices[path].dense(), moved.detach(), atol=3e-5, rtol=1e-3)
+        torch.testing.assert_close(delta.of_kind(Slices)[path].dense(), moved.detach(), atol=3e-5, rtol=1e-3)
         assert moved.abs().max() > 1e-3
         own, theirs = lm.model.get_submodule(path).bias, dense.modules[path].bias
-        if path in delta.biases:
-            torch.testing.assert_close(delta.biases[path], (theirs - own).detach(), atol=3e-5, rtol=1e-3)  # type: ignore[operator]
+        if (shift := delta.of_kind(BiasChange).get(path)) is not None:
+            torch.testing.assert_close(shift.change, (theirs - own).detach(), atol=3e-5, rtol=1e-3)  # type: ignore[operator]
         elif own is not None:
             assert torch.equal(own, theirs)  # type: ignore[arg-type]
     assert all(torch.equal(p, before[name]) for name, p in lm.model.named_parameters())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kedit.delta.delta import edited
+from kedit.delta.apply import edited
 from kedit.errors import KeditError
 from kedit.methods.pac import Labelled, Objective, Request, TrainableNodes
 from kedit.model.lm import LM

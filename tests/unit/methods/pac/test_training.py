@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from kedit.delta.delta import Delta, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.slices import Slices
 from kedit.methods.pac import ContrastConfig, Objective, Site, encode_request, greedy_answers
 from kedit.methods.pac.trainable import Theta
 from kedit.model.architecture import weight
@@ -156,5 +158,5 @@ def test_without_a_contrast_bottom_is_not_taken(shared: bool) -> None:
     assert len(go(course, sides.take(selection))) == course.most == 3
     delta = sides.delta()
     for site, nodes in selection.critical.items():
-        assert torch.equal(delta.slices[site.path].index, nodes)
-        assert delta.slices[site.path].values.any()
+        assert torch.equal(delta.of_kind(Slices)[site.path].index, nodes)
+        assert delta.of_kind(Slices)[site.path].values.any()

@@ -14,9 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kedit.covariance import Covariance, collect
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.delta.pathway import Pathway
+from kedit.delta.pathways import Pathways
 from kedit.errors import KeditError
 from kedit.keyvalue import solvers
 from kedit.methods import ROME, RROME
@@ -109,7 +112,7 @@ def test_closed_form_is_the_least_move_that_delivers_all() -> None:
     cov = covariance(5)
     t = replace(task(5), direction=cov.solve(task(5).k_star).float())
     (pathway,) = closed_form([t], AdapterConfig(gate="none"))
-    (half,) = stronger(Delta({}, {"m": (pathway,)}), {"m": [t.k_star]}, 0.5).pathways["m"]
+    (half,) = stronger(Delta({"m": Pathways((pathway,))}), {"m": [t.k_star]}, 0.5).of_kind(Pathways)["m"].adapters
     keys = draw(6, 50, D).float()
     moves = pathway.move(keys)
     torch.testing.assert_close(share(keys + moves, t), torch.ones(50), atol=1e-4, rtol=0)
@@ -481,7 +484,7 @@ def test_keys_are_read_under_each_edit_of_its_own(lm: LM) -> None:
     def change(path: str, seed: int) -> Delta:
         left, right = draw(seed, 16, 1).float(), draw(seed + 1, 1, 40).float()
         move = Pathway(draw(seed, 2, 40).float(), draw(seed, 40, 2).float())
-        return Delta({path: Factors(left, right)}, {path: (move,)})
+        return Delta({path: Factors(left, right)}, {path: Pathways((move,))})
 
     plain = tasks_of(lm)
     with edited(lm.model, change(here, 7)):

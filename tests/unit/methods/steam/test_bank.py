@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.errors import KeditError
 from kedit.methods.steam import AnchorBank, AnchorConfig, Pool, Reference, bank, references_of
 from kedit.model.lm import LM

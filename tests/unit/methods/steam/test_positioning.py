@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.delta.delta import Delta, Factors, edited
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.errors import KeditError
 from kedit.forward.residual_stream import states

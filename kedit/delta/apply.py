@@ -1,0 +1,113 @@
+"""Deltas in a model: written into it, and taken back bit for bit.
+
+What is written into weights is added in float32 and rounded once; what must be put back is a snapshot of what is
+touched, taken when it is touched (`kedit.delta.master_weights`). How each kind of change is written is the kind's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from kedit.delta.delta import Delta
+from kedit.delta.gate_state import GateHistory
+from kedit.delta.open_blocks import enter, leave
+from kedit.delta.place import Place
+from kedit.errors import KeditError
+
+
+class Weights:
+    """Writes deltas into a model and puts the original weights back bit for bit.
+
+    Changes of what a module reads are put before it as hooks, and taken away again.
+
+    The first write keeps what it overwrites: a copy of the matrix, or of the touched rows or columns alone.
+    Half-precision weights get a float32 master of the same extent, so that in the sequential regime changes far
+    below their resolution add up instead of rounding away.
+
+    Args:
+        model: The model whose weights are written, in place.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._places: dict[str, Place] = {}
+        self._history = GateHistory(model)
+        self._following: list[RemovableHandle] = []
+
+    @torch.no_grad()
+    def add(self, delta: Delta) -> None:
+        """Write `delta` on top of what was written before.
+
+        Raises:
+            KeditError: The delta does not fit the model, or holds a value that is not finite; in both
+                cases nothing is written.
+        """
+        delta.modules(self.model)
+        for path, numbers in delta.numbers():
+            if not torch.isfinite(numbers).all():
+                raise KeditError(f"the delta of {path!r} holds values that are not finite; nothing was written")
+        for path, changes in delta.items():
+            place = self._places.setdefault(path, Place(self.model, path, self._follow))
+            for change in changes:
+                change.write(place)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put every touched weight and bias back to the bits it had before the first write."""
+        for place in self._places.values():
+            place.restore()
+        for handle in self._following:
+            handle.remove()
+        self._places.clear()
+        self._following.clear()
+
+    def _follow(self) -> GateHistory:
+        if not self._following:
+            self._following = self._history.install()
+        return self._history
+
+
+class _Edited:
+    """Deltas that an `edited` block writes."""
+
+    def __init__(self, model: nn.Module, deltas: Sequence[Delta]) -> None:
+        self._weights, self._deltas = Weights(model), deltas
+        self.restore = self._weights.restore
+
+    def write(self) -> None:
+        for delta in self._deltas:
+            self._weights.add(delta)
+
+
+@contextmanager
+def edited(model: nn.Module, *deltas: Delta) -> Iterator[nn.Module]:
+    """Inside the block `model` carries `deltas`; afterwards its weights are the old ones, bit for bit.
+
+    Also after an exception inside the block, or Ctrl-C. Blocks may be nested. Where they are left in another order (two
+    generators), what is left of them stays, and the last one leaves the old weights.
+
+    Args:
+        model: The model to edit, in place (an `LM`'s `.model`).
+        deltas: What to write, in order.
+
+    Yields:
+        The same model.
+
+    Raises:
+        KeditError: A delta does not fit the model; another thread has a block open on it.
+    """
+    block = _Edited(model, deltas)
+    try:
+        enter(model, block)
+        yield model
+    finally:
+        try:
+            leave(model, block)
+        except (KeyboardInterrupt, SystemExit):
+            leave(model, block)  # the signal came right before signals were held back; done before, it does nothing
+            raise
