@@ -142,6 +142,7 @@ class ResultsWriter(EditCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures the end of a sequential run, writes its delta and curve, and sums up."""
         module, folder = editing(pl_module), _folder(trainer)
+        module.finish_run()
         for metrics in _metrics(trainer):
             self._append(trainer, module, metrics.end_rows(trainer, module), None)
         self._append_unfit(trainer, module)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from kedit.delta.delta import Delta
 from kedit.request import EditRecord
 
@@ -38,6 +40,7 @@ class EditBatch:
         baseline_deltas: What the editor alone would have changed, where the method adds to an editor (REP, STEAM).
         baseline_outcomes: One per record, where that was an optimisation of its own (STEAM); None: `outcomes` are its
         too. seconds: Wall-clock time of the edit, measuring not included.
+        keys: In the sequential regime, where a method solves with keys: layer -> those of `edited`, `[n, d_in]`.
     """
 
     index: int
@@ -47,6 +50,12 @@ class EditBatch:
     seconds: float = 0.0
     baseline_deltas: list[Delta | None] | None = None
     baseline_outcomes: list[Outcome] | None = None
+    keys: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def edited(self) -> list[EditRecord]:
+        """The records whose edit was made."""
+        return [outcome.record for outcome in self.outcomes if outcome.error is None]
 
 
 def batch_seed(seed: int, index: int) -> int:

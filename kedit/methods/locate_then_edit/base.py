@@ -14,6 +14,7 @@ from kedit.covariance import StatsConfig
 from kedit.errors import KeditError, at_least
 from kedit.keyvalue import NLL, KLDivergence, Term, ValueOptimization, WeightDecay
 from kedit.keyvalue.contexts import ContextConfig, context_templates
+from kedit.keyvalue.published import Published
 from kedit.methods.base.module import EditingModule, Regime
 from kedit.model.lm import LMConfig
 from kedit.model.tokenization import encode_subject, own_bos, surely_fits
@@ -74,8 +75,8 @@ class LocateThenEdit(EditingModule):
             ("stop_loss", stop_loss, -math.inf),
         ):
             at_least(f"model.{option}", value, least)
-        self.v_lr, self.steps = v_lr, v_num_grad_steps
-        self.weight_decay, self.clamp = v_weight_decay, clamp_norm_factor
+        self.v_lr, self.v_num_grad_steps = v_lr, v_num_grad_steps
+        self.v_weight_decay, self.clamp_norm_factor = v_weight_decay, clamp_norm_factor
         if bare_weight is not None and not 0 <= bare_weight <= 1:
             raise KeditError(f"model.bare_weight: {bare_weight} is not between 0 and 1")
         self.kl_factor, self.stop_loss, self.bare_weight = kl_factor, stop_loss, bare_weight
@@ -85,12 +86,8 @@ class LocateThenEdit(EditingModule):
         self.more_terms: Callable[[Sequence[EditRecord]], Sequence[Term]] | None = None
         self.more_info: Callable[[EditRecord], dict[str, Any]] = lambda record: {}
 
-    def fill_in(self, lr: float, steps: int, weight_decay: float, clamp: float) -> None:
-        """Gives the v* options that the user left open the model's own values."""
-        self.v_lr = lr if self.v_lr is None else self.v_lr
-        self.steps = steps if self.steps is None else self.steps
-        self.weight_decay = weight_decay if self.weight_decay is None else self.weight_decay
-        self.clamp = clamp if self.clamp is None else self.clamp
+    published: Published
+    """The paper's values, by model, of the options that a user may leave null."""
 
     whitened = True
     """Whether REP's released code hands its adapter C^-1 k* of this editor (false: k* itself)."""
@@ -128,7 +125,7 @@ class LocateThenEdit(EditingModule):
 
     def terms(self, records: Sequence[EditRecord]) -> list[Term]:
         """The loss of v* (baselines 1.0, step 4) for some records, a lane each, with what a method adds to it."""
-        own: list[Term] = [NLL(), KLDivergence(self.kl_factor), WeightDecay(required(self.weight_decay))]
+        own: list[Term] = [NLL(), KLDivergence(self.kl_factor), WeightDecay(required(self.v_weight_decay))]
         return own if self.more_terms is None else [*own, *self.more_terms(records)]
 
     def method_state(self) -> dict[str, Any]:
@@ -146,9 +143,9 @@ class LocateThenEdit(EditingModule):
         """Provenance: every hyperparameter of v* that was used, defaults filled in."""
         return super().describe() | {
             "v_lr": self.v_lr,
-            "v_num_grad_steps": self.steps,
-            "v_weight_decay": self.weight_decay,
-            "clamp_norm_factor": self.clamp,
+            "v_num_grad_steps": self.v_num_grad_steps,
+            "v_weight_decay": self.v_weight_decay,
+            "clamp_norm_factor": self.clamp_norm_factor,
             "kl_factor": self.kl_factor,
             "stop_loss": self.stop_loss,
             "bare_weight": self.bare_weight,
