@@ -97,9 +97,8 @@ class Covariance:
     def null_space(self, threshold: float) -> NullSpace:
         """The directions in which ordinary keys have a second moment below `threshold`.
 
-        It needs no inverse: C may be singular. The eigenvectors are computed once and kept on the disk beside C, in
-        float64 (8 * d_in^2 bytes, as much as the Cholesky factor has in memory): P^2 = P and Delta P = Delta then
-        hold to 1e-12, as all other solves do; in float32 they would hold to 1e-6.
+        It needs no inverse: C may be singular. The eigenvectors are computed once and, where C has a file, kept beside
+        it, in float64 (docs/statistics.md, "Null spaces").
 
         Args:
             threshold: The least eigenvalue of C (without ridge) whose direction is left out. It is absolute, so its
