@@ -54,6 +54,15 @@ class Published:
         """All values for a model."""
         return self.row(shape_of(lm)) or {**self.usual, **self.by_depth(lm)}
 
+    def without(self, *options: str) -> Published:
+        """The same values for a method that lacks some of the options."""
+
+        def rest(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in values.items() if name not in options}
+
+        models = {shape: rest(row) for shape, row in self.models.items()}
+        return Published(lambda lm: rest(self.by_depth(lm)), rest(self.usual), models)
+
 
 def fill_in(options: Any, published: Published, lm: LM) -> None:
     """Gives the options that the user left null (attributes of `options` that are None) their published values."""

@@ -32,3 +32,11 @@ def test_what_the_user_gave_stays() -> None:
     fill_in(options, ROME.published, tiny_lm("llama", n_layers=12))
     wanted = {"layer": 2, "v_lr": 0.0, "v_num_grad_steps": 25, "v_weight_decay": 1e-3, "clamp_norm_factor": 7}
     assert vars(options) == wanted
+
+
+def test_a_method_may_lack_an_option() -> None:
+    lm, published = tiny_lm("llama", n_layers=12), MEMIT.published.without("mom2_update_weight")
+    assert "mom2_update_weight" not in published.of(lm)
+    assert published.of(lm).items() < MEMIT.published.of(lm).items()
+    rows = [published.row(shape) for shape in (LLAMA_3, SMOLLM2)]
+    assert all(row is not None and row["layers"] == (4, 5, 6, 7, 8) and "mom2_update_weight" not in row for row in rows)
