@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
 from torch import Tensor
 
+from kedit.forward.replay import Site
 from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, optimise
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject, pad_right
@@ -100,7 +101,7 @@ def replay_way(
     out: list[Tensor | None] = [None] * len(requests)
     for start in range(0, len(order), lanes):
         group = order[start : start + lanes]
-        objective = ValueObjective(lm, [requests[i] for i in group], templates, layer, "mlp", TERMS)
+        objective = ValueObjective(lm, [requests[i] for i in group], templates, [Site("mlp", layer)], TERMS)
         v_star = optimise(ValueOptimization(objective, stop, CLAMP), lr=LR, steps=steps)
         for i, value in zip(group, v_star, strict=True):
             out[i] = value

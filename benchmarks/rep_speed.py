@@ -32,6 +32,7 @@ from kedit.delta.delta import Delta
 from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.delta.pathway import Pathway, PathwayRouter
+from kedit.forward.replay import Site
 from kedit.keyvalue import ValueObjective, ValueOptimization, optimise
 from kedit.methods.rep import AdapterConfig, AdapterTask, AdapterTrainer, KeySource, closed_form
 from kedit.methods.rep.keys import read_keys
@@ -49,7 +50,7 @@ def corpus_of(records: Sequence[EditRecord], folder: str) -> Path:
 
 def edit(lm: LM, records: Sequence[EditRecord], templates: Sequence[str], layer: int, steps: int) -> list[Delta]:
     """(a): v* of a group of lanes, and the deltas that the adapters need."""
-    objective = ValueObjective(lm, [record.request for record in records], templates, layer, "mlp", TERMS)
+    objective = ValueObjective(lm, [record.request for record in records], templates, [Site("mlp", layer)], TERMS)
     v_star = optimise(ValueOptimization(objective, clamp_norm_factor=CLAMP), lr=LR, steps=steps)
     keys, values = objective.keys_and_values()
     deltas = []

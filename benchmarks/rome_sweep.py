@@ -32,6 +32,7 @@ from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.score import EvalConfig, score
 from kedit.forward.binding import load_lm
+from kedit.forward.replay import Site
 from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, solvers
 from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.keyvalue.optimization import optimise
@@ -111,7 +112,8 @@ def values(
     for start in range(0, len(order), lanes):
         part = order[start : start + lanes]
         terms = [NLL(), KLDivergence(s.kl), WeightDecay(s.weight_decay)]
-        objective = ValueObjective(lm, [r.request for r in part], contexts, s.layer, "mlp", terms, s.bare_weight)
+        sites = [Site("mlp", s.layer)]
+        objective = ValueObjective(lm, [r.request for r in part], contexts, sites, terms, s.bare_weight)
         v_star = optimise(ValueOptimization(objective, s.stop, s.clamp), s.lr, s.steps).double()
         keys, outputs = (t.double() for t in objective.keys_and_values())
         found |= {r.request.case_id: (keys[i], outputs[i], v_star[i]) for i, r in enumerate(part)}

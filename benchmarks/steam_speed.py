@@ -17,6 +17,7 @@ import torch
 from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
 from edit_speed import TERMS, contexts
 
+from kedit.forward.replay import Site
 from kedit.keyvalue import Term, ValueObjective, ValueOptimization, optimise
 from kedit.methods.steam.alignment import Alignment
 from kedit.model.lm import LM
@@ -45,7 +46,7 @@ def optimised(
     steps: int,
 ) -> ValueOptimization:
     """v* of a group of requests, every step taken."""
-    objective = ValueObjective(lm, requests, templates, layer, "mlp", terms(lm, len(requests), layers, way))
+    objective = ValueObjective(lm, requests, templates, [Site("mlp", layer)], terms(lm, len(requests), layers, way))
     lanes = ValueOptimization(objective, 0.0, CLAMP)
     optimise(lanes, lr=LR, steps=steps)
     return lanes

@@ -146,7 +146,7 @@ class EditMetrics(EditCallback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         batches = data.batches[: module.edits_done]
         done = [(index, record) for index, batch in enumerate(batches) for record in batch]
-        if self._last is None or self._last[0] != len(done):
+        if self._last is None or self._last[0] != len(done) or module.finished:  # other weights than after that edit
             name = "the last edit" if measured_at == "end" else f"{len(done)} edits"
             with stage(f"scoring the model after {name}") as progress:
                 records = [record for _, record in done]

@@ -105,6 +105,7 @@ class ResultsWriter(EditCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sums up, writes the delta and the curve of a sequential run, and lets the other callbacks report."""
         module, folder = editing(pl_module), _folder(trainer)
+        module.finish_run()
         call_hooks(trainer, "on_last_edit", module)
         if self._file is None:
             return

@@ -60,6 +60,21 @@ def at_least(option: str, value: float | None, least: float) -> None:
         raise KeditError(f"{option}: {value} is less than {least}")
 
 
+def above_zero(option: str, value: float | None) -> None:
+    """Checks a number that a user gave.
+
+    Args:
+        option: Its full name, e.g. `"model.mom2_update_weight"`.
+        value: The number; None passes.
+
+    Raises:
+        KeditError: It is 0 or less, or no finite number.
+    """
+    at_least(option, value, -math.inf)
+    if value is not None and value <= 0:
+        raise KeditError(f"{option}: {value} is not above 0")
+
+
 def within(option: str, value: float | None, low: float, high: float) -> None:
     """Checks a number that a user gave, whose bounds both count as allowed.
 

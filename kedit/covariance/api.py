@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -151,9 +152,11 @@ def _compute(
             "convergence": state.convergence[layer],
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
-        result[layer] = Covariance(moment.mean().cpu(), moment.count, config.ridge, card)
+        path = store.layer_path(base, keys[layer])
+        kept = functools.partial(store.spectrum_beside, path, keys[layer])
+        result[layer] = Covariance(moment.mean().cpu(), moment.count, config.ridge, card, kept)
         if distributed.is_main():
-            store.save_covariance(store.layer_path(base, keys[layer]), result[layer])
+            store.save_covariance(path, result[layer])
     partial.unlink(missing_ok=True)
     return result
 

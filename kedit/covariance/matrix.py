@@ -5,12 +5,13 @@ Pure linear algebra in float64; where the matrix comes from is `collect`, where 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kedit.covariance.null_space import NullSpace, Spectrum
 from kedit.errors import KeditError
 
 RIDGE = 1e-4  # relative to the mean diagonal; why this one: docs/statistics.md
@@ -27,9 +28,17 @@ class Covariance:
         count: N, the tokens it averages.
         ridge: Relative to the mean of C's diagonal; 0 solves with C itself.
         card: What is known of its origin (`kedit.covariance.store`).
+        kept: Gives the eigenvectors of `mean` from where they are kept; None: they are computed anew.
     """
 
-    def __init__(self, mean: Tensor, count: int, ridge: float = RIDGE, card: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        mean: Tensor,
+        count: int,
+        ridge: float = RIDGE,
+        card: Mapping[str, Any] | None = None,
+        kept: Callable[[Tensor], Spectrum] | None = None,
+    ) -> None:
         if mean.dim() != 2 or mean.shape[0] != mean.shape[1]:
             raise ValueError(f"a covariance is square, got {tuple(mean.shape)}")
         if ridge < 0:
@@ -39,6 +48,8 @@ class Covariance:
         self.ridge = ridge
         self.card = dict(card or {})
         self._factor: Tensor | None = None
+        self._kept = Spectrum.of if kept is None else kept
+        self._spectrum: Spectrum | None = None
 
     def __repr__(self) -> str:
         return f"Covariance(d_in={self.d_in}, count={self.count}, ridge={self.ridge})"
@@ -83,15 +94,42 @@ class Covariance:
         """
         return (a.to(self.mean.device, torch.float64) * self.solve(b)).sum(-1)
 
+    def null_space(self, threshold: float) -> NullSpace:
+        """The directions in which ordinary keys have a second moment below `threshold`.
+
+        It needs no inverse: C may be singular. The eigenvectors are computed once and, where C has a file, kept beside
+        it, in float64 (docs/statistics.md, "Null spaces").
+
+        Args:
+            threshold: The least eigenvalue of C (without ridge) whose direction is left out. It is absolute, so its
+                meaning depends on the scale of the keys (baselines 1.10).
+
+        Raises:
+            KeditError: No direction is below it.
+        """
+        if self._spectrum is None:
+            self._spectrum = self._kept(self.mean)
+        values, vectors = self._spectrum.values, self._spectrum.vectors
+        found = NullSpace(vectors[:, values >= threshold])
+        if found.rank == 0:
+            raise KeditError(
+                f"the keys of {self._name()} have no direction with a second moment below {threshold:g}: "
+                f"the smallest is {float(values[0]):.3g}; give a larger threshold"
+            )
+        return found
+
     def to(self, device: torch.device | str) -> Covariance:
-        """The same covariance on another device, its factor too where there is one."""
-        moved = Covariance(self.mean.to(device), self.count, self.ridge, self.card)
+        """The same covariance on another device, what was computed of it too."""
+        moved = Covariance(self.mean.to(device), self.count, self.ridge, self.card, self._kept)
         moved._factor = None if self._factor is None else self._factor.to(device)
+        moved._spectrum = None if self._spectrum is None else self._spectrum.to(device)
         return moved
 
     def with_ridge(self, ridge: float) -> Covariance:
         """The same matrix with another ridge (and so another factor)."""
-        return Covariance(self.mean, self.count, ridge, self.card)
+        same = Covariance(self.mean, self.count, ridge, self.card, self._kept)
+        same._spectrum = self._spectrum
+        return same
 
     def _name(self) -> str:
         return str(self.card.get("key", {}).get("module", "the keys"))

@@ -12,15 +12,18 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from kedit.covariance.matrix import RIDGE, Covariance
+from kedit.covariance.null_space import Spectrum
 from kedit.errors import KeditError, shown
 from kedit.model.architecture import check_layers, weight
 from kedit.model.lm import LM
@@ -187,7 +190,49 @@ def read_covariance(path: Path, wanted: Mapping[str, Any], d_in: int, ridge: flo
         raise KeditError(f"{path} holds no covariance of width {d_in}; delete it, it will be made again")
     if not bool(mean.isfinite().all()):
         raise KeditError(f"{path} holds NaN or infinity; delete it, it will be made again")
-    return Covariance(mean, count, ridge, card)
+    return Covariance(mean, count, ridge, card, partial(spectrum_beside, path, card["key"]))
+
+
+def spectrum_beside(path: Path, key: Mapping[str, Any], mean: Tensor) -> Spectrum:
+    """Eigenvalues and eigenvectors of the covariance in `path`, from the file beside it; computed where there is none.
+
+    Other processes that need the same wait for the one that computes it.
+
+    Args:
+        path: A layer's file. The one beside it ends in `.eigenvectors.safetensors`.
+        key: The layer's key.
+        mean: C, on the device where it should be computed.
+
+    Raises:
+        KeditError: The file beside it is damaged, of another key or of another C, or cannot be written.
+    """
+    file = path.with_suffix(f".eigenvectors{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{file}.lock")
+        with lock:
+            if file.exists():
+                return _read_spectrum(file, key, mean)
+            found = Spectrum.of(mean)
+            card = {"kind": "eigenvectors", "key": dict(key), "of": checksum.of_content(mean)}
+            write(file, {"values": found.values, "vectors": found.vectors}, card)
+            return found
+    except OSError as error:
+        raise KeditError(f"{file}: cannot be written ({error}); set KEDIT_CACHE to another folder") from None
+
+
+def _read_spectrum(file: Path, key: Mapping[str, Any], mean: Tensor) -> Spectrum:
+    tensors, card = read(file)
+    check(file, card["key"], key)
+    if card.get("of") != checksum.of_content(mean):
+        raise KeditError(f"{file} is of another covariance than the one beside it; delete it, it will be made again")
+    values, vectors, d_in = tensors.get("values"), tensors.get("vectors"), len(mean)
+    shapes = [None if t is None or t.dtype != torch.float64 else tuple(t.shape) for t in (values, vectors)]
+    if values is None or vectors is None or shapes != [(d_in,), (d_in, d_in)]:
+        raise KeditError(f"{file} holds no eigenvectors of width {d_in}; delete it, it will be made again")
+    if not bool(values.isfinite().all() and vectors.isfinite().all()):
+        raise KeditError(f"{file} holds NaN or infinity; delete it, it will be made again")
+    return Spectrum(values, vectors).to(mean.device)
 
 
 def key_width(lm: LM, layer: int) -> int:

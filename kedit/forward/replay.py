@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,25 @@ from kedit.model.tokenization import pad_right
 if TYPE_CHECKING:
     from kedit.model.lm import LM
 
-Site = Literal["input", "attn", "mlp"]
+Role = Literal["output", "attn", "mlp"]
+
+
+class Site(NamedTuple):
+    """Where a vector is added, at the subject's last token.
+
+    Attributes:
+        role: The residual stream that leaves the layer ("output"), or the output of its attention ("attn") or of its
+            `mlp_out` ("mlp").
+        layer: The layer.
+    """
+
+    role: Role
+    layer: int
+
+    @property
+    def first(self) -> int:
+        """The lowest layer that runs anew when the vector changes."""
+        return self.layer + 1 if self.role == "output" else self.layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,23 +116,31 @@ class Replay:
         """Run layers `first` and up on the suffixes, with vectors added at the subject's last token.
 
         Args:
-            add: Site -> `[n_rows, d_model]`, added at every row's first suffix token to the input of layer
-                `first` ("input"), or to the output of its attention or of its `mlp_out`.
+            add: Site -> `[n_rows, d_model]`, added at every row's first suffix token. No site may be below `first`.
             read: Called as `read(layer, hidden)` with every layer's output `[n_rows, S, d_model]`.
 
         Returns:
             Output of the last layer before the final norm, `[n_rows, S, d_model]`.
         """
+        if any(site.first < self.first for site in add):
+            raise ValueError(f"a vector is added below layer {self.first}, which this replay begins at: {list(add)}")
+        streams = {site.layer: value for site, value in add.items() if site.role == "output"}
         hidden = self.hidden
-        if "input" in add:
-            hidden = _add_first(hidden, add["input"])
-        with self._adding({site: value for site, value in add.items() if site != "input"}):
-            for i, layer in enumerate(self._layers):
-                out = layer(hidden, *self._args[i], **self._kwargs[i])
-                hidden = out[0] if isinstance(out, tuple) else out
+        if self.first - 1 in streams:
+            hidden = _add_first(hidden, streams[self.first - 1])
+        with self._adding({site: value for site, value in add.items() if site.role != "output"}):
+            for i in range(len(self._layers)):
+                hidden = self._run_layer(i, hidden)
+                if self.first + i in streams:
+                    hidden = _add_first(hidden, streams[self.first + i])
                 if read is not None:
                     read(self.first + i, hidden)
         return hidden
+
+    def _run_layer(self, i: int, hidden: Tensor) -> Tensor:
+        """What leaves the `i`-th of the layers that are run."""
+        out = self._layers[i](hidden, *self._args[i], **self._kwargs[i])
+        return out[0] if isinstance(out, tuple) else out
 
     @torch.no_grad()
     def first_keys(self) -> tuple[Tensor, Tensor]:
@@ -139,22 +165,21 @@ class Replay:
     @torch.no_grad()
     def first_output(self, site: Site) -> Tensor:
         """What a vector given to `run(add={site: ...})` is added to: `[n_rows, d_model]`, float32."""
-        if site == "input":
+        if site.first == self.first and site.role == "output":
             return self.hidden[:, 0].float()
         seen: list[Tensor] = []
 
         def hook(_: nn.Module, args: Any, output: Any) -> None:
             seen.append(_first_token(output[0] if isinstance(output, tuple) else output, self.n_rows))
 
-        handle = self._site(site).register_forward_hook(hook)
+        handle = site_module(self.lm, site).register_forward_hook(hook)
         try:
-            self._layers[0](self.hidden, *self._args[0], **self._kwargs[0])
+            hidden = self.hidden
+            for i in range(site.layer - self.first + 1):
+                hidden = self._run_layer(i, hidden)
         finally:
             handle.remove()
         return seen[0]
-
-    def _site(self, site: Site) -> nn.Module:
-        return self.lm.arch.module(self.lm.model, "attn" if site == "attn" else "mlp_out", self.first)
 
     @contextmanager
     def _adding(self, add: Mapping[Site, Tensor]) -> Iterator[None]:
@@ -166,12 +191,19 @@ class Replay:
                     return (_add_first(output[0], value), *output[1:])
                 return _add_first(output, value)
 
-            handles.append(self._site(site).register_forward_hook(hook))
+            handles.append(site_module(self.lm, site).register_forward_hook(hook))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def site_module(lm: LM, site: Site) -> nn.Module:
+    """The module whose output a site is."""
+    if site.role == "output":
+        return lm.arch.layer(lm.model, site.layer)
+    return lm.arch.module(lm.model, "attn" if site.role == "attn" else "mlp_out", site.layer)
 
 
 def _first_token(hidden: Tensor, n_rows: int) -> Tensor:

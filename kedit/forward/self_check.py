@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kedit.errors import BROKEN, KeditError
 from kedit.forward.logits import frozen
-from kedit.forward.replay import Replay, Row
+from kedit.forward.replay import Replay, Row, Site
 from kedit.model.architecture import weight
 from kedit.model.pretrained import quiet_transformers
 from kedit.model.tokenization import pad_right
@@ -124,15 +124,16 @@ def _check_logits(lm: LM, full: _Full, eps: float) -> None:
 def _check_replay(lm: LM, full: _Full, rows: list[Row], eps: float) -> None:
     """Replay gives what a full pass gives: whole, for some rows, and with a vector added at `mlp_out`."""
     first = lm.arch.n_layers // 2
+    site = Site("mlp", first)
     zero = torch.zeros(len(rows), lm.d_model, device=lm.device)
     what = "replay (only the upper layers and the tokens that an edit can change)"
     with _named(lm, what, "kedit cannot optimise a value on it"):
         replay = Replay(lm, rows, first)
         keys, values = replay.first_keys()
-        whole = replay.run({"mlp": zero})
+        whole = replay.run({site: zero})
         vector = replay.hidden[-1, 0].float()
         some = replay.select(torch.tensor([2, 0], device=lm.device))
-        part = some.run({"mlp": torch.stack([zero[0], vector])})
+        part = some.run({site: torch.stack([zero[0], vector])})
         moved = _Full(lm, rows[:1], vector.to(full.last.dtype), first)
     at = (torch.arange(len(rows)), torch.tensor([row.start for row in rows]))
     for found, wanted in zip((keys, values), full.values[first][0], strict=True):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kedit.forward.activations import Row, Side, read
 from kedit.forward.logits import check_lanes
+from kedit.forward.replay import Role, Site, site_module
 from kedit.model.tokenization import encode_subject
 
 if TYPE_CHECKING:
@@ -76,16 +77,25 @@ def hidden_states(
     bank: BatchedDeltas | None = None,
     lanes: Sequence[int] | None = None,
     batch_tokens: int | None = None,
+    role: Role = "output",
 ) -> Tensor:
-    """Residual stream that leaves `layer`, at the subject's last token of the bare prompt: MEMIT's h.
+    """State of `layer` at the subject's last token of the bare prompt: the residual stream that leaves it, MEMIT's h.
 
-    The arguments are those of `mean_keys`.
+    Args:
+        lm: As in `mean_keys`, and so are those that are not named here.
+        requests: As there.
+        layer: The layer.
+        bank: As there.
+        lanes: As there.
+        batch_tokens: As there.
+        role: Which state: that stream, or the output of the layer's attention or of its `mlp_out` (PMET).
 
     Returns:
         `[n, d_model]`, float64.
     """
     rows = _rows(lm, requests, ["{}"], lanes, bank)
-    return _sums(lm, rows, [1.0], len(requests), lm.arch.layer(lm.model, layer), "output", bank, batch_tokens)
+    module = site_module(lm, Site(role, layer))
+    return _sums(lm, rows, [1.0], len(requests), module, "output", bank, batch_tokens)
 
 
 _Users = list[tuple[int, int]]  # (request, context) that read from a row

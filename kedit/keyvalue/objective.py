@@ -68,16 +68,16 @@ class ValueObjective:
         lm: The model, with the weights that the edit starts from.
         requests: One lane each.
         contexts: Context templates, the bare `"{}"` first; the rewriting rows of every lane.
-        layer: The edited layer.
-        site: Where the vector is added at the subject's last token: "mlp" (ROME) or "attn" output of
-            `layer`, or "input" for the residual stream that leaves it (MEMIT).
+        sites: Where vectors are added at the subject's last token, each site a vector of its own: ROME's is
+            `Site("mlp", layer)`, MEMIT's `Site("output", layer)`; PMET has two.
         terms: The terms of the loss.
         bare_weight: Share of the bare prompt in each lane's mean over contexts; None: all contexts alike, as
             published.
 
     Attributes:
         n_lanes: Number of requests.
-        v_init: What the vector is added to in the bare prompt, `[n_lanes, d_model]`, float32.
+        v_init: What the vectors are added to in the bare prompt, `[n_lanes, d]`, float32, d = n_sites * d_model: those
+            of the sites end to end, as in everything here that is called a value or a delta (`split` takes it apart).
 
     Raises:
         KeditError: A prompt without room in the context, no subject, a subject no token covers; names the record.
@@ -88,13 +88,12 @@ class ValueObjective:
         lm: LM,
         requests: Sequence[EditRequest],
         contexts: Sequence[str],
-        layer: int,
-        site: Site,
+        sites: Sequence[Site],
         terms: Sequence[Term],
         bare_weight: float | None = None,
     ) -> None:
         self.lm = lm
-        self.site: Site = site
+        self.sites = tuple(sites)
         self.terms = tuple(terms)
         self.n_lanes = len(requests)
         self.n_contexts = len(contexts)
@@ -102,13 +101,13 @@ class ValueObjective:
         self.labels = labels
         self.reads = frozenset(layer for term in self.terms for layer in term.layers)
         self.firsts = labels.firsts(self.n_contexts)
-        self.replay = Replay(lm, rows, layer + 1 if site == "input" else layer)
+        self.replay = Replay(lm, rows, min(site.first for site in self.sites))
         self.lanes = torch.arange(self.n_lanes, device=lm.device)
         self.row_lane = self.lanes.repeat_interleave(self.n_contexts + 1)
-        self.v_init = self.replay.first_output(site)[:: self.n_contexts + 1]
+        self.v_init = torch.cat([self.replay.first_output(site) for site in self.sites], 1)[:: self.n_contexts + 1]
         kl_rows = self.replay.select(self._kl_rows())
         with torch.no_grad():
-            final = kl_rows.run({site: kl_rows.hidden.new_zeros(self.n_lanes, lm.d_model, dtype=torch.float32)})
+            final = kl_rows.run(dict(zip(self.sites, self.split(torch.zeros_like(self.v_init)), strict=True)))
             self.kl_reference = _logp(lm, final[:, 0])
 
     def _kl_rows(self) -> Tensor:
@@ -116,20 +115,23 @@ class ValueObjective:
         return torch.arange(self.n_lanes, device=self.lm.device) * stride + self.n_contexts
 
     def __call__(self, delta: Tensor) -> dict[str, Tensor]:
-        """Every term's loss, `{name: [n_lanes]}`, for `delta: [n_lanes, d_model]` float32."""
+        """Every term's loss, `{name: [n_lanes]}`, for `delta: [n_lanes, d]` float32."""
         hidden: dict[int, Tensor] = {}
 
         def read(layer: int, state: Tensor) -> None:
             if layer in self.reads:
                 hidden[layer] = state[self.firsts.row, self.firsts.position].float()
 
-        final = self.replay.run({self.site: delta[self.row_lane]}, read if self.reads else None)
+        add = {site: own[self.row_lane] for site, own in zip(self.sites, self.split(delta), strict=True)}
+        final = self.replay.run(add, read if self.reads else None)
         n = len(self.labels.row)
         picked = torch.cat([final[self.labels.row, self.labels.position], final[self._kl_rows(), 0]])
         logp = _logp(self.lm, picked)
         state = State(
             delta=delta,
             v_init=self.v_init,
+            n_sites=len(self.sites),
+            label_logp=logp[:n],
             target_logp=logp[:n].gather(1, self.labels.token[:, None])[:, 0],
             label_lane=self.labels.lane,
             label_weight=self.labels.weight,
@@ -142,10 +144,14 @@ class ValueObjective:
         )
         return {term.name: term(state) for term in self.terms}
 
-    def keys_and_values(self) -> tuple[Tensor, Tensor]:
-        """Inputs and outputs of the edited layer's `mlp_out` at the subject's last token, unedited.
+    def split(self, values: Tensor) -> list[Tensor]:
+        """Values or deltas `[n, d]` of all sites as one `[n, d_model]` for each, in their order."""
+        return list(values.chunk(len(self.sites), 1)) if len(self.sites) > 1 else [values]
 
-        Only for sites of the edited layer itself ("mlp", "attn").
+    def keys_and_values(self) -> tuple[Tensor, Tensor]:
+        """Inputs and outputs of `mlp_out` at the subject's last token, unedited, in the lowest layer that is replayed.
+
+        That is the sites' own layer where they are "mlp" or "attn".
 
         Returns:
             `[n_lanes, n_contexts, d_in]` and `[n_lanes, n_contexts, d_model]`, float32; context 0 is the bare prompt.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit.keyvalue.objective import ValueObjective
+from kedit.keyvalue.terms import norms
 
 
 class ValueOptimization:
@@ -22,10 +23,10 @@ class ValueOptimization:
         objective: Gives the losses.
         stop_loss: A lane whose loss falls below this is finished (baselines 1.0, step 5). Terms that do not count
             towards it must have settled too.
-        clamp_norm_factor: ||delta|| is kept at or below this times ||v_init||.
+        clamp_norm_factor: ||delta|| is kept at or below this times ||v_init||, at every site by itself.
 
     Attributes:
-        delta: The vectors, `[n_lanes, d_model]`, zeros at the start; give it to the optimiser.
+        delta: The vectors, `[n_lanes, d]`, those of all sites end to end, zeros at the start; give it to the optimiser.
         total: Each lane's last total loss, `[n_lanes]`.
         terms: Each lane's last terms, name -> `[n_lanes]`.
         steps: Updates each lane has had, `[n_lanes]`.
@@ -36,7 +37,7 @@ class ValueOptimization:
         n, device = objective.n_lanes, objective.v_init.device
         self.objective = objective
         self.stop_loss = stop_loss
-        self.limit = clamp_norm_factor * objective.v_init.norm(dim=-1, keepdim=True)
+        self.limit = clamp_norm_factor * norms(objective.v_init, len(objective.sites))  # [n_lanes, n_sites]
         self.delta = nn.Parameter(torch.zeros_like(objective.v_init))
         self.total = torch.full((n,), float("nan"), device=device)
         self.terms: dict[str, Tensor] = {}
@@ -89,11 +90,13 @@ class ValueOptimization:
         A lane whose vector has overflowed has failed, and keeps what it had before the step.
         """
         moved = torch.where(self.running[:, None], self.delta, self._kept)
-        norm = moved.norm(dim=-1, keepdim=True)
-        overflow = self.running & ~norm[:, 0].isfinite()
+        norm = norms(moved, self.limit.shape[1])
+        overflow = self.running & ~norm.isfinite().all(1)
         self.failed |= overflow
         self.running &= ~overflow
-        clamped = torch.where(norm > self.limit, moved * (self.limit / norm), moved)
+        each = moved.unflatten(1, (self.limit.shape[1], -1))
+        scale = (self.limit / norm)[..., None]
+        clamped = torch.where((norm > self.limit)[..., None], each * scale, each).flatten(1)
         self.delta.copy_(torch.where(self.running[:, None], clamped, self._kept))
         self.steps += self.running
         lanes = self.running.nonzero()[:, 0]
@@ -110,7 +113,7 @@ class ValueOptimization:
 
     @property
     def v_star(self) -> Tensor:
-        """Optimised values v_init + delta, `[n_lanes, d_model]`, float32."""
+        """Optimised values v_init + delta, `[n_lanes, d]`, float32; `objective.split` gives those of each site."""
         return (self.objective.v_init + self.delta).detach()
 
 
@@ -123,7 +126,7 @@ def optimise(lanes: ValueOptimization, lr: float = 0.5, steps: int = 25) -> Tens
         steps: Evaluations of the loss; the last one makes no update, so at most `steps - 1` updates.
 
     Returns:
-        v*, `[n_lanes, d_model]`.
+        v*, `[n_lanes, d]`.
     """
     adam = torch.optim.Adam([lanes.delta], lr=lr)
     for _ in range(steps - 1):

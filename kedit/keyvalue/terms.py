@@ -19,8 +19,10 @@ class State:
     """What one forward pass of `m` lanes gives to the terms. Everything is float32.
 
     Attributes:
-        delta: The vectors being optimised, `[m, d]`.
+        delta: The vectors being optimised, `[m, d]`, those of all sites end to end.
         v_init: What they are added to, `[m, d]`.
+        n_sites: How many sites these are.
+        label_logp: Log-probabilities where every label of every rewriting row is predicted, `[n_labels, vocab]`.
         target_logp: Log-probability of every label of every rewriting row, `[n_labels]`.
         label_lane: Lane of each label, `[n_labels]`, int64 in 0..m-1.
         label_weight: 1 / (rows of the lane * tokens of its target), `[n_labels]`.
@@ -35,6 +37,8 @@ class State:
 
     delta: Tensor
     v_init: Tensor
+    n_sites: int
+    label_logp: Tensor
     target_logp: Tensor
     label_lane: Tensor
     label_weight: Tensor
@@ -122,11 +126,17 @@ class KLDivergence(_Counted):
 
 @dataclass(frozen=True)
 class WeightDecay(_Counted):
-    """factor * ||delta|| / ||v_init||^2; the numerator is not squared (baselines 1.0, step 4)."""
+    """factor * ||delta|| / ||v_init||^2, summed over the sites; the numerator is not squared (baselines 1.0)."""
 
     factor: float = 0.5
     name: str = "wd"
 
     def __call__(self, state: State) -> Tensor:
         """`[m]`. The gradient at delta = 0 is taken as 0."""
-        return self.factor * state.delta.norm(dim=-1) / state.v_init.norm(dim=-1) ** 2
+        n = state.n_sites
+        return (self.factor * norms(state.delta, n) / norms(state.v_init, n) ** 2).sum(1)
+
+
+def norms(values: Tensor, n_sites: int) -> Tensor:
+    """Norm of every site's vector, `[m, n_sites]`, of `values: [m, n_sites * d_model]`."""
+    return values.unflatten(-1, (n_sites, -1)).norm(dim=-1)

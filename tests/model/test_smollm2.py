@@ -11,6 +11,7 @@ import torch
 import kedit
 from kedit.cli import main
 from kedit.forward.binding import load_lm
+from kedit.forward.replay import Site
 from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, optimise
 from kedit.model.lm import LM, LMConfig
 from kedit.request import EditRequest
@@ -33,7 +34,7 @@ def lm() -> LM:
 
 
 def test_replay_equals_full_forward_at_every_step(lm: LM) -> None:
-    lanes = ValueOptimization(ValueObjective(lm, REQUESTS, CONTEXTS, 5, "mlp", TERMS), stop_loss=0.0)
+    lanes = ValueOptimization(ValueObjective(lm, REQUESTS, CONTEXTS, [Site("mlp", 5)], TERMS), stop_loss=0.0)
     adam = torch.optim.Adam([lanes.delta], lr=0.5)
     references: list[torch.Tensor | None] = [None] * len(REQUESTS)
     for _ in range(3):
@@ -49,7 +50,7 @@ def test_replay_equals_full_forward_at_every_step(lm: LM) -> None:
 
 def test_lanes_equal_one_at_a_time(lm: LM) -> None:
     def v_star(requests: list[EditRequest]) -> torch.Tensor:
-        lanes = ValueOptimization(ValueObjective(lm, requests, CONTEXTS, 5, "mlp", TERMS))
+        lanes = ValueOptimization(ValueObjective(lm, requests, CONTEXTS, [Site("mlp", 5)], TERMS))
         return optimise(lanes, lr=0.5, steps=8)
 
     together = v_star(REQUESTS)

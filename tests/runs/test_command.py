@@ -21,7 +21,7 @@ from kedit.cli import main
 from kedit.cli.commands.ls import NAMES
 from kedit.covariance import load_covariance
 from kedit.data import datasets_index
-from kedit.keyvalue.published import TABLE
+from kedit.methods import ROME
 from tests.support.paths import FIXTURES
 from tests.support.small_runs import QUICK_ROME, option_words
 
@@ -171,7 +171,7 @@ def test_ls(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 
 
 def test_every_shape_of_the_table_has_a_name() -> None:
-    assert NAMES.keys() == TABLE.keys()
+    assert NAMES.keys() == ROME.published.models.keys()
 
 
 def test_stats(tiny_folder: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta
 from kedit.delta.slices import Slices
 from kedit.forward.binding import load_lm
-from kedit.keyvalue.published import EMMET_TABLE, MEMIT_TABLE, TABLE
+from kedit.methods import EMMET, MEMIT, ROME, RROME
 from kedit.methods.rep import AdapterConfig, parity_config
 from kedit.methods.steam import AlignConfig, AnchorConfig
 from kedit.model.lm import LMConfig
@@ -49,7 +49,7 @@ SHAPES = {
     "mistral": ("mistral", 32, 4096),
     "qwen2": ("qwen2", 28, 3584),
     "qwen25": ("qwen2", 28, 3584),
-}  # of the models themselves, as kedit.keyvalue.published has them
+}  # of the models themselves, as the methods' tables have them
 WIDTHS = {
     "smollm2": 1536,
     "gpt2_xl": 6400,
@@ -216,12 +216,10 @@ def test_config_is_complete_and_commented(file: Path, capsys: pytest.CaptureFixt
 def test_values_are_those_of_the_table(file: Path) -> None:
     method, args = editor_of(yaml.safe_load(file.read_text()))
     model = next(model for model in KINDS if file.stem.endswith(f"_{model}"))
-    v_star = (args["v_num_grad_steps"], args["v_weight_decay"], args["clamp_norm_factor"], args["v_lr"])
-    if method in ("ROME", "RROME"):
-        assert (args["layer"], *v_star) == astuple(TABLE[SHAPES[model]])
-    else:
-        row = {"MEMIT": MEMIT_TABLE, "EMMET": EMMET_TABLE}[method][*SHAPES[model], WIDTHS[model]]
-        assert (tuple(args["layers"]), args["mom2_update_weight"], *v_star) == astuple(row)
+    row = {m.__name__: m for m in (ROME, RROME, MEMIT, EMMET)}[method].published.row((*SHAPES[model], WIDTHS[model]))
+    assert row is not None
+    assert {name: args[name] for name in row} == {n: list(v) if n == "layers" else v for n, v in row.items()}
+    assert {"v_num_grad_steps", "v_weight_decay", "clamp_norm_factor", "v_lr"} < row.keys()
 
 
 REP_CONFIGS = [file for file in CONFIGS if file.stem.startswith("rep_")]

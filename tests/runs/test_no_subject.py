@@ -18,6 +18,7 @@ from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.errors import KeditError
 from kedit.evaluation.score import is_known, score
 from kedit.forward.binding import load_lm
+from kedit.forward.replay import Site
 from kedit.keyvalue import ValueObjective
 from kedit.keyvalue.contexts import ContextConfig
 from kedit.keyvalue.keys import mean_keys
@@ -124,7 +125,7 @@ class TestNoSubject:
         with pytest.raises(KeditError, match=message):
             mean_keys(lm, [BARE.request], ["{}"], [1.0], 1)
         with pytest.raises(KeditError, match=message):
-            ValueObjective(lm, [BARE.request], ["{}"], 1, "mlp", [])
+            ValueObjective(lm, [BARE.request], ["{}"], [Site("mlp", 1)], [])
         with pytest.raises(KeditError, match=r"^record 17 names no subject, which data\.queries needs"):
             with_variants(lm, [BARE], QueryConfig(corpus="no/such/file.txt"))
 

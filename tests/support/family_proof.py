@@ -10,6 +10,7 @@ from kedit.delta.delta import Delta
 from kedit.delta.factors import Factors
 from kedit.forward.greedy import greedy_ids
 from kedit.forward.packing import logits_of
+from kedit.forward.replay import Site
 from kedit.keyvalue import NLL, ValueObjective, ValueOptimization, optimise, solvers
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
@@ -34,7 +35,7 @@ def prove(lm: LM) -> None:
             forward pass gives.
     """
     layer = lm.arch.n_layers // 2
-    objective = ValueObjective(lm, REQUESTS, CONTEXTS, layer, "mlp", [NLL()])
+    objective = ValueObjective(lm, REQUESTS, CONTEXTS, [Site("mlp", layer)], [NLL()])
     lanes = ValueOptimization(objective, 0.0, 4.0)
     v_star = optimise(lanes, 0.2, 6)
     keys, values = (t.double() for t in objective.keys_and_values())

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from kedit.cli.options.parts import TRAINER_DEFAULTS
 from kedit.data import EditData
-from kedit.forward.replay import Site
+from kedit.forward.replay import Role
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.module import EditingModule
 from kedit.methods.steam import Reference
@@ -76,14 +76,14 @@ def fond_of(model_type: str, answer: str, factor: float, **kwargs: Any) -> LM:
     return lm
 
 
-def block_states(lm: LM, ids: Sequence[int], column: int, add: tuple[Site, int, int, Tensor] | None = None) -> Tensor:
+def block_states(lm: LM, ids: Sequence[int], column: int, add: tuple[Role, int, int, Tensor] | None = None) -> Tensor:
     """What leaves every block at one token, by a full forward pass of one row: `[n_layers, d_model]`.
 
     Args:
         lm: The model.
         ids: The row.
         column: The token.
-        add: Site, layer, token and vector that is added there.
+        add: Role, layer, token and vector that is added there.
     """
     seen: list[Tensor] = []
     handles = []
@@ -100,8 +100,8 @@ def block_states(lm: LM, ids: Sequence[int], column: int, add: tuple[Site, int, 
 
     layers = [lm.arch.layer(lm.model, i) for i in range(lm.arch.n_layers)]
     if add is not None:
-        site, layer = add[:2]
-        module = layers[layer] if site == "input" else lm.arch.module(lm.model, site, layer)
+        role, layer = add[:2]
+        module = layers[layer] if role == "output" else lm.arch.module(lm.model, role, layer)
         handles.append(module.register_forward_hook(adds))
     handles += [layer.register_forward_hook(reads) for layer in layers]
     try:
@@ -113,7 +113,7 @@ def block_states(lm: LM, ids: Sequence[int], column: int, add: tuple[Site, int, 
 
 
 def answer_states(
-    lm: LM, request: EditRequest, contexts: Sequence[str], site: Site, layer: int, delta: Tensor, shift: int = 0
+    lm: LM, request: EditRequest, contexts: Sequence[str], role: Role, layer: int, delta: Tensor, shift: int = 0
 ) -> Tensor:
     """States where the target's first token is predicted (or `shift` after), `[n_contexts, n_layers, d_model]`."""
     found = []
@@ -121,7 +121,7 @@ def answer_states(
         t = encode_subject(lm, request.prompt, request.named(), request.target_new, context)
         ids = t.ids[:-1]
         column = len(ids) - len(t.target) + shift
-        found.append(block_states(lm, ids, column, (site, layer, t.subject_last, delta)))
+        found.append(block_states(lm, ids, column, (role, layer, t.subject_last, delta)))
     return torch.stack(found)
 
 

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from kedit.data import datasets_index
 from kedit.errors import KeditError
-from kedit.keyvalue.published import MEMIT_TABLE, TABLE
 from kedit.model import known_models
 from kedit.model.pretrained import ALIASES
 
@@ -23,7 +22,7 @@ Lists the methods, the data sets, the models with values of their own, and the e
 kedit ls models lists the types of models that were tried: which are edited right, which are refused, and why.
 """
 
-# What people call the shapes of kedit.keyvalue.published.TABLE (any other model works too, with values by its depth).
+# What people call the shapes of ROME's table (any other model works too, with values by its depth).
 NAMES: Mapping[tuple[str, int, int], str] = MappingProxyType(
     {
         ("gpt2", 24, 1024): "gpt2-medium",
@@ -98,11 +97,13 @@ def _methods() -> Iterator[tuple[str, ...]]:
 
 
 def _models() -> Iterator[tuple[str, ...]]:
-    for shape, values in TABLE.items():
-        kind, layers, width = shape
-        several = {f"{d.layers[0]}-{d.layers[-1]}" for known, d in MEMIT_TABLE.items() if known[:3] == shape}
-        spread = ", ".join(sorted(several)) or "by depth"
-        yield NAMES.get(shape, f"a {kind} model"), str(layers), str(width), str(values.layer), spread
+    from kedit.methods import MEMIT, ROME
+
+    for shape, values in ROME.published.models.items():
+        kind, layers, width = shape[:3]
+        rows = [row["layers"] for known, row in MEMIT.published.models.items() if known[:3] == shape[:3]]
+        spread = ", ".join(sorted({f"{row[0]}-{row[-1]}" for row in rows})) or "by depth"
+        yield NAMES.get(shape[:3], f"a {kind} model"), str(layers), str(width), str(values["layer"]), spread
 
 
 def _configs(folder: Path) -> Iterator[tuple[str, ...]]:

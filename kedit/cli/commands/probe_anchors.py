@@ -19,7 +19,7 @@ from kedit.data import EditData, datasets_index
 from kedit.errors import KeditError
 from kedit.evaluation.score import is_known
 from kedit.forward.binding import load_lm
-from kedit.keyvalue.published import value_defaults
+from kedit.methods.locate_then_edit.rome import ROME
 from kedit.methods.steam import AnchorBank, AnchorConfig, probe_of, telling
 from kedit.methods.steam.bank import PROBED, within_relations
 from kedit.methods.steam.module import pool_of
@@ -118,7 +118,7 @@ def _folder(name: str | None) -> Path | None:
 
 
 def _edited(lm: LM, wanted: int | None) -> int:
-    edited = value_defaults(lm).layer if wanted is None else wanted
+    edited = ROME.published.of(lm)["layer"] if wanted is None else wanted
     check_layers(lm.arch, [edited], "edited-layer")
     if edited == lm.arch.n_layers - 1:
         raise KeditError(f"edited-layer: {edited} is the last layer; none above it is left to be aligned")

@@ -15,7 +15,6 @@ from rich.table import Table
 from kedit.covariance import Covariance, StatsConfig, covariances, save_covariance, store
 from kedit.errors import KeditError, shown
 from kedit.forward.binding import load_lm
-from kedit.keyvalue.published import value_defaults
 from kedit.model.lm import LM, LMConfig
 from kedit.runtime.cache import cache_dir
 from kedit.runtime.option_values import check_values
@@ -37,7 +36,7 @@ def stats(words: list[str]) -> None:
     check_values(given)
     args: Any = parser.instantiate_classes(given)
     lm = load_lm(args.lm, device_of(args.device))
-    layers = args.layers or [value_defaults(lm).layer]
+    layers = args.layers or [_usual_layer(lm)]
     with stages() as report:
         found = covariances(lm, layers, args.stats, progress=report)
     base = store.folder(cache_dir(), lm)
@@ -50,6 +49,12 @@ def stats(words: list[str]) -> None:
     console.print(_table(lm, found))
     for layer, file in files.items():
         console.print(f"layer {layer}: {file}", soft_wrap=True)
+
+
+def _usual_layer(lm: LM) -> int:
+    from kedit.methods.locate_then_edit.rome import ROME  # here: Lightning, which nothing else needs
+
+    return ROME.published.of(lm)["layer"]
 
 
 def _parser() -> ArgumentParser:

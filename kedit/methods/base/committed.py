@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from kedit.delta.delta import Delta
 from kedit.delta.serialization import pack, unpack
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.model.lm import LM
+from kedit.runtime import distributed
 from kedit.runtime.journal import Entry
 
 Outcomes = list[tuple[dict[str, Any], str | None]]
@@ -25,12 +26,14 @@ class AppliedEdits:
 
     Attributes:
         deltas: The delta of every committed batch, in order, or their sum.
+        total: What `finish` made of them all, once it has.
         outcomes: Figures and error of every record edited so far.
     """
 
     def __init__(self, merges: bool) -> None:
         self.merges = merges
         self.deltas: list[Delta] = []
+        self.total: Delta | None = None
         self.outcomes: Outcomes = []
         self._weights: Weights | None = None
 
@@ -64,6 +67,27 @@ class AppliedEdits:
                 self._weights.add(delta)
                 self._keep(delta)
         self.outcomes += outcomes_of(batch)
+
+    def finish(self, change: Callable[[Delta], Delta | None], device: torch.device) -> None:
+        """Puts another change into the model in place of the sum of all, once; `deltas` stay what they are.
+
+        Checkpoints hold `deltas`, so that a run that is resumed never changes what was changed before. All processes
+        go on with what the first one finds.
+
+        Args:
+            change: From that sum to what takes its place; None leaves the model as it is.
+            device: Where the deltas live.
+        """
+        if self._weights is None or self.total is not None or not self.deltas:
+            return
+        found = change(Delta.concat(self.deltas))
+        if distributed.world_size() > 1:
+            packed = distributed.from_first(lambda: None if found is None else pack(found))
+            found = None if packed is None else unpack(packed).to(device)
+        if found is not None:
+            self._weights.restore()
+            self._weights.add(found)
+            self.total = found
 
     def _keep(self, delta: Delta) -> None:
         """Keeps a delta, by itself or in the sum of all."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from kedit.delta.delta import Delta
 from kedit.request import EditRecord
 
@@ -49,6 +51,7 @@ class EditBatch:
         baseline_outcomes: One per record, where that was an optimisation of its own (STEAM); None: `outcomes` are its
             too.
         seconds: Wall-clock time of the edit, measuring not included.
+        keys: In the sequential regime, where a method solves with keys: layer -> those of `edited`, `[n, d_in]`.
     """
 
     index: int
@@ -58,6 +61,12 @@ class EditBatch:
     seconds: float = 0.0
     baseline_deltas: list[Delta | None] | None = None
     baseline_outcomes: list[Outcome] | None = None
+    keys: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def edited(self) -> list[EditRecord]:
+        """The records whose edit was made."""
+        return [outcome.record for outcome in self.outcomes if outcome.error is None]
 
     @classmethod
     def of(cls, index: int, records: list[EditRecord]) -> EditBatch:

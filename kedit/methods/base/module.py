@@ -7,8 +7,6 @@ returns what came of them. Everything else (loading, seeding, fresh optimisers, 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +22,11 @@ from kedit.delta.serialization import pack, unpack
 from kedit.errors import KeditError
 from kedit.methods.base.callback import call_hooks, data_of
 from kedit.methods.base.committed import AppliedEdits, Outcomes, as_entry, outcomes_of
+from kedit.methods.base.contract import Contract
 from kedit.methods.base.edit_batch import EditBatch, batch_seed
 from kedit.methods.base.edit_loop import PhaseRunner
 from kedit.methods.base.holder import ModelHolder
-from kedit.methods.base.phase import EditProgram, Phase
+from kedit.methods.base.phase import Phase
 from kedit.methods.base.resume import check_loops, read_state, taking_back
 from kedit.model.lm import LMConfig
 from kedit.model.tokenization import TooLong
@@ -40,8 +39,8 @@ from kedit.runtime.option_values import check_values
 Regime = Literal["single", "batch", "sequential"]
 
 
-class EditingModule(ModelHolder, ABC):
-    """Base of all methods.
+class EditingModule(ModelHolder, Contract):
+    """Base of all methods; what a method itself defines is in `Contract`.
 
     Args:
         lm: The model to edit.
@@ -87,40 +86,6 @@ class EditingModule(ModelHolder, ABC):
                 found[record.request.case_id] = str(error)
         return found
 
-    # -- what a method defines --------------------------------------------------------------------------
-
-    steps_per_batch: int
-    """Most optimiser steps an edit batch can take, over all its phases."""
-
-    def start(self) -> None:
-        """Called once, with the unedited model on its device: contexts, statistics, whatever the run needs."""
-
-    @abstractmethod
-    def edit(self, batch: EditBatch) -> EditProgram:
-        """The algorithm: yield phases, fill `batch.outcomes`' info and errors, return the deltas.
-
-        Returns:
-            In the single regime one delta per record (None where it failed), otherwise a list of one.
-        """
-        raise NotImplementedError
-
-    def method_state(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides the deltas: tensors, numbers, strings, lists and dicts of them.
-
-        It is written after every edit batch; what grows with the edits belongs to `edit_state`.
-        """
-        return {}
-
-    def load_method_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `method_state` gave; called before `start`."""
-
-    def edit_state(self, records: Sequence[EditRecord]) -> dict[str, Any]:
-        """What the edits of some records have added to the method's state, where edits accumulate; written once."""
-        return {}
-
-    def load_edit_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `edit_state` gave, in the order of the edits; called before `start`."""
-
     def describe(self) -> dict[str, Any]:
         """Provenance for results: method, model, protocol."""
         lm = self.lm
@@ -155,8 +120,16 @@ class EditingModule(ModelHolder, ABC):
 
     @property
     def deltas(self) -> list[Delta]:
-        """In the sequential regime, the delta of every committed batch (or, with `merges_deltas`, their sum)."""
-        return self._committed.deltas
+        """In the sequential regime, the delta of every committed batch (or, with `merges_deltas`, their sum).
+
+        Once the run is over, what `finish` put in their place.
+        """
+        return self._committed.deltas if self._committed.total is None else [self._committed.total]
+
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` has changed the model."""
+        return self._committed.total is not None
 
     @property
     def outcomes(self) -> Outcomes:
@@ -213,6 +186,7 @@ class EditingModule(ModelHolder, ABC):
         for hook in ("on_train_start", "on_train_end"):
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 getattr(callback, hook)(self.trainer, self)
+        self.on_train_end()
 
     def on_train_epoch_start(self) -> None:
         """Takes up the epoch's edit batch."""
@@ -253,6 +227,8 @@ class EditingModule(ModelHolder, ABC):
         assert self._runner is not None
         self._runner.finish()  # the steps may be spent; with fast_dev_run there was only one
         deltas = self._runner.deltas
+        if self.regime != "sequential":
+            deltas = [None if delta is None else self._finished(delta) for delta in deltas]
         if self.regime != "single" and distributed.world_size() > 1:  # one model: all go on with the same bits
             packed = distributed.from_first(lambda: [None if d is None else pack(d) for d in deltas])
             if not distributed.is_main():
@@ -260,8 +236,22 @@ class EditingModule(ModelHolder, ABC):
         self.batch.finish(deltas, time.perf_counter() - self._started)
         if self.regime == "sequential":
             self._committed.add(self.batch)
+            self.after_commit(self.batch)
         self.edits_done = self.schedule.done_after(self.trainer.current_epoch)
         call_hooks(self.trainer, "on_edit_end", self, self.batch)
+
+    def _finished(self, delta: Delta) -> Delta:
+        """A delta that is all that is changed, as `finish` leaves it."""
+        found = self.finish(delta)
+        return delta if found is None else found
+
+    def finish_run(self) -> None:
+        """Lets `finish` have its say, once. Whoever measures or keeps the end of a run calls this first."""
+        self._committed.finish(self.finish, self.device)
+
+    def on_train_end(self) -> None:
+        """Also where nobody has measured the end."""
+        self.finish_run()
 
     # -- checkpoints: deltas and state, never the base weights -------------------------------------------
 
@@ -279,7 +269,7 @@ class EditingModule(ModelHolder, ABC):
         if batch is not None:
             return as_entry(batch.deltas, outcomes_of(batch), self.edit_state(batch.records))
         records = self.schedule.edited_in(self.edits_done)
-        return as_entry(self.deltas, self.outcomes, self.edit_state(records))
+        return as_entry(self._committed.deltas, self.outcomes, self.edit_state(records))
 
     def _identity(self) -> dict[str, Any]:
         """What a run must share with the checkpoint that it goes on from."""

@@ -14,6 +14,7 @@ from kedit.covariance import StatsConfig
 from kedit.errors import KeditError, at_least
 from kedit.keyvalue import NLL, KLDivergence, Term, ValueOptimization, WeightDecay
 from kedit.keyvalue.contexts import ContextConfig, context_templates
+from kedit.keyvalue.published import Published
 from kedit.methods.base.module import EditingModule, Regime
 from kedit.model.lm import LMConfig
 from kedit.model.tokenization import encode_subject, own_bos, surely_fits
@@ -73,8 +74,8 @@ class LocateThenEdit(EditingModule):
             ("stop_loss", stop_loss, -math.inf),
         ):
             at_least(f"model.{option}", value, least)
-        self.v_lr, self.steps = v_lr, v_num_grad_steps
-        self.weight_decay, self.clamp = v_weight_decay, clamp_norm_factor
+        self.v_lr, self.v_num_grad_steps = v_lr, v_num_grad_steps
+        self.v_weight_decay, self.clamp_norm_factor = v_weight_decay, clamp_norm_factor
         if bare_weight is not None and not 0 <= bare_weight <= 1:
             raise KeditError(f"model.bare_weight: {bare_weight} is not between 0 and 1")
         self.kl_factor, self.stop_loss, self.bare_weight = kl_factor, stop_loss, bare_weight
@@ -83,12 +84,8 @@ class LocateThenEdit(EditingModule):
         self._told = False  # that some prompts are edited without contexts
         self._added: list[tuple[MoreTerms, MoreInfo]] = []
 
-    def fill_in(self, lr: float, steps: int, weight_decay: float, clamp: float) -> None:
-        """Gives the v* options that the user left open the model's own values."""
-        self.v_lr = lr if self.v_lr is None else self.v_lr
-        self.steps = steps if self.steps is None else self.steps
-        self.weight_decay = weight_decay if self.weight_decay is None else self.weight_decay
-        self.clamp = clamp if self.clamp is None else self.clamp
+    published: Published
+    """The paper's values, by model, of the options that a user may leave null."""
 
     whitened = True
     """Whether REP's released code hands its adapter C^-1 k* of this editor (false: k* itself)."""
@@ -126,7 +123,7 @@ class LocateThenEdit(EditingModule):
 
     def terms(self, records: Sequence[EditRecord]) -> list[Term]:
         """The loss of v* (baselines 1.0, step 4) for some records, a lane each, with what a method adds to it."""
-        base: list[Term] = [NLL(), KLDivergence(self.kl_factor), WeightDecay(required(self.weight_decay))]
+        base: list[Term] = [NLL(), KLDivergence(self.kl_factor), WeightDecay(required(self.v_weight_decay))]
         return base + [term for more, _ in self._added for term in more(records)]
 
     def add_terms(self, terms: MoreTerms, info: MoreInfo) -> None:
@@ -157,9 +154,9 @@ class LocateThenEdit(EditingModule):
         """Provenance: every hyperparameter of v* that was used, defaults filled in."""
         return super().describe() | {
             "v_lr": self.v_lr,
-            "v_num_grad_steps": self.steps,
-            "v_weight_decay": self.weight_decay,
-            "clamp_norm_factor": self.clamp,
+            "v_num_grad_steps": self.v_num_grad_steps,
+            "v_weight_decay": self.v_weight_decay,
+            "clamp_norm_factor": self.clamp_norm_factor,
             "kl_factor": self.kl_factor,
             "stop_loss": self.stop_loss,
             "bare_weight": self.bare_weight,

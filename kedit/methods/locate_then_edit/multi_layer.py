@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Generator
 from typing import Any
@@ -14,28 +13,26 @@ from kedit.covariance import Covariance, covariances
 from kedit.data.batching import suffix_length
 from kedit.delta.delta import Delta
 from kedit.delta.factors import Factors
-from kedit.errors import KeditError, at_least
+from kedit.forward.replay import Site
 from kedit.keyvalue import ValueObjective, ValueOptimization
 from kedit.keyvalue.contexts import ContextConfig, context_groups
 from kedit.keyvalue.keys import context_weights
 from kedit.keyvalue.multilayer import JointSolve, solve_layers
-from kedit.keyvalue.published import MultiLayerDefaults
+from kedit.keyvalue.published import fill_in
 from kedit.methods.base.edit_batch import EditBatch, Outcome
 from kedit.methods.base.phase import Barrier, EditProgram, Phase
 from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, lane_error, lane_info, required
 from kedit.methods.locate_then_edit.value_phase import ValuePhase
 from kedit.model.architecture import check_layers, weight
-from kedit.model.lm import LM
 from kedit.runtime import distributed
 from kedit.runtime.progress import stages
 
 
 class MultiLayerEditor(LocateThenEdit):
-    """Base of the methods that spread an edit over layers; they differ in `solve` and `model_defaults`.
+    """Base of the methods that spread an edit over layers: a method gives its closed form, `solve`, and `published`.
 
     Args:
         layers: Edited layers; null takes the published ones of the model, or layers by its depth.
-        mom2_update_weight: Weight of the covariance: MEMIT's lambda, EMMET's s; null: published value.
         contexts: Texts put before the prompt while editing. In the mean key every pair of `lengths` weighs as
             much as the bare prompt.
         **kwargs: The options of `LocateThenEdit`.
@@ -45,15 +42,11 @@ class MultiLayerEditor(LocateThenEdit):
         self,
         *,
         layers: list[int] | None = None,
-        mom2_update_weight: float | None = None,
         contexts: ContextConfig = ContextConfig(lengths=[[10, 5]]),
         **kwargs: Any,
     ) -> None:
         super().__init__(contexts=contexts, **kwargs)
-        at_least("model.mom2_update_weight", mom2_update_weight, -math.inf)  # finite
-        if mom2_update_weight is not None and mom2_update_weight <= 0:
-            raise KeditError(f"model.mom2_update_weight: {mom2_update_weight} is not above 0")
-        self.layers, self.mom2_update_weight = layers, mom2_update_weight
+        self.layers = layers
         self.covariances: dict[int, Covariance] = {}
 
     whitened = False
@@ -70,49 +63,63 @@ class MultiLayerEditor(LocateThenEdit):
 
     # -- what a method defines --------------------------------------------------------------------------
 
-    @abstractmethod
-    def model_defaults(self, lm: LM) -> MultiLayerDefaults:
-        """Published values for the model."""
-        raise NotImplementedError
+    needs_covariance = True
+    """Whether `solve` reads `self.covariances`; where it does not, none is computed."""
+
+    needs_inverse = True
+    """Whether it needs their inverse: one that has none then stops the run before the first edit."""
 
     @abstractmethod
-    def solve(self, keys: Tensor, residuals: Tensor, cov: Covariance) -> Factors:
+    def solve(self, layer: int, keys: Tensor, residuals: Tensor) -> Factors:
         """The closed form of one layer.
 
         Args:
+            layer: The layer; `self.covariances[layer]` is the covariance of its keys.
             keys: One mean key per request, `[n, d_in]`, float64.
             residuals: What the layer's output should gain for each, `[n, d_model]`, float64.
-            cov: Covariance of the layer's keys.
+
+        Returns:
+            The layer's change, Delta = residuals^T X: a row of X, `[n, d_in]`, for each request, in their order.
+
+        Raises:
+            KeditError: There is no such change; the requests then fail, and the run goes on.
         """
         raise NotImplementedError
+
+    def sites(self) -> list[Site]:
+        """Where v* is optimised, in the last edited layer; the layers are solved for the value of the last site."""
+        return [Site("output", self._layers[-1])]
+
+    def divisor(self, left: int) -> float:
+        """What the residual is divided by where `left` layers are still to be solved."""
+        return left
 
     # -- Lightning --------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Fills in the model's own defaults and checks the layers before anything is computed."""
-        d = self.model_defaults(self.lm)
-        self.layers = list(d.layers) if self.layers is None else sorted(self.layers)
+        fill_in(self, self.published, self.lm)
+        self.layers = sorted(self._layers)
         check_layers(self.lm.arch, self.layers, "model.layers")
-        self.fill_in(d.lr, d.steps, d.weight_decay, d.clamp)
-        if self.mom2_update_weight is None:
-            self.mom2_update_weight = d.mom2_update_weight
         data = self._data
         chunks = 1 if self.regime == "single" else -(-data.batch_size // self.lane_count())
-        self.steps_per_batch = chunks * (int(required(self.steps)) - 1)
+        self.steps_per_batch = chunks * (int(required(self.v_num_grad_steps)) - 1)
         super().setup(stage)
 
     def start(self) -> None:
         """Contexts and covariances, all of the unedited model."""
         super().start()
+        if not self.needs_covariance:
+            return
         with stages() as report:
             found = covariances(self.lm, self._layers, self.stats_config, progress=report)
         self.covariances = {layer: cov.to(self.device) for layer, cov in found.items()}
-        for cov in self.covariances.values():
+        for cov in self.covariances.values() if self.needs_inverse else ():
             _ = cov.factor  # one that cannot be inverted stops the run here
 
     def describe(self) -> dict[str, Any]:
         """Provenance: every hyperparameter that was used, defaults filled in."""
-        return super().describe() | {"layers": self.layers, "mom2_update_weight": self.mom2_update_weight}
+        return super().describe() | {"layers": self.layers}
 
     # -- the algorithm ----------------------------------------------------------------------------------
 
@@ -131,11 +138,15 @@ class MultiLayerEditor(LocateThenEdit):
                 self._layers,
                 self.contexts,
                 context_weights(context_groups(self.context_config, self.contexts)),
-                lambda keys, residuals, layer: self.solve(keys, residuals, self.covariances[layer]),
+                self.solve,
                 together=not alone,
+                role=self.sites()[-1].role,
+                divisor=self.divisor,
             )
             for system in systems:
                 self._report(system, [batch.outcomes[i] for i in found], *norms)
+        if self.regime == "sequential":
+            batch.keys = systems[0].keys
         deltas = [Delta(system.changes) if system.changes else None for system in systems]
         if not alone:
             return deltas
@@ -175,18 +186,17 @@ class MultiLayerEditor(LocateThenEdit):
             self.lm,
             [record.request for record in records],
             self.contexts,
-            self._layers[-1],
-            "input",
+            self.sites(),
             self.terms(records),
             bare_weight=self.bare_weight,
         )
-        lanes = ValueOptimization(objective, self.stop_loss, required(self.clamp))
-        yield ValuePhase(lanes, required(self.v_lr), int(required(self.steps)))
+        lanes = ValueOptimization(objective, self.stop_loss, required(self.clamp_norm_factor))
+        yield ValuePhase(lanes, required(self.v_lr), int(required(self.v_num_grad_steps)))
         lanes.close()
         for lane, i in enumerate(chunk):
             info = lane_info(lanes, lane) | self.more_info(batch.records[i])
             batch.outcomes[i].report(info, lane_error(lanes, lane))
-        return lanes.v_star.double()
+        return objective.split(lanes.v_star)[-1].double()
 
     def _report(self, system: JointSolve, outcomes: list[Outcome], before: Tensor, after: Tensor) -> None:
         """Figures of a system, or the reason of its failure, to its members' outcomes."""

@@ -6,11 +6,14 @@ from torch import Tensor
 
 from kedit.delta.factors import Factors
 from kedit.keyvalue import solvers
+from kedit.methods.locate_then_edit.rome import ROME
 from kedit.methods.locate_then_edit.single_layer import SingleLayerEditor
 
 
 class RROME(SingleLayerEditor):
     """R-ROME: W' k = v* for the mean key k over the contexts, which is also the key of the denominator."""
+
+    published = ROME.published
 
     def solve(self, keys: Tensor, values: Tensor, v_star: Tensor, direction: Tensor) -> Factors:
         """The mean key in all three places."""

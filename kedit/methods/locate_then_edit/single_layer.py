@@ -11,8 +11,9 @@ from kedit.covariance import Covariance, covariances
 from kedit.delta.delta import Delta
 from kedit.delta.factors import Factors
 from kedit.errors import KeditError
+from kedit.forward.replay import Site
 from kedit.keyvalue import ValueObjective, ValueOptimization
-from kedit.keyvalue.published import value_defaults
+from kedit.keyvalue.published import fill_in
 from kedit.methods.base.edit_batch import EditBatch, Outcome
 from kedit.methods.base.phase import EditProgram
 from kedit.methods.locate_then_edit.base import LocateThenEdit, lane_error, lane_info, required
@@ -22,7 +23,7 @@ from kedit.runtime.progress import stages
 
 
 class SingleLayerEditor(LocateThenEdit):
-    """Base of ROME and R-ROME; they differ in `solve` alone.
+    """Base of ROME and R-ROME; they differ in `solve` and `published`.
 
     Args:
         layer: Edited layer; null takes the published layer of the model, or 17 % of its depth.
@@ -41,11 +42,9 @@ class SingleLayerEditor(LocateThenEdit):
 
     def setup(self, stage: str) -> None:
         """Fills in the model's own defaults and checks the layer before anything is computed."""
-        d = value_defaults(self.lm)
-        self.layer = d.layer if self.layer is None else self.layer
-        check_layers(self.lm.arch, [self.layer], "model.layer")
-        self.fill_in(d.lr, d.steps, d.weight_decay, d.clamp)
-        self.steps_per_batch = int(required(self.steps)) - 1
+        fill_in(self, self.published, self.lm)
+        check_layers(self.lm.arch, [self._layer], "model.layer")
+        self.steps_per_batch = int(required(self.v_num_grad_steps)) - 1
         super().setup(stage)
         data = self._data
         if self.regime == "sequential" and data.batch_size != 1:
@@ -67,13 +66,12 @@ class SingleLayerEditor(LocateThenEdit):
             self.lm,
             [record.request for record in batch.records],
             self.contexts,
-            self._layer,
-            site="mlp",
+            [Site("mlp", self._layer)],
             terms=self.terms(batch.records),
             bare_weight=self.bare_weight,
         )
-        lanes = ValueOptimization(objective, self.stop_loss, required(self.clamp))
-        yield ValuePhase(lanes, required(self.v_lr), int(required(self.steps)))
+        lanes = ValueOptimization(objective, self.stop_loss, required(self.clamp_norm_factor))
+        yield ValuePhase(lanes, required(self.v_lr), int(required(self.v_num_grad_steps)))
         lanes.close()
         keys, values = (t.double() for t in objective.keys_and_values())
         v_star = lanes.v_star.double()

@@ -143,7 +143,7 @@ class STEAM(EditorWrapper):
             self._centre,
             a.weighting,
             a.ratio if a.weighting == "grad_ratio" else a.weight,
-            warmup=int(required(self.editor.steps)) // 2 if a.schedule == "linear_warmup" else 0,
+            warmup=int(required(self.editor.v_num_grad_steps)) // 2 if a.schedule == "linear_warmup" else 0,
             on=a.align_on,
             patience=a.patience,
             tolerance=a.tolerance,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kedit.delta.delta import Delta
+from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.module import EditingModule
 from kedit.methods.locate_then_edit.base import LocateThenEdit
 from kedit.model.lm import LM
@@ -56,6 +58,14 @@ class EditorWrapper(EditingModule):
     def start(self) -> None:
         """The editor's preparation."""
         self.editor.start()
+
+    def after_commit(self, batch: EditBatch) -> None:
+        """The editor's."""
+        self.editor.after_commit(batch)
+
+    def finish(self, total: Delta) -> Delta | None:
+        """The editor's."""
+        return self.editor.finish(total)
 
     def method_state(self) -> dict[str, Any]:
         """The editor's."""

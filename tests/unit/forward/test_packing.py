@@ -94,7 +94,7 @@ def test_keys_of_a_config_within_a_config() -> None:
     assert packing._window(lm) == 8
     llava = LlavaConfig(text_config=LlamaConfig(**sizes), vision_config=CLIPVisionConfig(**vision))
     lm = wrap_lm(LlavaForConditionalGeneration(llava), tiny_tokenizer("sentencepiece"), "llava")
-    assert published._shape(lm) == ("llama", 4, 32, 80)  # as the Llama that it is
+    assert published.shape_of(lm) == ("llama", 4, 32, 80)  # as the Llama that it is
     assert lm.context_length == 128
 
 

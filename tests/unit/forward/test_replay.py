@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kedit.forward.replay import Site
+from kedit.forward.replay import Role, Site
 from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, optimise
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
@@ -31,12 +31,12 @@ def naive_loss(
     request: EditRequest,
     contexts: Sequence[str],
     layer: int,
-    site: Site,
+    role: Role,
     delta: Tensor,
     reference: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The objective by its definition: a full forward pass for every row, full logits; and the KL reference."""
-    module = lm.arch.layer(lm.model, layer) if site == "input" else lm.arch.module(lm.model, site, layer)
+    module = lm.arch.layer(lm.model, layer) if role == "output" else lm.arch.module(lm.model, role, layer)
     seen: list[Tensor] = []
 
     def logp(ids: Sequence[int], position: int) -> Tensor:
@@ -70,17 +70,17 @@ def naive_loss(
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize(("site", "layer"), [("mlp", 1), ("attn", 2), ("input", 1), ("input", 3), ("mlp", 0)])
-def test_objective_equals_full_forward(kind: str, site: Site, layer: int) -> None:
+@pytest.mark.parametrize(("role", "layer"), [("mlp", 1), ("attn", 2), ("output", 1), ("output", 3), ("mlp", 0)])
+def test_objective_equals_full_forward(kind: str, role: Role, layer: int) -> None:
     lm = tiny_lm(kind)
-    objective = ValueObjective(lm, REQUESTS, CONTEXTS, layer, site, TERMS)
+    objective = ValueObjective(lm, REQUESTS, CONTEXTS, [Site(role, layer)], TERMS)
     delta = torch.randn(len(REQUESTS), lm.d_model, generator=torch.Generator().manual_seed(0)).requires_grad_()
     got = torch.stack(list(objective(delta).values())).sum(0)
     (gradient,) = torch.autograd.grad(got.sum(), delta)
     for i, request in enumerate(REQUESTS):
-        _, reference = naive_loss(lm, request, CONTEXTS, layer, site, torch.zeros(lm.d_model), None)
+        _, reference = naive_loss(lm, request, CONTEXTS, layer, role, torch.zeros(lm.d_model), None)
         single = delta[i].detach().clone().requires_grad_()
-        want, _ = naive_loss(lm, request, CONTEXTS, layer, site, single, reference)
+        want, _ = naive_loss(lm, request, CONTEXTS, layer, role, single, reference)
         torch.testing.assert_close(got[i], want, atol=1e-5, rtol=1e-6)
         (want_gradient,) = torch.autograd.grad(want, single)
         torch.testing.assert_close(gradient[i], want_gradient, atol=1e-4, rtol=1e-4)
@@ -91,7 +91,7 @@ def test_every_step_equals_full_forward(kind: str) -> None:
     """The losses along an optimisation, and v* at its end, by replay and by full forward passes."""
     lm, request, layer = tiny_lm(kind), REQUESTS[1], 1
     lanes = ValueOptimization(
-        ValueObjective(lm, [request], CONTEXTS, layer, "mlp", TERMS), stop_loss=0.0, clamp_norm_factor=3.0
+        ValueObjective(lm, [request], CONTEXTS, [Site("mlp", layer)], TERMS), stop_loss=0.0, clamp_norm_factor=3.0
     )
     delta = torch.zeros(lm.d_model, requires_grad=True)
     ours, theirs = torch.optim.Adam([lanes.delta], lr=0.1), torch.optim.Adam([delta], lr=0.1)
@@ -120,7 +120,7 @@ def test_lanes_equal_one_at_a_time(kind: str) -> None:
     lm = tiny_lm(kind)
 
     def run(requests: list[EditRequest], stop_loss: float) -> ValueOptimization:
-        objective = ValueObjective(lm, requests, CONTEXTS, 1, "mlp", TERMS)
+        objective = ValueObjective(lm, requests, CONTEXTS, [Site("mlp", 1)], TERMS)
         lanes = ValueOptimization(objective, stop_loss=stop_loss, clamp_norm_factor=5.0)
         optimise(lanes, lr=0.2, steps=12)
         return lanes
@@ -136,7 +136,7 @@ def test_lanes_equal_one_at_a_time(kind: str) -> None:
 
 def test_keys_and_values_are_those_of_a_full_forward() -> None:
     lm, layer = tiny_lm("gpt2"), 2
-    keys, values = ValueObjective(lm, REQUESTS, CONTEXTS, layer, "mlp", TERMS).keys_and_values()
+    keys, values = ValueObjective(lm, REQUESTS, CONTEXTS, [Site("mlp", layer)], TERMS).keys_and_values()
     module = lm.arch.module(lm.model, "mlp_out", layer)
     for i, request in enumerate(REQUESTS):
         for j, context in enumerate(CONTEXTS):
@@ -156,7 +156,7 @@ def test_keys_and_values_are_those_of_a_full_forward() -> None:
 
 def test_kl_is_zero_without_a_delta_and_the_clamp_holds() -> None:
     lm = tiny_lm("llama")
-    objective = ValueObjective(lm, REQUESTS, CONTEXTS, 1, "mlp", TERMS)
+    objective = ValueObjective(lm, REQUESTS, CONTEXTS, [Site("mlp", 1)], TERMS)
     losses = objective(torch.zeros(len(REQUESTS), lm.d_model))
     torch.testing.assert_close(losses["kl"], torch.zeros(len(REQUESTS)), atol=1e-6, rtol=0)
     lanes = ValueOptimization(objective, stop_loss=0.0, clamp_norm_factor=0.7)
@@ -167,7 +167,7 @@ def test_kl_is_zero_without_a_delta_and_the_clamp_holds() -> None:
 
 def test_a_lane_whose_loss_is_not_finite_fails_alone() -> None:
     lm = tiny_lm("gpt2")
-    objective = ValueObjective(lm, REQUESTS, CONTEXTS, 1, "mlp", TERMS)
+    objective = ValueObjective(lm, REQUESTS, CONTEXTS, [Site("mlp", 1)], TERMS)
     lanes = ValueOptimization(objective, stop_loss=0.0)
     with torch.no_grad():
         lanes.delta[2] = float("nan")
@@ -181,7 +181,7 @@ def test_weights_and_forward_are_untouched() -> None:
     """Capturing leaves no hook and no patched forward behind."""
     lm = tiny_lm("llama")
     before = {name: value.clone() for name, value in lm.model.state_dict().items()}
-    objective = ValueObjective(lm, REQUESTS, CONTEXTS, 1, "mlp", TERMS)
+    objective = ValueObjective(lm, REQUESTS, CONTEXTS, [Site("mlp", 1)], TERMS)
     optimise(ValueOptimization(objective), lr=0.1, steps=3)
     assert all(torch.equal(before[name], value) for name, value in lm.model.state_dict().items())
     for module in lm.model.modules():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kedit.delta.apply import edited
 from kedit.delta.lanes import BatchedDeltas
+from kedit.forward.replay import Site
 from kedit.keyvalue import NLL, ValueObjective
 from kedit.keyvalue.contexts import ContextConfig, context_groups
 from kedit.keyvalue.keys import context_weights, hidden_states, mean_keys
@@ -108,7 +109,7 @@ def test_lanes_see_their_own_model() -> None:
 def test_h_is_what_the_value_starts_from() -> None:
     lm = tiny_lm("gpt2", n_layers=3)
     for layer in (1, 2):
-        start = ValueObjective(lm, REQUESTS, CONTEXTS, layer, "input", [NLL()]).v_init
+        start = ValueObjective(lm, REQUESTS, CONTEXTS, [Site("output", layer)], [NLL()]).v_init
         torch.testing.assert_close(hidden_states(lm, REQUESTS, layer).float(), start, atol=1e-5, rtol=1e-5)
 
 

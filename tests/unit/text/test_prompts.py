@@ -18,6 +18,7 @@ from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.errors import KeditError
 from kedit.evaluation.score import EvalConfig, begins_with, contains, is_known, score
 from kedit.forward.greedy import greedy
+from kedit.forward.replay import Site
 from kedit.keyvalue import NLL, ValueObjective
 from kedit.model.tokenization import encode, encode_subject, own_bos
 from kedit.request import EditRecord, EditRequest, Probe, with_joiner
@@ -239,7 +240,7 @@ class TestSpecialTokens:
         record = EditRecord(EditRequest("chat", template, "France", "Rome"), ())
         with pytest.raises(KeditError, match=r"^record chat: its prompt brings special tokens .*no long text"):
             with_variants(lm, [record], QueryConfig(corpus=__file__))
-        objective = ValueObjective(lm, [record.request], ["{}", "Yes. {}"], 1, "mlp", [NLL()])
+        objective = ValueObjective(lm, [record.request], ["{}", "Yes. {}"], [Site("mlp", 1)], [NLL()])
         assert objective(torch.zeros(1, lm.d_model))["nll"].isfinite().all()
 
     def test_plain_prompts_have_none(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from kedit.data import EditData
 from kedit.delta.apply import edited
 from kedit.delta.delta import Delta
 from kedit.delta.factors import Factors
+from kedit.errors import KeditError
+from kedit.forward.replay import Site
 from kedit.keyvalue import ValueOptimization
 from kedit.keyvalue.contexts import ContextConfig
 from kedit.keyvalue.keys import hidden_states, mean_keys
 from kedit.methods import EMMET, MEMIT
 from kedit.methods.base.edit_batch import EditBatch
+from kedit.methods.base.module import EditingModule
 from kedit.methods.locate_then_edit import multi_layer
 from kedit.methods.locate_then_edit.multi_layer import MultiLayerEditor
 from kedit.model.architecture import weight
@@ -73,7 +77,7 @@ def options(**changed: Any) -> dict[str, Any]:
 
 
 def run(
-    module: MultiLayerEditor, lm: LM, requests: list[EditRequest] = REQUESTS, batch_size: int = 5, **trainer: Any
+    module: EditingModule, lm: LM, requests: list[EditRequest] = REQUESTS, batch_size: int = 5, **trainer: Any
 ) -> list[EditBatch]:
     keep = Keep()
     module.use_lm(lm)
@@ -157,6 +161,61 @@ def test_an_exact_edit_on_bare_keys_reaches_z(kind: str, layers: list[int]) -> N
         left[name] = [outcome.info["residual_left"] for outcome in batch.outcomes]
     assert max(left["bare"]) < 1e-3
     assert min(left["averaged"]) > 1e-2
+
+
+class TwoSites(EMMET):
+    """As PMET has it: v* at the attention and at the MLP, the MLP's value is solved for, residuals by square roots."""
+
+    def sites(self) -> list[Site]:
+        layer = self.edited_layers[-1]
+        return [Site("attn", layer), Site("mlp", layer)]
+
+    def divisor(self, left: int) -> float:
+        return math.sqrt(left)
+
+
+@pytest.mark.parametrize("regime", ["single", "batch", "sequential"])
+def test_two_sites_and_another_divisor(regime: Any, lm: LM) -> None:
+    """The MLP's value is reached in the last layer; the first one got its residual divided by the root of 2."""
+    module = TwoSites(**options(emmet_lambda=0.0, contexts=BARE, regime=regime))
+    clean = tiny_lm("llama", n_layers=4, d_model=16, d_ff=40)
+    (batch,) = run(module, lm, REQUESTS[:3])
+    assert max(outcome.info["residual_left"] for outcome in batch.outcomes) < 1e-3
+    requests = [outcome.record.request for outcome in batch.outcomes]
+    path = clean.arch.path("mlp_out", 1)
+    before, keys = hidden_states(clean, requests, 2, role="mlp"), mean_keys(clean, requests, ["{}"], [1.0], 1)
+    for i, outcome in enumerate(batch.outcomes):
+        delta = batch.deltas[i if regime == "single" else 0]
+        assert delta is not None
+        first = keys[i] @ delta.of_kind(Factors)[path].dense().T.double()
+        with edited(clean.model, delta):
+            z = hidden_states(clean, requests[i : i + 1], 2, role="mlp")[0]
+        torch.testing.assert_close(first * math.sqrt(2), z - before[i], atol=1e-3, rtol=1e-3)
+        assert outcome.info["residual"] == pytest.approx(float((z - before[i]).norm()), rel=1e-3)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_statistics_are_made_as_far_as_they_are_needed(inverse: bool, lm: LM, tmp_path: Path) -> None:
+    """A covariance without an inverse stops only a method that inverts it, and does so before the first edit."""
+
+    class Projects(MEMIT):
+        needs_inverse = inverse
+
+        def solve(self, layer: int, keys: Tensor, residuals: Tensor) -> Factors:
+            space = self.covariances[layer].null_space(1e-6)
+            assert 0 < space.rank < 40
+            return Factors(residuals.T, space.project(keys) / 100)
+
+    text = tmp_path / "text.txt"
+    text.write_text("The capital of France is Paris. Windows")
+    few = StatsConfig(corpus=str(text), tokens=30, ridge=0.0)
+    module = Projects(**options(stats=few, regime="batch"))
+    if inverse:
+        with pytest.raises(KeditError, match="cannot be inverted"):
+            run(module, lm)
+        return
+    (batch,) = run(module, lm)
+    assert [outcome.error for outcome in batch.outcomes] == [None] * 5
 
 
 @pytest.mark.parametrize("regime", ["single", "batch"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.forward.replay import Site
+from kedit.forward.replay import Role, Site
 from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, optimise
 from kedit.methods.steam.alignment import Alignment
 from kedit.model.lm import LM
@@ -17,7 +17,7 @@ from tests.support.tiny_models import KINDS, tiny_lm
 
 N_LAYERS, D = 4, 32
 TERMS = (NLL(), KLDivergence(), WeightDecay(0.5))
-SITES: list[tuple[Site, int]] = [("mlp", 1), ("input", 1)]
+SITES: list[tuple[Role, int]] = [("mlp", 1), ("output", 1)]
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -34,22 +34,22 @@ def term_of(phi: Tensor, layers: list[int], centre: Tensor | None = None, **more
     return Alignment(phi[:, layers], layers, None if centre is None else centre[layers], **more)
 
 
-def objective_of(lm: LM, term: Alignment, site: Site = "mlp", layer: int = 1, requests: Any = REQUESTS) -> Any:
-    return ValueObjective(lm, requests, CONTEXTS, layer, site, (*TERMS, term))
+def objective_of(lm: LM, term: Alignment, role: Role = "mlp", layer: int = 1, requests: Any = REQUESTS) -> Any:
+    return ValueObjective(lm, requests, CONTEXTS, [Site(role, layer)], (*TERMS, term))
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize(("site", "layer"), SITES)
+@pytest.mark.parametrize(("role", "layer"), SITES)
 @pytest.mark.parametrize("layers", [[2], [2, 3]])
-def test_it_equals_full_forward_passes(kind: str, site: Site, layer: int, layers: list[int]) -> None:
+def test_it_equals_full_forward_passes(kind: str, role: Role, layer: int, layers: list[int]) -> None:
     """Value and gradient, all contexts, targets of one and more tokens, the last block too."""
     lm, phi = tiny_lm(kind), anchors()
     delta = (5 * random(len(REQUESTS), D)).requires_grad_()
-    got = objective_of(lm, term_of(phi, layers), site, layer)(delta)["la"]
+    got = objective_of(lm, term_of(phi, layers), role, layer)(delta)["la"]
     (gradient,) = torch.autograd.grad(got.sum(), delta)
     for i, request in enumerate(REQUESTS):
         single = delta[i].detach().clone().requires_grad_()
-        want = naive_alignment(answer_states(lm, request, CONTEXTS, site, layer, single), phi[i], layers)
+        want = naive_alignment(answer_states(lm, request, CONTEXTS, role, layer, single), phi[i], layers)
         torch.testing.assert_close(got[i], want, atol=1e-5, rtol=1e-5)
         (want_gradient,) = torch.autograd.grad(want, single)
         torch.testing.assert_close(gradient[i], want_gradient, atol=1e-3 * float(want_gradient.norm()), rtol=1e-3)
@@ -79,20 +79,20 @@ def test_centre_and_rows(on: Any, centred: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize(("site", "layer"), SITES)
-def test_an_edit_reaches_the_answer_above_its_layer(kind: str, site: Site, layer: int) -> None:
+@pytest.mark.parametrize(("role", "layer"), SITES)
+def test_an_edit_reaches_the_answer_above_its_layer(kind: str, role: Role, layer: int) -> None:
     """The gradient of each layer's alignment: zero up to the edited layer, not zero above it."""
     lm, phi = tiny_lm(kind), anchors()
     request = REQUESTS[1]  # the answer is not at the subject's last token
     delta = torch.zeros(D, requires_grad=True)
-    states = answer_states(lm, request, CONTEXTS, site, layer, delta)
+    states = answer_states(lm, request, CONTEXTS, role, layer, delta)
     for aligned in range(N_LAYERS):
         loss = naive_alignment(states, phi[1], [aligned])
         (naive,) = torch.autograd.grad(loss, delta, retain_graph=True)
         assert bool(naive.any()) == (aligned > layer)
-        if aligned > layer or (site == "mlp" and aligned == layer):  # what is replayed
+        if aligned > layer or (role == "mlp" and aligned == layer):  # what is replayed
             lanes = torch.zeros(1, D, requires_grad=True)
-            found = objective_of(lm, term_of(phi[1:2], [aligned]), site, layer, [request])(lanes)["la"]
+            found = objective_of(lm, term_of(phi[1:2], [aligned]), role, layer, [request])(lanes)["la"]
             (ours,) = torch.autograd.grad(found.sum(), lanes)
             torch.testing.assert_close(ours[0], naive, atol=1e-5, rtol=1e-3)
 
@@ -155,7 +155,7 @@ def gradient_norms(lm: LM, phi: Tensor, layers: list[int]) -> list[tuple[float, 
         delta = torch.zeros(D, requires_grad=True)
         aligned = naive_alignment(answer_states(lm, request, CONTEXTS, "mlp", 1, delta), phi[i], layers)
         alone = torch.zeros(1, D, requires_grad=True)
-        nll = ValueObjective(lm, [request], CONTEXTS, 1, "mlp", TERMS)(alone)["nll"]
+        nll = ValueObjective(lm, [request], CONTEXTS, [Site("mlp", 1)], TERMS)(alone)["nll"]
         (of_nll,) = torch.autograd.grad(nll.sum(), alone)
         (of_la,) = torch.autograd.grad(aligned, delta)
         found.append((float(of_nll.norm()), float(of_la.norm())))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kedit.forward.replay import Site
 from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, optimise
 from kedit.methods.steam.alignment import Alignment
 from kedit.model.lm import LM
@@ -32,7 +33,7 @@ def lanes_of(
     more = {"strength": 3.0} | more
     term = None if phi is None else Alignment(phi[which][:, LAYERS], LAYERS, **more)
     terms = TERMS if term is None else (*TERMS, term)
-    objective = ValueObjective(lm, [REQUESTS[i] for i in which], CONTEXTS, 1, "mlp", terms)
+    objective = ValueObjective(lm, [REQUESTS[i] for i in which], CONTEXTS, [Site("mlp", 1)], terms)
     return ValueOptimization(objective, stop_loss, clamp_norm_factor=5.0), term
 
 
@@ -152,7 +153,7 @@ def test_every_step_equals_full_forward_passes(kind: str) -> None:
     """The whole optimisation again, with one full forward pass for every prompt, and no term but NLL and L_LA."""
     lm, request, phi, strength = tiny_lm(kind), REQUESTS[1], anchors()[1:2], 5.0
     term = Alignment(phi[:, LAYERS], LAYERS, strength=strength)
-    objective = ValueObjective(lm, [request], CONTEXTS, 1, "mlp", (NLL(), term))
+    objective = ValueObjective(lm, [request], CONTEXTS, [Site("mlp", 1)], (NLL(), term))
     lanes = ValueOptimization(objective, stop_loss=0.0, clamp_norm_factor=5.0)
     rows = trace(lanes, steps=5)
     delta = torch.zeros(D, requires_grad=True)
