@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measured import peak_bytes, show, take_turns
 
+from benchmarks.speed.measured import peak_bytes, show, take_turns
 from kedit.methods.pac import (
     Labelled,
     Scores,

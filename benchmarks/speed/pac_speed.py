@@ -1,7 +1,7 @@
 """PAC against dense gradients, in one run: tracing a request's critical paths, and the steps that rectify them.
 
-    OMP_NUM_THREADS=1 python benchmarks/pac_speed.py --data ../shared/data/rep_zsre_test.json
-    python benchmarks/pac_speed.py --model random:llama-7b --dtype bfloat16 --device cuda --only trace
+    OMP_NUM_THREADS=1 python benchmarks/speed/pac_speed.py --data ../shared/data/rep_zsre_test.json
+    python benchmarks/speed/pac_speed.py --model random:llama-7b --dtype bfloat16 --device cuda --only trace
 
 `pac_speed_trace.py` and `pac_speed_steps.py` say what each part compares. Times are sums over the requests of the best
 of some rounds, the ways taking turns; ratios are of CPU seconds, on a GPU of wall seconds.
@@ -13,14 +13,17 @@ In bfloat16 the dense steps round away, so that the slices need not agree with t
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
-import pac_speed_steps
-import pac_speed_trace
 import torch
-from common import get_lm, read_requests, save, speed_parser
-from measured import clock_of
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.common import get_lm, read_requests, save, speed_parser
+from benchmarks.speed import pac_speed_steps, pac_speed_trace
+from benchmarks.speed.measured import clock_of
 from kedit.methods.pac import TraceConfig, encode_request
 
 

@@ -1,7 +1,7 @@
 """Time of REP beside the editor: v* and adapter per edit, cached keys against running the model, and a token's cost.
 
-    OMP_NUM_THREADS=1 python benchmarks/rep_speed.py --data ../shared/data/rep_counterfact_valid.json
-    python benchmarks/rep_speed.py --model random:llama-7b --dtype bfloat16 --device cuda --lanes 32
+    OMP_NUM_THREADS=1 python benchmarks/speed/rep_speed.py --data ../shared/data/rep_counterfact_valid.json
+    python benchmarks/speed/rep_speed.py --model random:llama-7b --dtype bfloat16 --device cuda --lanes 32
 
 Per edit: (a) v* of ROME (21 contexts, replay and lanes as shipped); (b) reading the adapter's keys; (c) training the
 adapter on them with the default options; (d) the closed form; (e) the paper's mlp gate; (f) as (c), but the model is
@@ -13,6 +13,7 @@ Then the forward pass of a text with banks of pathways. u is the mean key, not w
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
-from edit_speed import CLAMP, LR, TERMS, contexts
-from rep_uncached import Uncached, difference, rounding, train
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
+from benchmarks.speed.edit_speed import CLAMP, LR, TERMS, contexts
+from benchmarks.speed.rep_uncached import Uncached, difference, rounding, train
 from kedit.data import read_facts, read_robust
 from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.delta.delta import Delta, Factors

@@ -1,7 +1,7 @@
 """Time to score probes: one prompt at a time, as editing toolkits do, against `kedit.evaluation.score.score`.
 
-    OMP_NUM_THREADS=1 python benchmarks/eval_speed.py --data ../shared/data/rep_counterfact_valid.json
-    python benchmarks/eval_speed.py --model random:llama-7b --dtype bfloat16 --device cuda --save eval_speed_h200
+    OMP_NUM_THREADS=1 python benchmarks/speed/eval_speed.py --data ../shared/data/rep_counterfact_valid.json
+    python benchmarks/speed/eval_speed.py --model random:llama-7b --dtype bfloat16 --device cuda --save eval_speed_h200
 
 Scored alike by both: every probe's answer and rival, teacher forced. Then the same with an edit of its own
 for every record (lanes against writing the weights record by record), and greedy generation against
@@ -11,12 +11,16 @@ On a shared CPU compare CPU seconds with one thread: threads that wait for a bus
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import get_lm, save, speed_parser, timed
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.common import get_lm, save, speed_parser, timed
 from kedit.data import read_facts, read_robust
 from kedit.delta.delta import Delta, Factors, edited
 from kedit.delta.lanes import BatchedDeltas

@@ -1,6 +1,6 @@
 """Statistics of five layers against one layer, over the same tokens, and against one pass per layer.
 
-    python benchmarks/stats_speed.py --model smollm2-135m --text ../shared/data/wikitext2_valid.txt
+    python benchmarks/speed/stats_speed.py --model smollm2-135m --text ../shared/data/wikitext2_valid.txt
 
 Times are CPU seconds of this process (wall seconds on a GPU); loading and tokenising are not in them. Each
 way runs `--repeats` times, in turn, and the smallest time counts. Fails if five layers cost over 1.3 of one.
@@ -9,12 +9,15 @@ way runs `--repeats` times, in turn, and the smallest time counts. Fails if five
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from common import get_lm, peak_rss_gib, save, timed
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.common import get_lm, peak_rss_gib, save, timed
 from kedit.covariance import StatsConfig, collect
 from kedit.covariance.corpus import load_ids
 from kedit.model.lm import LM

@@ -1,7 +1,7 @@
 """What STEAM's alignment term costs the optimisation of v*, side by side: the same requests with and without it.
 
-    OMP_NUM_THREADS=1 python benchmarks/steam_speed.py --data ../shared/data/rep_counterfact_valid.json
-    python benchmarks/steam_speed.py --model random:llama-7b --dtype bfloat16 --device cuda --lanes 32
+    OMP_NUM_THREADS=1 python benchmarks/speed/steam_speed.py --data ../shared/data/rep_counterfact_valid.json
+    python benchmarks/speed/steam_speed.py --model random:llama-7b --dtype bfloat16 --device cuda --lanes 32
 
 Every group of lanes is optimised in turn by the editor's own terms, with the term and a fixed lambda, and with lambda
 from the gradients' ratio (two more backward passes at the first step). All take every step, so that only the cost of a
@@ -11,12 +11,16 @@ step differs. Anchors are made up: what they are does not change the time. Needs
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
-from edit_speed import TERMS, contexts
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
+from benchmarks.speed.edit_speed import TERMS, contexts
 from kedit.keyvalue import Term, ValueObjective, ValueOptimization, optimise
 from kedit.methods.steam.alignment import Alignment
 from kedit.model.lm import LM

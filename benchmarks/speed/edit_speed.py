@@ -1,7 +1,7 @@
 """Time of v* per edit: (a) as ROME's published code does it, (b) replay, (c) replay with lanes, in one run.
 
-    python benchmarks/edit_speed.py --model smollm2-135m --data ../shared/data/rep_counterfact_valid.json
-    python benchmarks/edit_speed.py --model random:llama-7b --dtype bfloat16 --device cuda --lanes 32
+    python benchmarks/speed/edit_speed.py --model smollm2-135m --data ../shared/data/rep_counterfact_valid.json
+    python benchmarks/speed/edit_speed.py --model random:llama-7b --dtype bfloat16 --device cuda --lanes 32
 
 (a) runs every row of every step through the whole model, one request at a time, and takes logits at every
 position, as the published code does. All three use the same model, contexts, steps, learning rate and stop
@@ -10,13 +10,17 @@ rule; set-up (captures, contexts' tokenising) is counted in each. Needs torch an
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.common import get_lm, peak_rss_gib, read_requests, save, speed_parser, timed
 from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, optimise
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject, pad_right

@@ -22,9 +22,9 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from measured import peak_bytes, show, take_turns
 from torch import Tensor
 
+from benchmarks.speed.measured import peak_bytes, show, take_turns
 from kedit.delta.slices import lines
 from kedit.methods.pac import (
     ContrastConfig,

@@ -1,6 +1,6 @@
 """The output head at a few rows on a CPU: PyTorch's product against the order that `kedit.forward.thin_head` takes.
 
-    OMP_NUM_THREADS=1 python benchmarks/head_speed.py
+    OMP_NUM_THREADS=1 python benchmarks/speed/head_speed.py
 
 Logits of `n` rows and the gradient in them, at the size of a model's head, float32, random numbers. Both ways take
 turns; CPU milliseconds of the best round. At one row, and from eight on, kedit leaves the head as it is: these must
@@ -10,12 +10,16 @@ come out alike.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from common import save, timed
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.common import save, timed
 from kedit.forward.thin_head import thin_head
 
 
