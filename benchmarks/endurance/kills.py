@@ -1,6 +1,6 @@
 """Sequential runs of every method, killed with SIGKILL again and again, against undisturbed ones.
 
-    python benchmarks/kills.py --kills 20 --save kills
+    python benchmarks/endurance/kills.py --kills 20 --save kills
 
 A kill comes after a random amount of CPU time (in the loading, the edits, the last measurements) or at a random write
 of a file. The run is resumed until it is killed again or ends; when it ends before the kills are spent, another begins.
@@ -13,14 +13,17 @@ import argparse
 import os
 import random
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, save
-from long_run import OPTIONS, facts, tiny
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.common import save
+from benchmarks.endurance.long_run import OPTIONS, facts, tiny
 
 METHODS = ("ROME", "MEMIT", "EMMET", "REP", "PAC", "STEAM")
 EDITS = 60
@@ -130,9 +133,12 @@ def phase(folder: Path, before: int) -> str:
         return "replacing a file"
     if not text.endswith(b"\n") and text:
         return "writing results"
-    return "final measuring" if b'"when": "end"' in text or text.count(b'"when": "edit"') == EDITS else "editing"
+    return (
+        "final measuring"
+        if b'"measured_at": "end"' in text or text.count(b'"measured_at": "edit"') == EDITS
+        else "editing"
+    )
 
 
 if __name__ == "__main__":
-    assert ROOT  # importing it makes kedit and tests importable
     main()
