@@ -1,10 +1,10 @@
-"""Builds Facts (`kedit/data/readers/facts.jsonl`) from the hand-written tables in `benchmarks/facts/`.
+"""Builds Facts (`kedit/data/readers/facts.jsonl`) from the hand-written tables beside this file.
 
 One table per relation: templates, and under every object the subjects of which it is true, each with other
 names for it. A subject without other names serves as a neighbour only. Needs no model: `known` and `greedy`
 are measured by `facts_known.py`, and kept here for records whose prompt and answer did not change.
 
-    python benchmarks/build_facts.py && python benchmarks/facts_known.py --write
+    python benchmarks/facts/build_facts.py && python benchmarks/facts/facts_known.py --write
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from typing import Any
 
 log = logging.getLogger("build_facts")
 
-HERE = Path(__file__).resolve().parent
-TABLES = HERE / "facts"
-OUTPUT = HERE.parent / "kedit" / "data" / "readers" / "facts.jsonl"
+TABLES = Path(__file__).resolve().parent
+OUTPUT = TABLES.parents[1] / "kedit" / "data" / "readers" / "facts.jsonl"
 SPLITS = ("test", "train", "test", "validation")  # dealt like cards to the subjects of each relation
 NEIGHBORS = 6
 Attributes = dict[str, dict[str, str]]

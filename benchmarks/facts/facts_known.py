@@ -3,7 +3,7 @@
 A record is known when the continuation, without leading space, starts with `target_true` and the word ends
 there. `--write` replaces the fields `known` and `greedy` in the file; without it, only counts are shown.
 
-    python benchmarks/facts_known.py --model smollm2-135m --write
+    python benchmarks/facts/facts_known.py --model smollm2-135m --write
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kedit.model.lm import LMConfig, load_lm
 
 log = logging.getLogger("facts_known")
 
-DATA = Path(__file__).resolve().parent.parent / "kedit" / "data" / "readers" / "facts.jsonl"
+DATA = Path(__file__).resolve().parents[2] / "kedit" / "data" / "readers" / "facts.jsonl"
 NEW_TOKENS = 8
 
 
