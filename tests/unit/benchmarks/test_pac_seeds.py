@@ -14,6 +14,7 @@ import pytest
 from tests.support.config_files import ROOT
 
 ARMS = {"default": (0, 1, 2), "full_lr_1.4e-3": (0, 2), "random": (1,)}
+SCRIPTS = ROOT / "benchmarks" / "paper_tables"
 RECORDS = 7
 OTHERS = {"success": None, "exact": None, "nll_answer": 1.0, "nll_rival": None}
 """What else a saved score has."""
@@ -63,7 +64,13 @@ def by_hand(path: Path) -> list[float]:
 
 
 def run(paths: list[Path], *more: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, str(ROOT / "benchmarks" / "pac_seeds.py"), "--rows", *map(str, paths), *more]
+    words = [
+        sys.executable,
+        str(SCRIPTS / "pac_seeds.py"),
+        "--rows",
+        *map(str, paths),
+        *more,
+    ]
     return subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
 
 

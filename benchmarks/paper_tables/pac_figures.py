@@ -1,8 +1,8 @@
 """PAC's figures 5 and 6: what an edit set costs and gains by the number of nodes |T+|, or by lambda.
 
-    python benchmarks/pac_figures.py --results benchmarks/results/pac_zsre_test.json \\
+    python benchmarks/paper_tables/pac_figures.py --results benchmarks/results/pac_zsre_test.json \\
         --arms-prefix nodes_ --x trace.nodes --out docs/figures/pac_nodes
-    python benchmarks/pac_figures.py --results benchmarks/results/pac_zsre_test.json \\
+    python benchmarks/paper_tables/pac_figures.py --results benchmarks/results/pac_zsre_test.json \\
         --arms-prefix lambda_ --x contrast.weight --out docs/figures/pac_lambda
 
 Draws the arms of a result file of pac_table.py whose names begin with the prefix; where they lie is taken from the
@@ -12,11 +12,14 @@ option in their `method`, not from their names. Writes OUT.png and, with the sam
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweep_figure import draw, finished, options, panels, read, write
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.paper_tables.sweep_figure import draw, finished, options, panels, read, write
 
 LINES = (
     ("efficacy", "rewrite/token_accuracy"),

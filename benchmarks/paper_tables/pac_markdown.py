@@ -1,6 +1,6 @@
 """The table of a result file of pac_table.py as Markdown.
 
-python benchmarks/pac_markdown.py benchmarks/results/pac_zsre_test.json
+python benchmarks/paper_tables/pac_markdown.py benchmarks/results/pac_zsre_test.json
 """
 
 from __future__ import annotations

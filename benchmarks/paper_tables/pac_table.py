@@ -1,6 +1,6 @@
 """PAC, its controls and other editors on one edit set: accuracy, locality, generality after the last edit.
 
-    python benchmarks/pac_table.py --data ../shared/data/rep_zsre_test.json \\
+    python benchmarks/paper_tables/pac_table.py --data ../shared/data/rep_zsre_test.json \\
         --paraphrases ../shared/data/zsre_edit.json --records 100 --save pac_zsre_test \\
         --arms default=configs/pac_smollm2.yaml random=configs/pac_smollm2.yaml,trace.node_source=random \\
                rome=configs/rome_smollm2.yaml
@@ -17,14 +17,16 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, save
-from editing import Listed, arm_of, fit
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
 
+from benchmarks.common import ROOT, save
+from benchmarks.paper_tables.editing import Listed, arm_of, fit
 from kedit.data import read_robust, read_zsre
 from kedit.evaluation.score import EvalConfig, ProbeScore, score_records
 from kedit.methods import EditingModule

@@ -1,6 +1,6 @@
 """Arms of pac_table.py that were run with several seeds: their means, and how far an arm is ahead of the others.
 
-    python benchmarks/pac_seeds.py --rows runs/pac_zsre_test.default_seed?.jsonl \\
+    python benchmarks/paper_tables/pac_seeds.py --rows runs/pac_zsre_test.default_seed?.jsonl \\
         runs/pac_zsre_test.lambda0_seed?.jsonl --against default --save pac_zsre_seeds
 
 Takes the row files that pac_table.py leaves, NAME.ARM_seedN.jsonl, all of the same records. A record's value is its
@@ -13,13 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import save
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.common import save
 from kedit.results.intervals import Floats, percentile_interval, resampled_means
 from kedit.results.summary import TITLES, TOKEN_COLUMNS, SummaryAccumulator
 

@@ -1,6 +1,6 @@
 """REP and its ablations beside their editor, on the same edits: the tables of docs/rep_smollm2.md.
 
-    python benchmarks/rep_table.py --config configs/rome_smollm2.yaml --known \\
+    python benchmarks/paper_tables/rep_table.py --config configs/rome_smollm2.yaml --known \\
         --data ../shared/data/rep_counterfact_test.json --corpus ../shared/data/wikitext2_test.txt \\
         --arms trained closed_form --save rep_rome_test
 
@@ -12,15 +12,18 @@ With it rows that the file has already are not measured again; without it the fi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import save
-from editing import editor_of, fit, names, parser, robust_data, rows_file, show
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.common import save
+from benchmarks.paper_tables.editing import editor_of, fit, names, parser, robust_data, rows_file, show
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.score import EvalConfig, ProbeScore, score_records

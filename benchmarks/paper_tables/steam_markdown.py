@@ -1,6 +1,6 @@
 """Markdown tables of steam_table.py's result files, as in docs/steam_smollm2.md. Needs no torch.
 
-python benchmarks/steam_markdown.py benchmarks/results/steam_sweep_counterfact.json
+python benchmarks/paper_tables/steam_markdown.py benchmarks/results/steam_sweep_counterfact.json
 """
 
 from __future__ import annotations

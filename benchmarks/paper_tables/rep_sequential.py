@@ -1,6 +1,6 @@
 """Edits that accumulate, with and without REP: what is left of the first n after n edits.
 
-    python benchmarks/rep_sequential.py --config configs/rome_smollm2.yaml --known --counts 10 50 100 \\
+    python benchmarks/paper_tables/rep_sequential.py --config configs/rome_smollm2.yaml --known --counts 10 50 100 \\
         --data ../shared/data/rep_counterfact_test.json --corpus ../shared/data/wikitext2_test.txt \\
         --save rep_sequential_rome
 
@@ -10,12 +10,14 @@ records edited so far are measured on the model as it is then.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from common import save
-from editing import editor_of, fit, names, parser, robust_data, rows_file, show
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
 
+from benchmarks.common import save
+from benchmarks.paper_tables.editing import editor_of, fit, names, parser, robust_data, rows_file, show
 from kedit.evaluation.score import EvalConfig, ProbeScore, score_records
 from kedit.methods import REP, EditingModule
 from kedit.methods.base.callback import EditCallback

@@ -1,15 +1,18 @@
 """The tables of docs/rep_smollm2.md from the files under benchmarks/results.
 
-python benchmarks/rep_markdown.py rep_rome_test rep_sequential_rome
+python benchmarks/paper_tables/rep_markdown.py rep_rome_test rep_sequential_rome
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
-from common import ROOT
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.common import ROOT
 
 ROWS = {
     "rewrite": "success (the edited prompt)",

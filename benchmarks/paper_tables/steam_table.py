@@ -1,8 +1,8 @@
 """STEAM beside its editor, and its sweeps: every record edited once, on the unedited model (single regime).
 
-    python benchmarks/steam_table.py --data facts:test --records 100 --save steam_facts_test \\
+    python benchmarks/paper_tables/steam_table.py --data facts:test --records 100 --save steam_facts_test \\
         --arms rome=configs/rome_smollm2.yaml rome_steam=configs/steam_rome_smollm2.yaml
-    python benchmarks/steam_table.py --data ../shared/data/rep_counterfact_test.json --records 100 \\
+    python benchmarks/paper_tables/steam_table.py --data ../shared/data/rep_counterfact_test.json --records 100 \\
         --references ../shared/data/counterfact_edit.json --save steam_counterfact_test --arms ...
 
 An arm is NAME=CONFIG[,OPTION=VALUE...], as in pac_table.py. All arms share records, probes, contexts and anchors; the
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,9 +22,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import ROOT, save
-from editing import Listed, arm_of, fit
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.common import ROOT, save
+from benchmarks.paper_tables.editing import Listed, arm_of, fit
 from kedit.analysis.hidden_states import BASE, arm_states, prompts_of
 from kedit.data import read_facts, read_robust
 from kedit.delta.delta import Delta

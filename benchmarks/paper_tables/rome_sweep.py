@@ -1,6 +1,6 @@
 """Choose ROME's layer and hyperparameters for a model on validation records, and write down every row.
 
-    python benchmarks/rome_sweep.py --data ../shared/data/counterfact_edit.json \\
+    python benchmarks/paper_tables/rome_sweep.py --data ../shared/data/counterfact_edit.json \\
         --exclude ../shared/data/rep_counterfact_valid.json ../shared/data/rep_counterfact_test.json
 
 Single regime, the same records for every setting. v* is optimised once per setting and solved for as ROME and as
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -22,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import save
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.common import save
 from kedit.covariance import Covariance, StatsConfig, covariances
 from kedit.data import read_counterfact, read_records, read_robust
 from kedit.delta.delta import Delta, Factors

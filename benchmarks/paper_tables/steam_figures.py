@@ -1,8 +1,8 @@
 """STEAM's two ablations as figures: what the strength of the alignment, or its layers, cost and gain.
 
-    python benchmarks/steam_figures.py --results benchmarks/results/steam_sweep_counterfact.json \\
+    python benchmarks/paper_tables/steam_figures.py --results benchmarks/results/steam_sweep_counterfact.json \\
         --arms rome auto_r0.03 auto auto_r0.3 auto_r1 --x align.ratio --out docs/figures/steam_lambda
-    python benchmarks/steam_figures.py --results benchmarks/results/steam_sweep_counterfact.json \\
+    python benchmarks/paper_tables/steam_figures.py --results benchmarks/results/steam_sweep_counterfact.json \\
         --arms rome early mid auto --x aligned_layers --out docs/figures/steam_layers
 
 Draws arms of a result file of steam_table.py in the order given, each at the value that its `method` has of the
@@ -14,11 +14,14 @@ Needs no torch.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweep_figure import draw, finished, options, panels, read, write
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.paper_tables.sweep_figure import draw, finished, options, panels, read, write
 
 ACCURACIES = {
     "efficacy": "rewrite/exact",
