@@ -51,12 +51,14 @@ class Runs:
         name: The sweep's name, or that of the folders.
         runs: Those with results.
         planned: Every arm, also those that have no results yet.
+        settings: What the arms are called where seeds are put together.
         notes: A line for everything that is missing.
     """
 
     name: str
     runs: tuple[Finished, ...]
     planned: tuple[str, ...]
+    settings: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -101,7 +103,8 @@ def of_sweep(folder: SweepFolder, seeds: bool) -> Runs:
         labels = [label for axis, label in task.labels.items() if is_seed(axis)]
         seed = " ".join(labels) or f"seed{run.summary['method']['seed']}"
         runs.append(Finished(names[task.name], seed, run.numbered.folder, dict(run.summary)))
-    return Runs(f"sweep {result.name}", tuple(runs), tuple(dict.fromkeys(names.values())), result.notes)
+    planned, of_settings = (tuple(dict.fromkeys(found.values())) for found in (names, settings(tasks)))
+    return Runs(f"sweep {result.name}", tuple(runs), planned, of_settings, result.notes)
 
 
 def of_folders(folders: Sequence[Path], seeds: bool) -> Runs:
@@ -119,7 +122,7 @@ def of_folders(folders: Sequence[Path], seeds: bool) -> Runs:
     for path in dict.fromkeys(folders):
         summary = _summary(path)
         name = str(path) if path.resolve().name in several else path.resolve().name
-        name = _SEED.sub("", name) or name if seeds else name
+        name = _setting(name) if seeds else name
         runs.append(Finished(name, f"seed{summary['method']['seed']}", path, summary))
         _check_settings(runs)
     notes = [
@@ -127,7 +130,8 @@ def of_folders(folders: Sequence[Path], seeds: bool) -> Runs:
         for run in runs
         if run.summary["failed"]
     ]
-    return Runs(f"{len(runs)} runs", tuple(runs), tuple(dict.fromkeys(run.arm for run in runs)), tuple(notes))
+    arms = tuple(dict.fromkeys(run.arm for run in runs))
+    return Runs(f"{len(runs)} runs", tuple(runs), arms, tuple(dict.fromkeys(map(_setting, arms))), tuple(notes))
 
 
 def measured(runs: Sequence[Finished]) -> list[Measured]:
@@ -150,6 +154,11 @@ def measured(runs: Sequence[Finished]) -> list[Measured]:
         if other is not run:
             raise KeditError(f"{run.arm} has {run.seed} twice: {other.folder} and {run.folder}; leave one of them out")
     return found
+
+
+def _setting(name: str) -> str:
+    """A run's name without its seed."""
+    return _SEED.sub("", name) or name
 
 
 def _summary(path: Path) -> dict[str, Any]:

@@ -127,6 +127,8 @@ def _check(runs: Runs, arms: Sequence[str], against: str | None) -> None:
     if against is not None and against not in arms:
         if against in missing:
             raise KeditError(f"against: {against} has no results yet; there are those of {', '.join(arms)}")
+        if against in runs.settings:
+            later += f"\n{against} has several seeds: --seeds puts them together"
         raise KeditError(f"against: there is no arm {against}; there are {', '.join(arms)}{later}")
     if len(arms) < 2:
         raise KeditError(f"one arm alone has results, {arms[0]}: a comparison takes two{later}")

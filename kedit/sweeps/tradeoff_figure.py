@@ -5,7 +5,9 @@ Names stand in a legend beside the panel, so that no two can lie on each other, 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from kedit.sweeps.compare import Table
@@ -16,13 +18,12 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#5b3a9e", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # as many as are prime to the colours: 56 arms look different
-SAME = ("success", "exact", "token_accuracy", "generated", "unchanged", "unchanged_tokens")
+PARTNERS = MappingProxyType({"exact": "unchanged", "token_accuracy": "unchanged_tokens"})
+"""Metric of paraphrases -> that of neighbours that it is drawn against, where it is there; else the same one."""
 
 
 def axes(measures: Sequence[Measure]) -> tuple[Measure, Measure] | None:
     """Which of a table's measures are drawn, on x (neighbourhood) and on y (paraphrases): the first pair.
-
-    `unchanged` goes with `exact`, `unchanged_tokens` with `token_accuracy`, where they are there.
 
     Args:
         measures: Those of the table.
@@ -38,8 +39,7 @@ def axes(measures: Sequence[Measure]) -> tuple[Measure, Measure] | None:
     of = {measure.columns[0][1]: measure for measure in beside}
     y = spread[0]
     metric = y.columns[0][1]
-    partner = {"exact": "unchanged", "token_accuracy": "unchanged_tokens"}.get(metric, metric)
-    return of.get(partner) or of.get(metric) or beside[0], y
+    return of.get(PARTNERS.get(metric, metric)) or of.get(metric) or beside[0], y
 
 
 def tradeoff_figure(table: Table, title: str) -> Figure | None:
@@ -59,7 +59,9 @@ def tradeoff_figure(table: Table, title: str) -> Figure | None:
         return None
     x, y = pair
     arms = [arm for arm in table.arms if x.name in arm.cells and y.name in arm.cells]
-    longest = max((len(arm.name) for arm in arms), default=0)
+    if not arms:
+        return None
+    longest = max(len(arm.name) for arm in arms)
     figure = Figure(figsize=(6.4 + 0.085 * min(longest, 60), max(5.2, 1.4 + 0.27 * len(arms))), dpi=120,
                     layout="constrained")  # fmt: skip
     panel: Any = figure.subplots()
@@ -79,15 +81,9 @@ def tradeoff_figure(table: Table, title: str) -> Figure | None:
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-    seeds = max((len(arm.seeds) for arm in arms), default=1)
-    over = f", means over up to {seeds} seeds" if seeds > 1 else ""
-    figure.suptitle(_wrapped(title, 78), x=0.01, ha="left", fontsize=10.5)
+    seeds = [len(arm.seeds) for arm in arms]
+    over = "" if max(seeds) == 1 else f", of means over {'up to ' * (len(set(seeds)) > 1)}{max(seeds)} seeds"
+    figure.suptitle("\n".join(textwrap.wrap(title, 78)), x=0.01, ha="left", fontsize=10.5)
     caption = f"Bars: 95 % bootstrap intervals over records{over}. Better is up and to the right."
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=8.5, color="#444444")
     return figure
-
-
-def _wrapped(text: str, width: int) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, width))

@@ -62,7 +62,7 @@ def compare(words: list[str]) -> None:
 
 def _arguments(words: list[str]) -> Any:
     parser = ArgumentParser(prog="kedit compare", exit_on_error=False, description=ABOUT)
-    parser.add_argument("runs", type=str, nargs="*", help=WHICH)
+    parser.add_argument("sweep", type=str, nargs="*", help=WHICH)
     against = "The arm that the others are compared with, as the table calls it; null: no differences."
     parser.add_argument("--against", type=str | None, default=None, help=against)
     paired = "Differences record by record, over the records (and seeds) that both arms have: narrower intervals."
@@ -75,29 +75,29 @@ def _arguments(words: list[str]) -> Any:
     parser.add_argument("--format", type=Literal["terminal", "markdown", "csv"], default="terminal", help=formats)
     out = "Folder for compare.md, compare.csv and the trade-off figure tradeoff.png; null: none."
     parser.add_argument("--out", type=str | None, default=None, help=out)
-    results = "Folder of the sweep's results, where kedit sweep was given --out; null: runs/sweeps/NAME."
-    parser.add_argument("--results", type=str | None, default=None, help=results)
+    runs = "Folder of the sweep's results, where kedit sweep was given --out; null: runs/sweeps/NAME."
+    parser.add_argument("--runs", type=str | None, default=None, help=runs)
     parser.add_argument("--resamples", type=int, default=2000, help="Bootstrap resamples behind the intervals.")
     return parser.parse_args(words)
 
 
 def _runs(args: Any) -> Runs:
     """What the words name: a sweep, or runs."""
-    if not args.runs:
+    if not args.sweep:
         raise KeditError(f"what is to be compared? {WHICH}\nFor instance: kedit compare slurm/sweeps/smollm2.yaml")
-    for name in args.runs:
-        check_path("runs", name)
-    paths = [Path(name) for name in args.runs]
+    for name in args.sweep:
+        check_path("sweep", name)
+    paths = [Path(name) for name in args.sweep]
     if len(paths) == 1 and (not paths[0].is_dir() or (paths[0] / PLAN).exists()):
-        folder = open_sweep(args.runs[0], args.results)
+        folder = open_sweep(args.sweep[0], args.runs)
         if not (folder.path / PLAN).exists():
             raise KeditError(
-                f"there are no results in {folder.path}, where kedit sweep {args.runs[0]} writes them\n"
-                "Where it was given --out DIR: kedit compare DIR, or --results DIR"
+                f"there are no results in {folder.path}, where kedit sweep {args.sweep[0]} writes them\n"
+                "Where it was given --out DIR: kedit compare DIR, or --runs DIR"
             )
         return of_sweep(folder, args.seeds)
-    if args.results is not None:
-        raise KeditError("results: goes with a sweep file alone")
+    if args.runs is not None:
+        raise KeditError("runs: it goes with a sweep file; folders of runs are named one after another")
     return of_folders(paths, args.seeds)
 
 
