@@ -1,7 +1,7 @@
 """What an arm of a comparison is measured by: names of measures, and a run's values of them, record by record.
 
-A measure is called as tables call it: KIND/METRIC (`efficacy/success`, `paraphrase_ood/exact`), `score/METRIC`, or
-`fluency`, `consistency`, `steps`. Definitions: docs/metrics.md.
+A measure is called as tables call it: KIND/METRIC (`efficacy/success`, `paraphrase_ood/exact`), `score/METRIC`, or one
+of `ONCE`. Definitions: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from kedit.results.summary import PORT, SCORED, TITLES, TOKEN_COLUMNS, TOKENS, S
 Column = tuple[str, str]  # kind of probe and metric; ("", name) of what a row says once
 Side = Literal["before", "after"]
 
-ONCE = ("fluency", "consistency", "steps")
-"""What a record has one of: bits, percent, optimiser steps of its edit."""
+ONCE = ("fluency", "consistency", "steps", "delta_over_weight")
+"""What a record has one of: bits, percent, optimiser steps of its edit, and ||Delta W|| / ||W||."""
+EDIT = ("steps", "delta_over_weight")  # of them, what the edit says of itself
 
 SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -86,8 +87,10 @@ def measures_of(names: str) -> list[Measure]:
 
 def _measure(name: str) -> Measure:
     if name in ONCE:
-        factor, digits = {"fluency": (1.0, 2), "consistency": (100.0, 1), "steps": (1.0, 1)}[name]
-        return Measure(name, (("", name),), scale="other", factor=factor, digits=digits)
+        digits = {"fluency": 2, "delta_over_weight": 3}.get(name, 1)
+        return Measure(
+            name, (("", name),), scale="other", factor=100.0 if name == "consistency" else 1.0, digits=digits
+        )
     title, _, metric = name.partition("/")
     if title == "score" and metric == TOKENS:
         return Measure(name, TOKEN_COLUMNS, "arithmetic")
@@ -156,8 +159,8 @@ def samples(rows: Iterable[Mapping[str, Any]], moments: Iterable[str]) -> dict[s
 
 
 def _once(row: Mapping[str, Any], name: str, side: Side) -> float | None:
-    if name == "steps":
-        return (row.get("edit") or {}).get("steps") if side == "after" else None
+    if name in EDIT:
+        return (row.get("edit") or {}).get(name) if side == "after" else None
     text = (row.get("texts") or {}).get(side) or {}
     if text.get(name) is not None:
         return text[name]
