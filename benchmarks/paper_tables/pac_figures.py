@@ -5,8 +5,8 @@
     python benchmarks/paper_tables/pac_figures.py --results benchmarks/results/pac_zsre_test.json \\
         --arms-prefix lambda_ --x contrast.weight --out docs/figures/pac_lambda
 
-Draws the arms of a result file of pac_table.py whose names begin with the prefix; where they lie is taken from the
-option in their `method`, not from their names. Writes OUT.png and, with the same numbers, OUT.csv. Needs no torch.
+Draws the arms of a result file (benchmarks/results/pac_*.json) whose names begin with the prefix; where they lie is
+taken from the option in their `method`, not from their names. For the arms of a sweep there is `kedit compare`. Writes OUT.png and, with the same numbers, OUT.csv. Needs no torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LINES = (
     ("locality", "neighborhood/unchanged_tokens"),
     ("score", "score/tokens_arithmetic"),
 )
-"""Name and figure of pac_table.py."""
+"""Name, and figure in the result files."""
 
 STYLES: Mapping[str, Mapping[str, Any]] = {
     "efficacy": {"color": "#1f4e9c", "marker": "o"},
@@ -125,12 +125,12 @@ def words(found: Mapping[str, Any], arms: Arms, x: str) -> tuple[str, str]:
 def main() -> None:
     """Read, choose, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, required=True, help="a result file of pac_table.py")
+    parser.add_argument("--results", type=Path, required=True, help="benchmarks/results/pac_*.json")
     parser.add_argument("--arms-prefix", required=True, help="what the names of the arms begin with, e.g. nodes_")
     parser.add_argument("--x", required=True, help="the option on x, e.g. trace.nodes or contrast.weight")
     parser.add_argument("--out", type=Path, required=True, help="the files without .png and .csv")
     a = parser.parse_args()
-    found = read(a.results, "pac_table.py")
+    found = read(a.results, "benchmarks/results/pac_*.json")
     arms = chosen(found, a.arms_prefix, a.x)
     rows = lines(arms)
     for path in write(rows, sweep_figure(rows, a.x, *words(found, arms, a.x)), a.out):

@@ -5,7 +5,7 @@
     python benchmarks/paper_tables/steam_figures.py --results benchmarks/results/steam_sweep_counterfact.json \\
         --arms rome early mid auto --x aligned_layers --out docs/figures/steam_layers
 
-Draws arms of a result file of steam_table.py in the order given, each at the value that its `method` has of the
+Draws arms of a result file (benchmarks/results/steam_*.json) in the order given, each at the value that its `method` has of the
 option. Above: the accuracies. Below: the cosine of the edited state to the anchor of its object over the aligned
 layers, beside that of the unedited model and of the editor alone. Writes OUT.png and, with the same numbers, OUT.csv.
 Needs no torch.
@@ -119,12 +119,12 @@ def words(found: Mapping[str, Any], names: Sequence[str], x: str) -> tuple[str, 
 def main() -> None:
     """Read, choose, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, required=True, help="a result file of steam_table.py")
+    parser.add_argument("--results", type=Path, required=True, help="benchmarks/results/steam_*.json")
     parser.add_argument("--arms", nargs="+", required=True, help="names of arms, in the order on x")
     parser.add_argument("--x", required=True, help="the option on x, e.g. align.ratio or aligned_layers")
     parser.add_argument("--out", type=Path, required=True, help="the files without .png and .csv")
     a = parser.parse_args()
-    found = read(a.results, "steam_table.py")
+    found = read(a.results, "benchmarks/results/steam_*.json")
     rows = lines(found, a.arms, a.x)
     for path in write(rows, sweep_figure(rows, a.x, *words(found, a.arms, a.x)), a.out):
         print(path)

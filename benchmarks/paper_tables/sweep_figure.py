@@ -12,8 +12,8 @@ from kedit.runtime.run_folder import csv_text, write_figure, write_text
 COLUMNS = ("arm", "x", "measure", "before", "after", "ci_low", "ci_high")
 
 
-def read(path: Path, script: str) -> dict[str, Any]:
-    """A result file of `script`.
+def read(path: Path, kind: str) -> dict[str, Any]:
+    """A result file, of those that `kind` names.
 
     Raises:
         SystemExit: It cannot be read, or is none; in one line.
@@ -25,7 +25,7 @@ def read(path: Path, script: str) -> dict[str, Any]:
     except ValueError:
         raise SystemExit(f"--results: {path} is no JSON") from None
     if not isinstance(found, dict) or not isinstance(found.get("arms"), dict):
-        raise SystemExit(f"--results: {path} has no arms; it is no result file of {script}")
+        raise SystemExit(f"--results: {path} has no arms, as {kind} have")
     return found
 
 

@@ -20,7 +20,7 @@ SCRIPTS = ROOT / "benchmarks" / "paper_tables"
 
 
 def arm(nodes: int, weight: float, **method: Any) -> dict[str, Any]:
-    """An arm as pac_table.py writes it."""
+    """An arm as the result files have it."""
 
     def cell(after: float, before: float | None = 10.0) -> dict[str, Any]:
         return {"before": before, "after": after, "ci": [after - 4, after + 3]}

@@ -25,7 +25,7 @@ FIGURES = {
 
 
 def arm(ratio: float | None, layers: list[int], shift: float) -> dict[str, Any]:
-    """An arm as steam_table.py writes it; None: the editor alone."""
+    """An arm as the result files have it; None: the editor alone."""
     figures = {
         figure: {"before": None if nth == 3 else 5.0, "after": 60 + 10 * nth + shift, "ci": [50 + 10 * nth, 90.0]}
         for nth, figure in enumerate(FIGURES.values())
