@@ -6,7 +6,8 @@
         --arms-prefix lambda_ --x contrast.weight --out docs/figures/pac_lambda
 
 Draws the arms of a result file (benchmarks/results/pac_*.json) whose names begin with the prefix; where they lie is
-taken from the option in their `method`, not from their names. For the arms of a sweep there is `kedit compare`. Writes OUT.png and, with the same numbers, OUT.csv. Needs no torch.
+taken from the option in their `method`, not from their names. Writes OUT.png and, with the same numbers, OUT.csv. Needs
+no torch. For the arms of a sweep there is `kedit compare`.
 """
 
 from __future__ import annotations

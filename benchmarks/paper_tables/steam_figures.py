@@ -5,10 +5,10 @@
     python benchmarks/paper_tables/steam_figures.py --results benchmarks/results/steam_sweep_counterfact.json \\
         --arms rome early mid auto --x aligned_layers --out docs/figures/steam_layers
 
-Draws arms of a result file (benchmarks/results/steam_*.json) in the order given, each at the value that its `method` has of the
-option. Above: the accuracies. Below: the cosine of the edited state to the anchor of its object over the aligned
-layers, beside that of the unedited model and of the editor alone. Writes OUT.png and, with the same numbers, OUT.csv.
-Needs no torch.
+Draws arms of a result file (benchmarks/results/steam_*.json) in the order given, each at the value that its `method`
+has of the option. Above: the accuracies. Below: the cosine of the edited state to the anchor of its object over the
+aligned layers, beside that of the unedited model and of the editor alone. Writes OUT.png and, with the same numbers,
+OUT.csv. Needs no torch.
 """
 
 from __future__ import annotations

@@ -144,8 +144,7 @@ def measured(runs: Sequence[Finished]) -> list[Measured]:
     for run in runs:
         if not (run.folder / RESULTS).exists():
             raise KeditError(f"{run.folder} has no {RESULTS}: a comparison goes record by record, and needs its rows")
-        by_moment = samples(read_rows(run.folder / RESULTS), run.summary["results"])
-        for measured_at, sample in by_moment.items():
+        for measured_at, sample in samples(read_rows(run.folder / RESULTS)).items():
             arm = f"{run.arm}/{EDITOR}" if measured_at == EDITOR else run.arm
             found.append(Measured(arm, run.seed, run.summary, sample))
     taken: dict[tuple[str, str], Finished] = {}

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from kedit.results.rows import edits_of
 from kedit.results.summary import TITLES
 from kedit.results.tables import MEASURED_AT, interval, number
 from kedit.runtime.run_folder import csv_text
@@ -61,6 +62,8 @@ def title(group: Alike) -> str:
 
 def _measured(group: Alike) -> str:
     """When, in the words of the protocol, or of the moment where a run has several."""
+    if (edits := edits_of(group.measured_at)) is not None:
+        return f"measured after {edits} edits"
     if group.protocol["regime"] == "sequential":
         return MEASURED_AT.get(group.measured_at, group.measured_at)
     return f"measured {group.protocol['measured']}"

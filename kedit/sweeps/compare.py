@@ -102,7 +102,7 @@ def compare(
             members.setdefault(found[place].arm, {})[found[place].seed] = found[place].sample
         if len(members) < 2:
             data, regime = common.data, common.protocol["regime"]
-            where = f"{data['name']} ({data['records']} records), regime {regime}, measured at {common.measured_at}"
+            where = f"{data['name']} ({data['records']} records), regime {regime}, measured_at {common.measured_at}"
             notes.append(f"alone, not compared: {next(iter(members))} on {where}")
             continue
         if against is not None and against not in members:

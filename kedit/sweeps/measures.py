@@ -149,12 +149,11 @@ class Sample:
         return np.array([[of.get(case, np.nan) for of in found] for case in cases]).reshape(len(cases), len(columns))
 
 
-def samples(rows: Iterable[Mapping[str, Any]], moments: Iterable[str]) -> dict[str, Sample]:
-    """The samples of several measuring points, from one pass over the rows."""
-    found = {measured_at: Sample(measured_at) for measured_at in moments}
+def samples(rows: Iterable[Mapping[str, Any]]) -> dict[str, Sample]:
+    """The samples of all measuring points (`edit`, `end`, `editor`, `at_10` ...), from one pass over the rows."""
+    found: dict[str, Sample] = {}
     for row in rows:
-        if row["measured_at"] in found:
-            found[row["measured_at"]].add(row)
+        found.setdefault(row["measured_at"], Sample(row["measured_at"])).add(row)
     return found
 
 

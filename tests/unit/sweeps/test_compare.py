@@ -16,7 +16,7 @@ from kedit.cli import main
 from kedit.results.intervals import paired
 from kedit.sweeps.arms import of_folders
 from kedit.sweeps.compare import Comparison, compare
-from kedit.sweeps.compare_tables import as_markdown
+from kedit.sweeps.compare_tables import as_markdown, titled
 from kedit.sweeps.measures import measures_of
 from kedit.sweeps.tradeoff_figure import axes, tradeoff_figure
 from tests.support.comparison_cases import by_hand, random_row, refused, write_run
@@ -173,7 +173,15 @@ def test_only_what_was_measured_alike_stands_in_one_table(rows: Rows, folders: l
     change = result.tables[0].arms[0].differences["score/tokens_arithmetic"]
     assert change.mean == pytest.approx(0)  # the same rows
     assert "rep/editor is not in the table of a, b: measured otherwise" in result.notes
-    assert "alone, not compared: other on facts/test (7 records), regime single, measured at edit" in result.notes
+    later = [random_row(case, random, "at_5") for case in range(5)]
+    curves = [write_run(Path(f"runs/curve_{name}"), late + later, regime="sequential") for name in "ab"]
+    result = comparison(list(map(str, curves)), seeds=False)
+    assert [titled(table).partition("sequential, ")[2] for table in result.tables] == [
+        "measured after the last edit",
+        "measured after 5 edits",
+    ]
+    assert result.tables[1].arms[0].cells["efficacy/exact"].n == 5
+    assert "alone, not compared: other on facts/test (7 records), regime single, measured_at edit" in result.notes
 
 
 def test_files(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
