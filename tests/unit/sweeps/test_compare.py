@@ -173,6 +173,13 @@ def test_only_what_was_measured_alike_stands_in_one_table(rows: Rows, folders: l
     change = result.tables[0].arms[0].differences["score/tokens_arithmetic"]
     assert change.mean == pytest.approx(0)  # the same rows
     assert "rep/editor is not in the table of a, b: measured otherwise" in result.notes
+    assert "alone, not compared: other on facts/test (7 records), regime single, measured_at edit" in result.notes
+
+
+def test_every_measuring_point_has_a_table(rows: Rows, folders: list[str]) -> None:
+    """Those of metrics.eval_at too, which the summary has not."""
+    random = np.random.default_rng(1)
+    late = [random_row(case, random, "end") for case in range(RECORDS)]
     later = [random_row(case, random, "at_5") for case in range(5)]
     curves = [write_run(Path(f"runs/curve_{name}"), late + later, regime="sequential") for name in "ab"]
     result = comparison(list(map(str, curves)), seeds=False)
@@ -181,7 +188,6 @@ def test_only_what_was_measured_alike_stands_in_one_table(rows: Rows, folders: l
         "measured after 5 edits",
     ]
     assert result.tables[1].arms[0].cells["efficacy/exact"].n == 5
-    assert "alone, not compared: other on facts/test (7 records), regime single, measured_at edit" in result.notes
 
 
 def test_files(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
