@@ -7,7 +7,7 @@ says nothing of other seeds. How much these differ is told by the values of each
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,75 +50,104 @@ def cases_of(samples: Sequence[Sample]) -> list[str]:
     return list(dict.fromkeys(case for sample in samples for case in sample.cases))
 
 
-def _values(samples: Sequence[Sample], cases: Sequence[str], columns: Sequence[Column]) -> Values:
-    return [sample.values(cases, columns) for sample in samples]
-
-
 def own_cells(samples: Sequence[Sample], measures: Sequence[Measure], resamples: int) -> dict[str, Cell]:
-    """An arm's own numbers."""
-    cases, cells = cases_of(samples), {}
+    """An arm's own numbers; what was not measured with every seed is left out."""
+    columns = _columns(measures)
+    values = _values(samples, cases_of(samples), columns)
+    drawn = [resampled_means(one, resamples) for one in values]
+    cells = {}
     for measure in measures:
-        values = _values(samples, cases, measure.columns)
-        if any(np.isnan(one).all(0).any() for one in values):  # not measured, or not with every seed
+        at = [columns.index(column) for column in measure.columns]
+        own = [one[:, at] for one in values]
+        if any(np.isnan(one).all(0).any() for one in own):
             continue
-        drawn = [resampled_means(one, resamples) for one in values]
-        mean, columns = _mean(values), np.mean(drawn, axis=0)
-        scores = np.mean([measure.of(one) for one in drawn], axis=0)
+        means = [one[:, at] for one in drawn]
+        mean, scores = _mean(own), np.mean([measure.of(one) for one in means], axis=0)
         if measure.how == "one":
             ci = mean_interval(mean[:, 0], scores, measure.scale)
-        elif measure.how == "harmonic" and len(values) == 1:
-            ci = harmonic_of(mean, columns)
+        elif measure.how == "harmonic" and len(samples) == 1:
+            ci = harmonic_of(mean, means[0])
         else:
             ci = percentile_interval(scores)
-        cells[measure.name] = _cell(measure, _points(measure, values), ci, _counted(mean))
+        cells[measure.name] = _cell(measure, _points(measure, own), ci, _counted(mean))
     return cells
 
 
 def paired_cells(
     samples: Sequence[Sample], others: Sequence[Sample], measures: Sequence[Measure], resamples: int
 ) -> dict[str, Cell]:
-    """Record by record, seed by seed: the samples minus the others."""
+    """Record by record, seed by seed: the samples minus the others, over the records in both."""
     known = {case for other in others for case in other.cases}
-    cases, cells = [case for case in cases_of(samples) if case in known], {}
+    cases, columns = [case for case in cases_of(samples) if case in known], _columns(measures)
+    if not cases:
+        return {}
+    pairs = zip(_values(samples, cases, columns), _values(others, cases, columns), strict=True)
+    both = [np.stack([np.where(np.isnan(y), np.nan, x), np.where(np.isnan(x), np.nan, y)], 1) for x, y in pairs]
+    flat = [resampled_means(one.reshape(len(cases), -1), resamples) for one in both]
+    drawn = [one.reshape(resamples, 2, len(columns)) for one in flat]
+    cells = {}
     for measure in measures:
-        pairs = zip(_values(samples, cases, measure.columns), _values(others, cases, measure.columns), strict=True)
-        both = [(np.where(np.isnan(y), np.nan, x), np.where(np.isnan(x), np.nan, y)) for x, y in pairs]
-        if not cases or any(np.isnan(x).all(0).any() for x, _ in both):
+        at = [columns.index(column) for column in measure.columns]
+        own = [one[..., at] for one in both]  # of each seed: [records, 2, columns]
+        if any(np.isnan(one).all(0).any() for one in own):
             continue
-        drawn = [[measure.of(resampled_means(one, resamples)) for one in pair] for pair in both]
-        scores = np.mean([x - y for x, y in drawn], axis=0)
-        change = _mean([x - y for x, y in both])
+        sides = [measure.of(one[..., at]) for one in drawn]
+        scores = np.mean([side[:, 0] - side[:, 1] for side in sides], axis=0)
+        change = _mean([one[:, 0] - one[:, 1] for one in own])
         if measure.how == "one":
             ci = mean_interval(change[:, 0], scores, "other" if measure.scale == "other" else "change")
         else:
             ci = percentile_interval(scores)
-        points = [_points(measure, side) for side in zip(*both, strict=True)]
-        cells[measure.name] = _cell(
-            measure, [x - y for x, y in zip(points[0], points[1], strict=True)], ci, _counted(change)
-        )
+        points = [_points(measure, [one[:, side] for one in own]) for side in (0, 1)]
+        ahead = [x - y for x, y in zip(points[0], points[1], strict=True)]
+        cells[measure.name] = _cell(measure, ahead, ci, _counted(change))
     return cells
 
 
 def unpaired_cells(
-    samples: Sequence[Sample], others: Sequence[Sample], measures: Sequence[Measure], resamples: int
+    samples: Sequence[Sample],
+    others: Sequence[Sample],
+    own: Mapping[str, Cell],
+    theirs: Mapping[str, Cell],
+    measures: Sequence[Measure],
+    resamples: int,
 ) -> dict[str, Cell]:
-    """The samples' mean minus the others', each resampled by itself."""
-    own, theirs = (own_cells(side, measures, resamples) for side in (samples, others))
+    """The samples' means minus the others', each resampled by itself.
+
+    Args:
+        samples: Of one arm.
+        others: Of the arm that it is compared with.
+        own: The samples' `own_cells`.
+        theirs: Those of the others.
+        measures: The measures.
+        resamples: Of the bootstrap.
+    """
+    columns = _columns(measures)
+    drawn = [
+        [resampled_means(one, resamples, seed) for one in _values(side, cases_of(side), columns)]
+        for seed, side in enumerate((samples, others))
+    ]
     cells = {}
     for measure in measures:
         if measure.name not in own or measure.name not in theirs:
             continue
-        scores = []
-        for seed, side in enumerate((samples, others)):
-            values = _values(side, cases_of(side), measure.columns)
-            scores.append(np.mean([measure.of(resampled_means(one, resamples, seed)) for one in values], axis=0))
+        at = [columns.index(column) for column in measure.columns]
+        scores = [np.mean([measure.of(one[:, at]) for one in side], axis=0) for side in drawn]
         x, y, difference = own[measure.name], theirs[measure.name], scores[0] - scores[1]
-        ci = percentile_interval(difference)
+        low, high = (measure.factor * end for end in percentile_interval(difference))
         if np.nanmax(difference) == np.nanmin(difference):  # the bootstrap says nothing: as far as both may be off
-            ci = ((x.ci[0] - y.ci[1]) / measure.factor, (x.ci[1] - y.ci[0]) / measure.factor)
-        low, high = (measure.factor * end for end in ci)
+            low, high = x.ci[0] - y.ci[1], x.ci[1] - y.ci[0]
         cells[measure.name] = Cell(x.mean - y.mean, (low, high), (), None)
     return cells
+
+
+def _columns(measures: Sequence[Measure]) -> list[Column]:
+    """What all measures are made of, each once: they share their resamples."""
+    return list(dict.fromkeys(column for measure in measures for column in measure.columns))
+
+
+def _values(samples: Sequence[Sample], cases: Sequence[str], columns: Sequence[Column]) -> Values:
+    return [sample.values(cases, columns) for sample in samples]
 
 
 def _mean(values: Values) -> Floats:

@@ -142,9 +142,10 @@ def _table(
     paired: bool,
     resamples: int,
 ) -> Table:
+    cells = {name: own_cells(list(seeds.values()), measures, resamples) for name, seeds in members.items()}
     rows = []
     for name, seeds in members.items():
-        own = own_cells(list(seeds.values()), measures, resamples)
+        own = cells[name]
         differences: dict[str, Cell] = {}
         shared = list(seeds)
         if against is not None and name != against:
@@ -157,7 +158,8 @@ def _table(
                     what = "record" if shared else "seed"
                     raise KeditError(f"paired: {name} and {against} have no {what} in common, so nothing can be paired")
             else:
-                differences = unpaired_cells(list(seeds.values()), list(others.values()), measures, resamples)
+                sides = [list(of.values()) for of in (seeds, others)]
+                differences = unpaired_cells(sides[0], sides[1], own, cells[against], measures, resamples)
         rows.append(Arm(name, tuple(seeds), own, differences, tuple(shared)))
     present = tuple(measure for measure in measures if any(measure.name in row.cells for row in rows))
     unedited = {}

@@ -62,8 +62,8 @@ def compare(words: list[str]) -> None:
 
 def _arguments(words: list[str]) -> Any:
     parser = ArgumentParser(prog="kedit compare", exit_on_error=False, description=ABOUT)
-    parser.add_argument("sweep", type=str, nargs="*", help=WHICH)
-    against = "The arm that the others are compared with, as the table calls it; null: no differences."
+    parser.add_argument("sweep", type=str, nargs="*", default=[], help=WHICH)
+    against = "The arm that the others are compared with, as the table calls it (in quotes); null: no differences."
     parser.add_argument("--against", type=str | None, default=None, help=against)
     paired = "Differences record by record, over the records (and seeds) that both arms have: narrower intervals."
     parser.add_argument("--paired", action="store_true", help=paired)
