@@ -131,7 +131,8 @@ def _csv_change(result: Comparison, arm: Arm, change: Cell) -> dict[str, Any]:
 def _blocks(table: Table) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Title, head and rows: of the arms as they are, and of their differences. A cell may have two lines."""
     head = ["arm", *(measure.name.replace("/", "\n").replace("_", " ") for measure in table.measures)]
-    rows = [[arm.name, *(_number(arm, measure) for measure in table.measures)] for arm in table.arms]
+    names = {arm.name: _named(table, arm) for arm in table.arms}
+    rows = [[names[arm.name], *(_number(arm, measure) for measure in table.measures)] for arm in table.arms]
     if table.unedited:
         before = [table.unedited.get(measure.name) for measure in table.measures]
         cells = [
@@ -142,8 +143,15 @@ def _blocks(table: Table) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     yield titled(table), head, rows
     others = [arm for arm in table.arms if arm.name != table.against]
     if table.against is not None:
-        rows = [[arm.name, *(_difference(arm, measure) for measure in table.measures)] for arm in others]
+        rows = [[names[arm.name], *(_difference(arm, measure) for measure in table.measures)] for arm in others]
         yield f"Difference to {table.against}", head, rows
+
+
+def _named(table: Table, arm: Arm) -> str:
+    """An arm's name; where some have fewer seeds than others, with how many."""
+    n = len(arm.seeds)
+    alike = len({len(other.seeds) for other in table.arms}) == 1
+    return arm.name if alike else f"{arm.name} ({n} {'seed' if n == 1 else 'seeds'})"
 
 
 def _unedited(table: Table, measure: Measure) -> str:

@@ -198,6 +198,7 @@ def test_files(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(path.name for path in Path("t/it").iterdir()) == ["compare.csv", "compare.md", "tradeoff.png"]
     text = Path("t/it/compare.md").read_text()
     assert text.startswith("# 6 runs: 3 arms compared\n\n## facts/test (7 records, 012345), regime single")
+    assert "| random (1 seed) | " in text
     assert "![trade-off](tradeoff.png)" in text
     with Path("t/it/compare.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
