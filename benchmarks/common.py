@@ -1,6 +1,7 @@
 """What the benchmarks share: machine, models (also random ones of real shapes), clocks, result files.
 
-Needs torch and transformers alone, so that it runs on a bare GPU machine.
+Needs torch and transformers alone, so that it runs on a bare GPU machine. The scripts put the repository's root on
+`sys.path` before they import this, so that each runs as a file and as a module (`python -m benchmarks.speed.NAME`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # a bare GPU machine has no installed kedit
+from kedit.forward.binding import load_lm, wrap_lm
+from kedit.model.lm import LM, LMConfig
+from kedit.request import EditRequest
+from kedit.runtime.provenance import provenance
 
-from kedit.forward.binding import load_lm, wrap_lm  # noqa: E402
-from kedit.model.lm import LM, LMConfig  # noqa: E402
-from kedit.request import EditRequest  # noqa: E402
-from kedit.runtime.provenance import provenance  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-7b": {
@@ -142,7 +142,8 @@ def save(name: str, figures: dict[str, Any]) -> Path:
     """Write figures with machine and versions to benchmarks/results/NAME.json."""
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    words = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    script = Path(sys.argv[0]).resolve()
+    words = [str(script.relative_to(ROOT)) if script.is_relative_to(ROOT) else script.name, *sys.argv[1:]]
     written = {"date": datetime.date.today().isoformat(), "command": " ".join(["python", *words])}
     written = by_name(written | figures | {"provenance": provenance()})
     path.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")

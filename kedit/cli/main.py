@@ -26,6 +26,7 @@ usage: kedit COMMAND [OPTIONS]
   probe-anchors  layers that STEAM's anchors work in:          kedit probe-anchors --data Facts --out probe
   sweep          a grid of runs, one after another:            kedit sweep slurm/sweeps/smollm2.yaml
   collect        one table over the runs of a sweep:           kedit collect slurm/sweeps/smollm2.yaml
+  compare        its arms beside one of them, with a figure:   kedit compare slurm/sweeps/smollm2.yaml
   slurm          the same sweep on a cluster:                  kedit slurm submit slurm/sweeps/smollm2.yaml
   ls             methods, data sets, known models, configs:    kedit ls
 
@@ -112,6 +113,11 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
         collect(words)
 
+    def compare(words: list[str]) -> None:
+        from kedit.cli.commands.compare import compare
+
+        compare(words)
+
     def slurm(words: list[str]) -> None:
         from kedit.cli.commands.slurm import slurm
 
@@ -128,6 +134,7 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
         "probe-anchors": probe_anchors,
         "sweep": sweep,
         "collect": collect,
+        "compare": compare,
         "slurm": slurm,
         "ls": ls,
     }

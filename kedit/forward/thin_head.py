@@ -1,8 +1,8 @@
 """The output head at a few places on a CPU: the same product in the order in which its library is fast.
 
 For two to seven rows `hidden @ W.T` takes PyTorch's CPU matrix product up to four times as long as `W @ hidden.T`
-(`benchmarks/head_speed.py`). Both read the whole vocabulary's matrix for a handful of rows, a sixth of what a PAC step
-on short texts costs.
+(`benchmarks/speed/head_speed.py`). Both read the whole vocabulary's matrix for a handful of rows, a sixth of what a
+PAC step on short texts costs.
 """
 
 from __future__ import annotations

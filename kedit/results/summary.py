@@ -107,9 +107,9 @@ class SummaryAccumulator:
         self._protocols |= other._protocols
         self._check()
 
-    def means(self, kind: str, metric: str) -> dict[str, float]:
-        """Record -> its mean over its probes of a kind after the edit; records that have none are left out."""
-        cells = ((case_id, case.get((kind, metric, "after"))) for case_id, case in self._cases.items())
+    def means(self, kind: str, metric: str, side: str = "after") -> dict[str, float]:
+        """Record -> its mean over its probes of a kind on a side of the edit; records that have none are left out."""
+        cells = ((case_id, case.get((kind, metric, side))) for case_id, case in self._cases.items())
         return {case_id: cell[0] / cell[1] for case_id, cell in cells if cell is not None}
 
     def summary(self, resamples: int = 2000, seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:

@@ -15,6 +15,7 @@ from typing import Any
 from kedit.results.tables import shown_metrics
 from kedit.runtime.run_folder import SUMMARY
 from kedit.sweeps.folder import Numbered, SweepFolder
+from kedit.sweeps.spec import Task
 
 COLUMNS = (
     "task", "index", "config", "method", "editor", "model", "model_fingerprint", "dtype", "seed", "regime", "measured",
@@ -63,21 +64,30 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs that can be compared.
+class Alike:
+    """What runs that can be compared have in common.
 
     Attributes:
         protocol: Theirs, as the summaries have it.
         data: What the summaries say of the data.
         measured_at: When it was measured: `edit`, `end`, `editor`.
         differs: What sets this group's protocol apart from the others', e.g. `scoring.port_suffix = ...`.
-        lines: By kind and metric, then by setting.
     """
 
     protocol: Mapping[str, Any]
     data: Mapping[str, Any]
     measured_at: str
     differs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Group(Alike):
+    """Runs that can be compared, with their numbers.
+
+    Attributes:
+        lines: By kind and metric, then by setting.
+    """
+
     lines: tuple[Line, ...]
 
 
@@ -150,34 +160,50 @@ def csv_rows(result: Collected) -> tuple[list[str], list[dict[str, Any]]]:
     return [*COLUMNS, *(f"grid:{axis}" for axis in axes)], rows
 
 
-def _groups(runs: Sequence[Run]) -> Iterator[Group]:
-    """One for each protocol, data set and moment, in the order of the tasks."""
-    found: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
-        protocol, data = run.summary["protocol"], run.summary["data"]
-        for measured_at in run.summary["results"]:
-            key = (json.dumps(protocol, sort_keys=True), data["name"], data["fingerprint"], measured_at)
-            found.setdefault(key, []).append(run)
+def alike(measured: Sequence[tuple[Mapping[str, Any], str]]) -> list[tuple[Alike, list[int]]]:
+    """Which measurements can be compared: those of one protocol, one data set and one measuring point.
+
+    Args:
+        measured: Summary of a run and one of its measuring points.
+
+    Returns:
+        For each group what it has in common, and the places in `measured`; in the order of `measured`.
+    """
+    found: dict[tuple[str, ...], list[int]] = {}
+    for place, (summary, measured_at) in enumerate(measured):
+        protocol, data = summary["protocol"], summary["data"]
+        key = (json.dumps(protocol, sort_keys=True), data["name"], data["fingerprint"], measured_at)
+        found.setdefault(key, []).append(place)
     protocols = [_leaves(json.loads(key)) for key in dict.fromkeys(key[0] for key in found)]
     common = set.intersection(*(set(leaves.items()) for leaves in protocols)) if protocols else set()
-    settings = _settings(runs)
-    for (protocol, _, _, measured_at), members in found.items():
+    groups = []
+    for (protocol, _, _, measured_at), places in found.items():
         own = json.loads(protocol)
         titled = ("regime", "measured", "fast_dev_run")  # what a table's title says in any case
         differs = [f"{name} = {value}" for name, value in _leaves(own).items() if (name, value) not in common]
         differs = [text for text in differs if text.partition(" ")[0] not in titled]
-        lines = tuple(_lines(members, measured_at, settings))
-        yield Group(own, members[0].summary["data"], measured_at, tuple(differs), lines)
+        groups.append((Alike(own, measured[places[0]][0]["data"], measured_at, tuple(differs)), places))
+    return groups
 
 
-def _lines(runs: Sequence[Run], measured_at: str, settings: Mapping[str, str]) -> Iterator[Line]:
+def _groups(runs: Sequence[Run]) -> Iterator[Group]:
+    """One for each protocol, data set and moment, in the order of the tasks."""
+    measured = [(run, measured_at) for run in runs for measured_at in run.summary["results"]]
+    names = settings([run.numbered.task for run in runs])
+    for common, places in alike([(run.summary, measured_at) for run, measured_at in measured]):
+        members = [measured[place][0] for place in places]
+        lines = tuple(_lines(members, common.measured_at, names))
+        yield Group(**vars(common), lines=lines)
+
+
+def _lines(runs: Sequence[Run], measured_at: str, names: Mapping[str, str]) -> Iterator[Line]:
     """What a report shows (`kedit.results.tables`), metric by metric."""
     cells: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for run in runs:
         for kind, metrics in run.summary["results"][measured_at].items():
             for metric in shown_metrics(run.method, kind, metrics):
                 by_setting = cells.setdefault((kind, metric), {})
-                by_setting.setdefault(settings[run.numbered.name], []).append(metrics[metric])
+                by_setting.setdefault(names[run.numbered.name], []).append(metrics[metric])
     for (kind, metric), by_setting in cells.items():
         for setting, several in by_setting.items():
             yield _line(kind, metric, setting, several)
@@ -198,20 +224,23 @@ def _line(kind: str, metric: str, setting: str, cells: Sequence[Mapping[str, Any
     )
 
 
-def _settings(runs: Sequence[Run]) -> dict[str, str]:
+def settings(tasks: Sequence[Task], seeds: bool = False) -> dict[str, str]:
     """Task -> its setting: the configuration, and the axes that vary, without the seeds.
 
     Where two settings would be called the same (configurations of one name in two folders), tasks stand by themselves.
+
+    Args:
+        tasks: The tasks.
+        seeds: Let the seeds be part of the setting.
     """
-    axes = list(dict.fromkeys(axis for run in runs for axis in run.numbered.task.labels))
-    labels = {run.numbered.name: run.numbered.task.labels for run in runs}
-    varying = [axis for axis in axes if len({of.get(axis) for of in labels.values()}) > 1 or axis == "config"]
-    shown = [axis for axis in varying if not is_seed(axis)]
-    names = {name: " ".join(of[axis] for axis in shown if axis in of) for name, of in labels.items()}
+    axes = list(dict.fromkeys(axis for task in tasks for axis in task.labels))
+    varying = [axis for axis in axes if len({task.labels.get(axis) for task in tasks}) > 1 or axis == "config"]
+    parts = [axis for axis in varying if seeds or not is_seed(axis)]
+    names = {task.name: " ".join(task.labels[axis] for axis in parts if axis in task.labels) for task in tasks}
     distinct: dict[str, str] = {}
-    for run in runs:
-        task = run.numbered.task
-        own = json.dumps([task.config, {a: task.labels[a] for a in task.labels if not is_seed(a)}], sort_keys=True)
+    for task in tasks:
+        labels = {axis: label for axis, label in task.labels.items() if seeds or not is_seed(axis)}
+        own = json.dumps([task.config, labels], sort_keys=True)
         if distinct.setdefault(names[task.name], own) != own:
             names[task.name] = task.name
     return names

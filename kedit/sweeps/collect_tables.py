@@ -9,10 +9,11 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from kedit.results.rows import edits_of
 from kedit.results.summary import TITLES
 from kedit.results.tables import MEASURED_AT, interval, number
 from kedit.runtime.run_folder import csv_text
-from kedit.sweeps.collect import Collected, Group, Line, csv_rows
+from kedit.sweeps.collect import Alike, Collected, Group, Line, csv_rows
 
 COLUMNS = ("setting", "before", "after", "95 % interval")
 LEGEND = (
@@ -48,7 +49,7 @@ def heading(result: Collected) -> str:
     return f"sweep {result.name}: {len(result.runs)} of {result.tasks} tasks done"
 
 
-def title(group: Group) -> str:
+def title(group: Alike) -> str:
     """What a group's runs have in common."""
     data, protocol = group.data, group.protocol
     measured_at = MEASURED_AT["editor"] if group.measured_at == "editor" else _measured(group)
@@ -59,8 +60,10 @@ def title(group: Group) -> str:
     return ", ".join(parts)
 
 
-def _measured(group: Group) -> str:
+def _measured(group: Alike) -> str:
     """When, in the words of the protocol, or of the moment where a run has several."""
+    if (edits := edits_of(group.measured_at)) is not None:
+        return f"measured after {edits} edits"
     if group.protocol["regime"] == "sequential":
         return MEASURED_AT.get(group.measured_at, group.measured_at)
     return f"measured {group.protocol['measured']}"

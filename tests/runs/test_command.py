@@ -149,7 +149,12 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "kedit fit --config" in capsys.readouterr().out
     main(["--version"])
     assert capsys.readouterr().out == f"kedit {kedit.__version__}\n"
-    wanted = {"fit": "--metrics.measure", "stats": "--stats.tokens", "probe-anchors": "--anchors.n_max"}
+    wanted = {
+        "fit": "--metrics.measure",
+        "stats": "--stats.tokens",
+        "probe-anchors": "--anchors.n_max",
+        "compare": "--against",
+    }
     for subcommand, option in wanted.items():
         with pytest.raises(SystemExit) as stop:
             main([subcommand, "--help"])

@@ -1,6 +1,6 @@
 """Runs in forked processes that are killed with SIGKILL, and what must be the same afterwards.
 
-A fork has everything imported, so that a run begins at once. Used by `test_kills` and by `benchmarks/kills.py`.
+A fork has everything imported, so that a run begins at once. Used by `test_kills` and `benchmarks/endurance/kills.py`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from rich.table import Table
 from kedit.cli.commands.collect import collect
 from kedit.cli.commands.sweep import WHICH, check_options, open_sweep
 from kedit.errors import KeditError, shown
-from kedit.sweeps.folder import Numbered, SweepFolder, ranges
+from kedit.sweeps.folder import PLAN, Numbered, SweepFolder, ranges
 from kedit.sweeps.slurm.options import SlurmOptions
 from kedit.sweeps.slurm.queue import check_sbatch
 from kedit.sweeps.slurm.submission import Job, commands, jobs_of, progress, submissions, submit, waiting
@@ -69,7 +69,10 @@ def _resubmit(words: list[str]) -> None:
     folder = open_sweep(args.sweep, args.out)
     before = submissions(folder.path)
     if not before:
-        raise KeditError(f"{folder.path}: nothing was submitted yet; kedit slurm submit does that")
+        raise KeditError(
+            f"{folder.path}: nothing was submitted yet; kedit slurm submit does that "
+            "(where it was given --out DIR: kedit slurm resubmit DIR)"
+        )
     parser.set_defaults(before[-1]["options"])
     _send(folder, parser.parse_args(words))
 
@@ -138,6 +141,9 @@ def _status(words: list[str]) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(_count(rows))
+    if not (folder.path / PLAN).exists():
+        hint = f"nothing was begun in {folder.path}; where submit was given --out DIR: kedit slurm status DIR"
+        console.print(hint, markup=False, soft_wrap=True)
 
 
 def _count(rows: Any) -> str:

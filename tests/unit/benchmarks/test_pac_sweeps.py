@@ -16,9 +16,11 @@ import pytest
 from tests.support.paths import ROOT
 from tests.unit.analysis.test_path_importance import METHOD, check_image
 
+SCRIPTS = ROOT / "benchmarks" / "paper_tables"
+
 
 def arm(nodes: int, weight: float, **method: Any) -> dict[str, Any]:
-    """An arm as pac_table.py writes it."""
+    """An arm as the result files have it."""
 
     def cell(after: float, before: float | None = 10.0) -> dict[str, Any]:
         return {"before": before, "after": after, "ci": [after - 4, after + 3]}
@@ -54,7 +56,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def sweep(results: Path, prefix: str, x: str, out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "pac_figures.py"), "--results", str(results)]
+    command = [sys.executable, str(SCRIPTS / "pac_figures.py"), "--results", str(results)]
     command += ["--arms-prefix", prefix, "--x", x, "--out", str(out)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -86,8 +88,8 @@ def test_a_sweep(prefix: str, x: str, values: list[str], results: Path, tmp_path
 
 
 def test_the_figure_of_a_sweep(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    spec = importlib.util.spec_from_file_location("pac_figures", ROOT / "benchmarks" / "pac_figures.py")
+    monkeypatch.syspath_prepend(ROOT)
+    spec = importlib.util.spec_from_file_location("pac_figures", SCRIPTS / "pac_figures.py")
     assert spec is not None
     assert spec.loader is not None
     script: Any = importlib.util.module_from_spec(spec)

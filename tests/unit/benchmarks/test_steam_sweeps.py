@@ -14,6 +14,8 @@ import pytest
 from tests.support.paths import ROOT
 from tests.unit.analysis.test_path_importance import check_image
 
+SCRIPTS = ROOT / "benchmarks" / "paper_tables"
+
 FIGURES = {
     "efficacy": "rewrite/exact",
     "paraphrases, exact": "paraphrase/exact",
@@ -23,7 +25,7 @@ FIGURES = {
 
 
 def arm(ratio: float | None, layers: list[int], shift: float) -> dict[str, Any]:
-    """An arm as steam_table.py writes it; None: the editor alone."""
+    """An arm as the result files have it; None: the editor alone."""
     figures = {
         figure: {"before": None if nth == 3 else 5.0, "after": 60 + 10 * nth + shift, "ci": [50 + 10 * nth, 90.0]}
         for nth, figure in enumerate(FIGURES.values())
@@ -50,7 +52,12 @@ def results(tmp_path: Path) -> Path:
 
 
 def sweep(results: Path, arms: list[str], x: str, out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "steam_figures.py"), "--results", str(results)]
+    command = [
+        sys.executable,
+        str(SCRIPTS / "steam_figures.py"),
+        "--results",
+        str(results),
+    ]
     return subprocess.run(
         [*command, "--arms", *arms, "--x", x, "--out", str(out)], capture_output=True, text=True, check=False
     )

@@ -170,7 +170,7 @@ def test_neighbors_are_true_facts_of_the_same_relation() -> None:
 def test_build_reproduces_the_file(tmp_path: Path) -> None:
     copy = tmp_path / "facts.jsonl"
     shutil.copyfile(DATA, copy)  # `known` and `greedy` are measured, the builder keeps them
-    command = [sys.executable, str(ROOT / "benchmarks" / "build_facts.py"), "--output", str(copy)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "facts" / "build_facts.py"), "--output", str(copy)]
     subprocess.run(command, check=True, capture_output=True)
     assert copy.read_bytes() == DATA.read_bytes()
 

@@ -1,0 +1,166 @@
+"""What an arm of a comparison is measured by: names of measures, and a run's values of them, record by record.
+
+A measure is called as tables call it: KIND/METRIC (`efficacy/success`, `paraphrase_ood/exact`), `score/METRIC`, or one
+of `ONCE`. Definitions: docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+from kedit.errors import KeditError, shown
+from kedit.results.intervals import Floats, Scale, harmonic_mean
+from kedit.results.robustness import FIGURES
+from kedit.results.rows import METRICS, RATES
+from kedit.results.summary import PORT, SCORED, TITLES, TOKEN_COLUMNS, TOKENS, SummaryAccumulator
+
+Column = tuple[str, str]  # kind of probe and metric; ("", name) of what a row says once
+Side = Literal["before", "after"]
+
+ONCE = ("fluency", "consistency", "steps", "delta_over_weight")
+"""What a record has one of: bits, percent, optimiser steps of its edit, and ||Delta W|| / ||W||."""
+EDIT = ("steps", "delta_over_weight")  # of them, what the edit says of itself
+
+SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "main": (
+            "efficacy/success", "generality/success", "locality/success", "score/success", "efficacy/exact",
+            "generality/exact", "locality/unchanged", "portability/port_acc", "portability/port_em",
+            "portability/port_ll", "fluency", "consistency",
+        ),
+        "tokens": (*(f"{TITLES[kind]}/{metric}" for kind, metric in TOKEN_COLUMNS), f"score/{TOKENS}",
+                   "efficacy/exact", "steps"),
+        "robust": (*(f"{TITLES.get(kind, kind)}/{metric}" for kind, metric in FIGURES), "fluency"),
+    }
+)  # fmt: skip
+"""Measures that belong together: of most papers, of PAC's, of REP's."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One column of a comparison.
+
+    Attributes:
+        name: What it is called.
+        columns: The quantities that it is made of.
+        how: What makes one of them where they are several: their harmonic or arithmetic mean.
+        scale: Rate or not, for its interval.
+        factor: 100 for what is given in percent.
+        digits: Behind the point, in tables.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    how: Literal["one", "harmonic", "arithmetic"] = "one"
+    scale: Scale = "rate"
+    factor: float = 100.0
+    digits: int = 1
+
+    def of(self, means: Floats) -> Floats:
+        """`[..., columns]` means -> `[...]`, before `factor`."""
+        if self.how == "one":
+            return means[..., 0]
+        return harmonic_mean(means) if self.how == "harmonic" else means.mean(-1)
+
+    @property
+    def kind(self) -> str:
+        """Kind of probe, the first of a score's."""
+        return self.columns[0][0]
+
+
+def measures_of(names: str) -> list[Measure]:
+    """The measures of a text: the name of one of `SETS`, or names with commas between them.
+
+    Raises:
+        KeditError: Something that is no measure; says what there is.
+    """
+    words = [word for name in names.split(",") if name.strip() for word in SETS.get(name.strip(), (name.strip(),))]
+    if not words:
+        raise KeditError(f"metrics: expects {', '.join(SETS)}, or names such as efficacy/exact,locality/unchanged")
+    return [_measure(word) for word in dict.fromkeys(words)]
+
+
+def _measure(name: str) -> Measure:
+    if name in ONCE:
+        digits = {"fluency": 2, "delta_over_weight": 3}.get(name, 1)
+        return Measure(
+            name, (("", name),), scale="other", factor=100.0 if name == "consistency" else 1.0, digits=digits
+        )
+    title, _, metric = name.partition("/")
+    if title == "score" and metric == TOKENS:
+        return Measure(name, TOKEN_COLUMNS, "arithmetic")
+    if title == "score" and metric in RATES:
+        return Measure(name, tuple((kind, metric) for kind in SCORED), "harmonic")
+    kind = next((kind for kind, called in TITLES.items() if called == title), title)
+    metric = PORT.get(metric, metric) if kind == "portability" else metric
+    known = (*METRICS, "unchanged", "unchanged_tokens")
+    if not kind or kind == "score" or metric not in known:
+        raise KeditError(
+            f"metrics: there is no {shown(name)}; there are {', '.join(SETS)}, {', '.join(ONCE)}, and KIND/METRIC\n"
+            f"KIND: a kind of probe or its title, score; METRIC: {', '.join(known)}"
+        )
+    return Measure(name, ((kind, metric),), scale="other" if metric == "magnitude" else "rate")
+
+
+class Sample:
+    """What the rows of one run say at one measuring point.
+
+    Args:
+        measured_at: The measuring point; rows of others are passed over.
+    """
+
+    def __init__(self, measured_at: str) -> None:
+        self.measured_at = measured_at
+        self._board = SummaryAccumulator(measured_at)
+        self._once: dict[tuple[str, Side], dict[str, float]] = {}
+        self._cases: dict[str, None] = {}
+
+    @property
+    def cases(self) -> list[str]:
+        """The records, in the order in which they were first measured."""
+        return list(self._cases)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take one row of `results.jsonl`."""
+        if row["measured_at"] != self.measured_at:
+            return
+        self._board.add(row)
+        case = str(row["case_id"])
+        self._cases[case] = None
+        for side in ("before", "after"):
+            for name in ONCE:
+                value = _once(row, name, side)
+                if value is not None:
+                    self._once.setdefault((name, side), {})[case] = value
+
+    def column(self, column: Column, side: Side = "after") -> dict[str, float]:
+        """Record -> its value; a share in [0, 1] for rates. Records that lack it are left out."""
+        kind, metric = column
+        return self._board.means(kind, metric, side) if kind else self._once.get((metric, side), {})
+
+    def values(self, cases: Sequence[str], columns: Sequence[Column], side: Side = "after") -> Floats:
+        """`[records, columns]`, NaN where a record lacks one."""
+        found = [self.column(column, side) for column in columns]
+        return np.array([[of.get(case, np.nan) for of in found] for case in cases]).reshape(len(cases), len(columns))
+
+
+def samples(rows: Iterable[Mapping[str, Any]]) -> dict[str, Sample]:
+    """The samples of all measuring points (`edit`, `end`, `editor`, `at_10` ...), from one pass over the rows."""
+    found: dict[str, Sample] = {}
+    for row in rows:
+        found.setdefault(row["measured_at"], Sample(row["measured_at"])).add(row)
+    return found
+
+
+def _once(row: Mapping[str, Any], name: str, side: Side) -> float | None:
+    if name in EDIT:
+        return (row.get("edit") or {}).get(name) if side == "after" else None
+    text = (row.get("texts") or {}).get(side) or {}
+    if text.get(name) is not None:
+        return text[name]
+    return (row.get("fluency") or {}).get(side) if name == "fluency" else None
