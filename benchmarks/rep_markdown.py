@@ -1,4 +1,4 @@
-"""The tables of docs/rep_smollm2.md from the files under benchmarks/results.
+"""The tables of docs/experiments/rep_smollm2.md from the files under benchmarks/results.
 
 python benchmarks/rep_markdown.py rep_rome_test rep_sequential_rome
 """

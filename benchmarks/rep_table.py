@@ -1,4 +1,4 @@
-"""REP and its ablations beside their editor, on the same edits: the tables of docs/rep_smollm2.md.
+"""REP and its ablations beside their editor, on the same edits: the tables of docs/experiments/rep_smollm2.md.
 
     python benchmarks/rep_table.py --config configs/rome_smollm2.yaml --known \\
         --data ../shared/data/rep_counterfact_test.json --corpus ../shared/data/wikitext2_test.txt \\

@@ -1,4 +1,4 @@
-"""Markdown tables of steam_table.py's result files, as in docs/steam_smollm2.md. Needs no torch.
+"""Markdown tables of steam_table.py's result files, as in docs/experiments/steam_smollm2.md. Needs no torch.
 
 python benchmarks/steam_markdown.py benchmarks/results/steam_sweep_counterfact.json
 """

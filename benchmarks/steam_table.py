@@ -7,7 +7,8 @@
 
 An arm is NAME=CONFIG[,OPTION=VALUE...], as in pac_table.py. All arms share records, probes, contexts and anchors; the
 cosines of every arm, the editor's included, are taken to these. The first arm of a call is what its others are compared
-with, record by record. Arms that the result file has already of the same records stay in it (docs/steam_smollm2.md).
+with, record by record. Arms that the result file has already of the same records stay in it
+(docs/experiments/steam_smollm2.md).
 """
 
 from __future__ import annotations

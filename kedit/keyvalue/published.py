@@ -45,7 +45,7 @@ TABLE: Mapping[tuple[str, int, int], ValueDefaults] = MappingProxyType(
         ("llama", 32, 4096): ValueDefaults(layer=5),  # llama-2-7b, llama-3-8b
         ("mistral", 32, 4096): ValueDefaults(layer=5),  # mistral-7b
         ("qwen2", 28, 3584): ValueDefaults(layer=5),  # qwen2-7b, qwen2.5-7b
-        ("llama", 30, 576): ValueDefaults(layer=5, steps=50, lr=0.25),  # smollm2-135m: docs/rome_smollm2.md
+        ("llama", 30, 576): ValueDefaults(layer=5, steps=50, lr=0.25),  # smollm2-135m: docs/experiments/rome_smollm2.md
     }
 )
 
