@@ -21,7 +21,7 @@ from kedit.delta.gate_state import GateContext, GateHistory
 from kedit.errors import KeditError
 
 CHUNK = 2**25  # numbers in the gates' hidden activations at once
-GROWTH = 0.7  # how fast a bank's bar rises with the number of its gates (docs/rep_smollm2.md)
+GROWTH = 0.7  # how fast a bank's bar rises with the number of its gates (docs/experiments/rep_smollm2.md)
 LENT = 0.5  # what a gate's widest opening so far is worth at later tokens, at most its hysteresis
 
 

@@ -20,7 +20,7 @@ class ContrastConfig:
         weight: lambda; 0 leaves the term out. Adam divides a gradient by its own size, so lambda alone has hardly an
             effect: `lr` has.
         lr: Learning rate of T-; null: that of T+, as in the released code, and with `shared_adam`. The default was
-            chosen on validation records (docs/pac_smollm2.md).
+            chosen on validation records (docs/experiments/pac_smollm2.md).
         original: y: `forced` is the unedited model's argmax at every position of the new target (the released code),
             `greedy` is what it continues the prompt with by itself, as many tokens.
         theta: Weights at which L(y) is taken: `updated` are those with the changes of T+ and T- (the released code),
@@ -51,7 +51,7 @@ class LocalityConfig:
 
     Args:
         weight: Weight of the term; 0 (the published method) leaves it out. 5 was chosen on validation records
-            (docs/pac_smollm2.md).
+            (docs/experiments/pac_smollm2.md).
         prompts: How many are drawn for a step.
         facts: How many prompts of facts there are to draw from.
         others: How many other subjects in a record's own prompt; half of a step's prompts are of these. Records that
