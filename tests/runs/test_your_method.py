@@ -67,7 +67,7 @@ def test_the_method_runs_from_its_config(
     folder: Path, tiny_folder: Callable[..., str], rows_of: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
     small = {
-        "model.lm.name": tiny_folder("llama", n_layers=6),
+        "lm.name": tiny_folder("llama", n_layers=6),
         "model.stats.tokens": 400,
         "data.known": "false",
         "data.limit": 2,

@@ -37,7 +37,7 @@ class ROME(SingleLayerEditor):
             ("llama", 32, 4096): {"layer": 5},  # llama-2-7b, llama-3-8b
             ("mistral", 32, 4096): {"layer": 5},  # mistral-7b
             ("qwen2", 28, 3584): {"layer": 5},  # qwen2-7b, qwen2.5-7b
-            ("llama", 30, 576): {"layer": 5, "v_num_grad_steps": 50, "v_lr": 0.25},  # smollm2: docs/rome_smollm2.md
+            ("llama", 30, 576): {"layer": 5, "v_num_grad_steps": 50, "v_lr": 0.25},  # docs/methods/rome.md
         },
     )
 
