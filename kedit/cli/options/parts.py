@@ -18,6 +18,8 @@ from kedit.callbacks import (
     Texts,
     WhitenedSimilarity,
 )
+from kedit.methods.base.edit_config import EditConfig
+from kedit.model.lm import LMConfig
 
 
 @dataclass
@@ -50,6 +52,9 @@ CALLBACKS: Mapping[str, type] = MappingProxyType(
     }
 )
 """kedit's own callbacks, in the order in which they are called, by their options."""
+
+TOP: Mapping[str, type] = MappingProxyType({"lm": LMConfig, "edit": EditConfig, "run": RunConfig, **CALLBACKS})
+"""The groups at the top of a configuration, besides the classes that a user chooses and the trainer."""
 
 TRAINER_DEFAULTS = {
     "devices": 1,

@@ -11,6 +11,7 @@ from kedit.delta.delta import Delta, Weights
 from kedit.delta.serialization import pack, unpack
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.model.lm import LM
+from kedit.runtime import distributed
 from kedit.runtime.journal import Entry
 
 Outcomes = list[tuple[dict[str, Any], str | None]]
@@ -70,6 +71,16 @@ class AppliedEdits:
             delta = Delta.concat([*self.deltas, delta])
             self.deltas.clear()
         self.deltas.append(delta)
+
+
+def of_first_process(deltas: list[Delta | None], device: torch.device) -> list[Delta | None]:
+    """The first process's deltas, in all processes; to be called by all of them."""
+    if distributed.world_size() == 1:
+        return deltas
+    packed = distributed.from_first(lambda: [None if delta is None else pack(delta) for delta in deltas])
+    if distributed.is_main():
+        return deltas
+    return [None if delta is None else unpack(delta).to(device) for delta in packed]
 
 
 def outcomes_of(batch: EditBatch) -> Outcomes:
