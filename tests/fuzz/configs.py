@@ -87,7 +87,7 @@ TEXTS = (
         "a: 1\na: 2\n",
         "1: 2\n",
     ),
-    *("--- a\n--- b\n", "model: {class_path: ROME, init_args: {lm: {name: !!binary aGk=}}}\n", "data:\n\tlimit: 3\n"),
+    *("--- a\n--- b\n", "lm: {name: !!binary aGk=}\n", "data:\n\tlimit: 3\n"),
     *("model: 2001-01-01\n", "model: {class_path: ROME, init_args: {layer: !!float 1}}\n", "model: ROME\n", "@\n"),
     *("data: {limit: 1_000}\nmodel: 1:30\n", "%YAML 9.9\n---\n", "a: |\n x\n x\n", "\u0000", "a: \ud7ff\u2028b\n"),
     *("[" * 5000, "{a: " * 3000, "? " * 2000, "a: " + "9" * 5000 + "\n"),
@@ -138,10 +138,9 @@ class Configs:
     def _tiny(self, config: dict[str, Any]) -> dict[str, Any]:
         """The same on a tiny model, with few facts and little text."""
         config = copy.deepcopy(config)
+        config["lm"]["name"] = self.model
         args = config["model"]["init_args"]
         for own in (args, args.get("editor", {}).get("init_args", {})):
-            if "lm" in own:
-                own["lm"]["name"] = self.model
             if "layer" in own:
                 own["layer"] = 1
             if "layers" in own:

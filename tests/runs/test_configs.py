@@ -69,10 +69,10 @@ SMALL = {
     "adapter": {"corpus_tokens": 200},
     "trace": {"nodes": 5},
     "train": {"passes": 2},
-    "keep": {"prompts": 2, "facts": 8, "others": 2},
+    "locality": {"prompts": 2, "facts": 8, "others": 2},
 }
 STEAM_MODELS = ("smollm2", "gpt2_xl", "gptj", "llama3", "qwen2")
-OWN = ("model", "data", "metrics", "texts", "results", "run", "checkpoint", "progress")
+OWN = ("lm", "edit", "model", "data", "metrics", "texts", "results", "run", "checkpoint", "progress")
 
 ROBUST = ("robustness", "similarity")  # of runs with robust queries
 
@@ -88,7 +88,7 @@ def groups(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 def overrides(config: Tree, folder: str, root: Path) -> list[str]:
     """What makes a run of a configuration small: wherever in it the options stand."""
     data = config["data"]["class_path"].rpartition(".")[2]
-    options = {"run.root": str(root), "trainer.accelerator": "cpu", "trainer.fast_dev_run": "true"}
+    options = {"lm.name": folder, "run.root": str(root), "trainer.accelerator": "cpu", "trainer.fast_dev_run": "true"}
     options |= {"data.init_args.known": "false", "data.init_args.limit": "2", "robustness.fluency": "false"}
     if data in FILES:
         options["data.init_args.path"] = str(FIXTURES / FILES[data])
@@ -98,8 +98,6 @@ def overrides(config: Tree, folder: str, root: Path) -> list[str]:
         name = ".".join(path)
         small = {} if path[-1] in fixed else SMALL.get(path[-1], {})
         options |= {f"{name}.{key}": v if isinstance(v, str) else json.dumps(v) for key, v in small.items()}
-        if path[-1] == "lm":
-            options[f"{name}.name"] = folder
         if path[-1] == "queries":
             corpus = Path(folder).parent / "corpus.txt"
             corpus.write_text(TEXT)
@@ -166,12 +164,12 @@ def test_config_runs(
     assert values
     assert all(math.isfinite(value) for value in values)
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["protocol"]["regime"] == editor_of(config)[1]["regime"]
+    assert summary["protocol"]["regime"] == config["edit"]["regime"]
     assert summary["protocol"]["fast_dev_run"]
     assert summary["failed"] == {}
     assert "rewrite" in summary["results"]["edit"]
 
-    lm = load_lm(LMConfig(name=model, dtype=editor_of(config)[1]["lm"]["dtype"]))
+    lm = load_lm(LMConfig(name=model, dtype=config["lm"]["dtype"]))
     saved = [path.parent for path in run.rglob("card.json")]
     assert saved
     for folder in saved:
@@ -278,7 +276,7 @@ def test_steam_shows_its_defaults_around_an_editor_of_its_own_config(file: Path)
 
 
 @pytest.mark.parametrize("file", CONFIGS[:1], ids=lambda file: file.stem)
-@pytest.mark.parametrize("path", ["model.init_args.seed", "data.init_args.limit", "metrics.measure", "run.root"])
+@pytest.mark.parametrize("path", ["edit.seed", "data.init_args.limit", "metrics.measure", "run.root"])
 def test_a_slip_in_a_config_is_named(file: Path, path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = yaml.safe_load(file.read_text())
     *parents, key = path.split(".")

@@ -97,7 +97,7 @@ TRAIN = TrainConfig(mini_batch=4, stop=False)
 
 
 def course_of(lm: LM, sides: TrainableNodes, requests: list[Request], passes: int = 3, **changed: Any) -> RectifyLoop:
-    own = {key: changed.pop(key) for key in ("keeper", "earlier") if key in changed}
+    own = {key: changed.pop(key) for key in ("locality_term", "earlier") if key in changed}
     contrast, locality = changed.pop("contrast", ContrastConfig(LAMBDA)), changed.pop("locality", LocalityConfig())
     generator = changed.pop("generator", torch.Generator().manual_seed(0))
     return RectifyLoop(lm, sides, requests, replace(TRAIN, **changed), contrast, locality, passes, generator, **own)

@@ -13,8 +13,9 @@ from tests.support.config_files import CONTROLS, DATA_OF_PAC, PAC_CONFIGS, ROOT,
 
 
 def test_pac_shows_its_defaults() -> None:
-    args = yaml.safe_load((ROOT / "configs" / "pac_smollm2.yaml").read_text())["model"]["init_args"]
-    assert (args["regime"], args["scope"], args["parity"]) == ("batch", "batch", False)
+    config = yaml.safe_load((ROOT / "configs" / "pac_smollm2.yaml").read_text())
+    args = config["model"]["init_args"]
+    assert (config["edit"]["regime"], args["scope"], args["parity"]) == ("batch", "batch", False)
     assert args["trace"] == asdict(TraceConfig(nodes=200, memory=1.34))  # chosen for it; the model is small
     assert args["train"] == asdict(TrainConfig())
     assert args["contrast"] == asdict(ContrastConfig())
@@ -57,7 +58,7 @@ def test_the_released_run_of_pac_is_shown_as_it_is_in_effect(file: Path) -> None
         "coverage": None,
     }
     assert args["trace"].items() >= (released | {"tie_kv": False, "include_gate": False}).items()
-    assert (args["regime"], args["scope"]) == ("batch", "batch")
+    assert (config["edit"]["regime"], args["scope"]) == ("batch", "batch")
     assert data["batch_size"] == data["limit"]  # the edit batch is the edit set
 
 

@@ -186,7 +186,7 @@ def test_the_locality_term_reaches_top(objective: Objective) -> None:
 @pytest.mark.parametrize("others", [0, 2])
 def test_no_prompt_is_left_to_keep(others: int) -> None:
     """All facts name what the run edits: said, and neither a traceback nor a mean of nothing."""
-    with pytest.raises(KeditError, match=r"model\.keep"):
+    with pytest.raises(KeditError, match=r"model\.locality"):
         LocalityTerm(
             small(),
             LocalityConfig(1.0, others=others),

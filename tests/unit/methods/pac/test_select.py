@@ -125,7 +125,7 @@ def test_layer_profile() -> None:
 def test_wrong_options_are_named() -> None:
     for words, message in (
         ({"nodes": 0}, r"model\.trace\.nodes: 0 is less than 1"),
-        ({"contrast": -1}, r"model\.trace\.bottom: -1 is less than 0"),
+        ({"contrast_nodes": -1}, r"model\.trace\.contrast_nodes: -1 is less than 0"),
         ({"memory": 0.0}, r"model\.trace\.memory: 0 is not above 0"),
         ({"memory": float("nan")}, r"model\.trace\.memory: nan"),
     ):
