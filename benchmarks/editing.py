@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from kedit.cli.options.quiet import quiet_lightning
 from kedit.data import EditData, RobustQueries
 from kedit.data.robust_queries import QueryConfig
 from kedit.methods import EditingModule
-from kedit.methods.base.module import Regime
+from kedit.methods.base.edit_config import EditConfig, Regime
 from kedit.methods.locate_then_edit.base import LocateThenEdit
+from kedit.model.lm import LMConfig
 from kedit.request import EditRecord
 
 
@@ -38,14 +40,34 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return found
 
 
-def editor_of(a: argparse.Namespace, **options: Any) -> LocateThenEdit:
-    """The editor of a config's `model`, with `options` and then `--set` in place of the config's own values."""
-    model = yaml.safe_load(Path(a.config).read_text(encoding="utf-8"))["model"]
-    given = {name: json.loads(value) for name, value in (word.split("=", 1) for word in a.set)}
-    model["init_args"] = model.get("init_args", {}) | options | given
+def editor_of(a: argparse.Namespace, regime: Regime | None = None) -> LocateThenEdit:
+    """The editor of a config, in another regime where one is given, and with `--set` in place of its own values."""
+    whole = yaml.safe_load(Path(a.config).read_text(encoding="utf-8"))
+    for name, value in (word.split("=", 1) for word in a.set):
+        change(whole, name, json.loads(value))
+    return method_of(whole, LocateThenEdit, regime)
+
+
+def method_of(whole: dict[str, Any], base: type[Any], regime: Regime | None = None) -> Any:
+    """The method of a config, on its model, in another regime where one is given."""
     reader = ArgumentParser(exit_on_error=False)
-    reader.add_subclass_arguments(LocateThenEdit, "model")
-    return reader.instantiate_classes(reader.parse_object({"model": model}))["model"]
+    reader.add_class_arguments(LMConfig, "lm")
+    reader.add_class_arguments(EditConfig, "edit")
+    reader.add_subclass_arguments(base, "model")
+    groups = {name: whole[name] for name in ("lm", "edit", "model") if name in whole}
+    found = reader.instantiate(reader.parse_object(groups))
+    edit = found["edit"] if regime is None else replace(found["edit"], regime=regime)
+    return found["model"].configure(found["lm"], edit)
+
+
+def change(whole: dict[str, Any], option: str, value: Any) -> None:
+    """Give an option of the method, or of `lm` and `edit`, another value."""
+    *path, last = option.split(".")
+    group = whole if path[:1] in (["lm"], ["edit"]) else whole["model"].setdefault("init_args", {})
+    for part in path:
+        group = group.setdefault(part, {})
+        group = group.setdefault("init_args", {}) if "class_path" in group else group
+    group[last] = value
 
 
 def robust_data(a: argparse.Namespace, kinds: Sequence[str], **options: Any) -> RobustQueries:
@@ -94,26 +116,13 @@ def arm_of(arm: str, regime: Regime) -> tuple[str, EditingModule, int, list[str]
     name, _, spec = arm.partition("=")
     config, *changes = re.split(r",(?![^\[]*\])", spec)  # a list's commas stay
     whole = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    model = whole["model"]
-    args = model.setdefault("init_args", {})
-    inner = args
-    while "editor" in inner:  # whose regime it is, where there is one
-        inner = inner["editor"]["init_args"]
-    inner["regime"] = regime
-    for change in changes:
-        option, _, value = change.partition("=")
+    for word in changes:
+        option, _, value = word.partition("=")
         if option == "batch_size":
             whole["data"]["init_args"]["batch_size"] = int(value)
-            continue
-        *path, last = option.split(".")
-        group = args
-        for part in path:
-            group = group.setdefault(part, {})
-            group = group.setdefault("init_args", {}) if "class_path" in group else group
-        group[last] = yaml.safe_load(value)
-    reader = ArgumentParser(exit_on_error=False)
-    reader.add_subclass_arguments(EditingModule, "model")
-    method = reader.instantiate(reader.parse_object({"model": model}))["model"]
+        else:
+            change(whole, option, yaml.safe_load(value))
+    method = method_of(whole, EditingModule, regime)
     return name, method, whole["data"]["init_args"].get("batch_size", 1), [Path(config).name, *changes]
 
 

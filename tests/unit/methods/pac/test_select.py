@@ -136,7 +136,9 @@ def test_wrong_options_are_named() -> None:
         lambda: select(found, TraceConfig(nodes=6, contrast_nodes=1)),
         lambda: Selection.random(list(found), 6, 1, torch.Generator()),
     ):
-        with pytest.raises(KeditError, match=r"model\.trace\.nodes: 6 and 1 contrast nodes are more than the 6"):
+        with pytest.raises(
+            KeditError, match=r"model\.trace\.nodes: 6 critical and 1 contrast nodes are more than the 6"
+        ):
             run()
     with pytest.raises(KeditError, match=r"model\.trace\.nodes: 1296 paths take every node of layers\.0\.key"):
         select(found, TraceConfig(mode="kbest", nodes=6**4, contrast_nodes=1))
