@@ -30,7 +30,7 @@ from kedit.cli.options.checks import (
     run_name,
 )
 from kedit.cli.options.groups import check_groups
-from kedit.cli.options.help import shorten
+from kedit.cli.options.help import Help, asked_for, shorten
 from kedit.cli.options.layers import begin_anew, class_first
 from kedit.cli.options.messages import Interrupted
 from kedit.cli.options.moved import check_moved_words
@@ -62,8 +62,8 @@ class KeditCLI(LightningCLI):
         self.stopper, self.claim = stopper, claim
         super().__init__(*args, **kwargs)
 
-    trainer_help = False
-    """Whether the help is about the trainer alone."""
+    help: Help | None = None
+    """Which options a help lists; None where none is shown, as options without help are written nowhere else."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -74,16 +74,20 @@ class KeditCLI(LightningCLI):
         """The model and how it is edited, the method, the data; kedit's own callbacks, which are always there."""
         parser.add_class_arguments(LMConfig, "lm")
         parser.add_class_arguments(EditConfig, "edit")
-        super().add_core_arguments_to_parser(parser)
+        parser.add_lightning_class_args(EditingModule, "model", subclass_mode=True)
+        parser.add_lightning_class_args(EditData, "data", subclass_mode=True)
         parser.add_class_arguments(RunConfig, "run")
         for name, cls in CALLBACKS.items():
             parser.add_lightning_class_args(cls, name)
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
         begin_anew(parser)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """The parser of `fit`, with a help that can be read."""
+        """The parser of `fit`."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        shorten(parser, self.trainer_help)
+        if self.help is not None:
+            shorten(parser, self.help)
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -222,8 +226,8 @@ class SaveConfig(SaveConfigCallback):
 def fit(words: list[str]) -> None:
     """Parse `words`, edit and measure."""
     check_moved_words(words)
-    if "--help-trainer" in words:
-        _cli(_TrainerHelp, ["--help"], Stopper(), Claim())
+    if asked := asked_for(words):
+        _cli(type("Help", (KeditCLI,), {"help": asked}), ["--help"], Stopper(), Claim())
     with quiet_lightning(), Stopper() as stopper:
         try:
             with Claim() as claim:
@@ -241,12 +245,6 @@ def parsed(words: list[str]) -> Namespace:
     check_moved_words(words)
     with quiet_lightning():
         return _cli(_Parsing, words, Stopper(), Claim()).config["fit"]
-
-
-class _TrainerHelp(KeditCLI):
-    """Shows every option of the trainer."""
-
-    trainer_help = True
 
 
 class _Parsing(KeditCLI):
