@@ -59,7 +59,8 @@ class EditingModule(LightningModule, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.strict_loading = False
-        self.lm_config, self.regime, self.lanes, self.seed = LMConfig(), self.usual_regime, 0, 0
+        self.lm_config, self.lanes, self.seed = LMConfig(), 0, 0
+        self.regime: Regime = self.usual_regime
         self._lm: LM | None = None
         self.edits_done = 0
         self._committed = AppliedEdits(self.merges_deltas)
