@@ -15,9 +15,11 @@ import yaml
 
 from kedit.cli import main
 from kedit.cli.commands.fit import parsed
+from kedit.cli.options.help import SHOWN
 from tests.fuzz.damage import damaged
 from tests.fuzz.harness import ROOT, Case, Said, Wrong
 from tests.fuzz.mutate import DEEP, HUGE, at, changed, paths
+from tests.support.config_files import whole
 from tests.support.small_runs import city_facts
 from tests.support.tiny_models import TEXT, save_tiny
 
@@ -106,7 +108,9 @@ class Configs:
         self.text = folder / "text.txt"
         self.text.write_text(TEXT, encoding="utf-8")
         files = {name: ROOT / "configs" / f"{name}_smollm2.yaml" for name in BASES}
-        self.bases = {name: yaml.safe_load(file.read_text(encoding="utf-8")) for name, file in files.items()}
+        self.bases = {name: whole(file) for name, file in files.items()}
+        for base in self.bases.values():
+            base["trainer"] = {name: base["trainer"][name] for name in SHOWN}
 
     def case(self, chance: Random, folder: Path) -> Case:
         """One changed configuration."""

@@ -192,7 +192,7 @@ def test_sequential(editor: str, words: Any, tmp_path: Path, rows_of: RowsOf) ->
         (["--model.editor", "5"], "model.editor: there is no class '5' for it"),
         (["--model.editor.layr", "1"], "model.editor.layr: there is no such option; did you mean layer?"),
         (["--lm", "gpt2"], "lm: expects options of its own below it, not 'gpt2'"),
-        (["--model.layer", "1"], "model.layer: there is no such option; it is an option of the editor: model.ed"),
+        (["--model.v_lr", "1"], "model.v_lr: there is no such option; it is an option of the editor: model.ed"),
         (["--model.regime", "batch"], "model.regime is now edit.regime (kedit 0.2: "),
         (["--model.editor.regime", "batch"], "model.editor.regime is now edit.regime (kedit 0.2: "),
         (["--edit.regime", "batch"], "edit.regime: ROME knows single, sequential, not 'batch'"),

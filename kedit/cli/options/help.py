@@ -30,7 +30,7 @@ TITLES: Mapping[str, str] = MappingProxyType(
     {
         "model": "The method (options of one: kedit fit --model.help ROME)",
         "data": "The data (options of a data set: kedit fit --data.help Facts)",
-        "ckpt_path": "Another run's checkpoint",
+        "ckpt_path": "A checkpoint by its path",
         "trainer": "Lightning's trainer (all of its options: kedit fit --help-trainer)",
     }
 )
