@@ -15,7 +15,7 @@ class EditConfig:
     Args:
         regime: `single`: each request on the unedited model. `batch`: the requests of an edit batch at once, on the
             unedited model. `sequential`: edit batches accumulate and are never rolled back. null: the method's usual
-            one (`batch` for PAC, `single` for all others).
+            one.
         lanes: Requests optimised side by side; 0 lets kedit choose.
         seed: Of the run; every edit batch seeds itself from this and its number.
     """
