@@ -81,7 +81,9 @@ class LatentFigures(EditCallback):
             return
         module = _steam(pl_module)
         if module.regime != "single":
-            raise KeditError(f"latent.enabled: states are of one edit alone; use regime: single, not {module.regime}")
+            raise KeditError(
+                f"latent.enabled: states are of one edit alone; use edit.regime: single, not {module.regime}"
+            )
         if module.align.off:
             raise KeditError("latent.enabled: with lambda 0 there are no anchors to measure against; see model.align")
 

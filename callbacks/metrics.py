@@ -70,7 +70,7 @@ class EditMetrics(EditCallback):
         regime = editing(pl_module).regime
         if self.eval_at and not accumulates(regime):
             raise KeditError(
-                f"metrics.eval_at: in the {regime} regime edits do not accumulate; use model.regime: sequential"
+                f"metrics.eval_at: in the {regime} regime edits do not accumulate; use edit.regime: sequential"
             )
 
     def on_check_record(self, trainer: Trainer, module: EditingModule, record: EditRecord) -> None:

@@ -52,7 +52,7 @@ class WhitenedSimilarity(EditCallback):
         _editor(module)
         if module.regime != "single":
             raise KeditError(
-                f"similarity.enabled: r(k) is of one edit alone; use model.regime: single, not {module.regime}"
+                f"similarity.enabled: r(k) is of one edit alone; use edit.regime: single, not {module.regime}"
             )
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if data.queries is None:

@@ -60,7 +60,7 @@ def words(method: str, model: Path, data: Path, root: Path) -> list[str]:
         options |= {"model.adapter.steps": 5, "model.adapter.corpus_tokens": 0}
     options |= {f"{at}{name}": value for name, value in OPTIONS["MEMIT" if editor == "EMMET" else editor].items()}
     options |= {} if editor == "PAC" else {f"{at}stats.tokens": 400}
-    options |= {f"{at}lm.name": model, f"{at}regime": "sequential", "data": "Records", "data.path": data}
+    options |= {"lm.name": model, "edit.regime": "sequential", "data": "Records", "data.path": data}
     options |= {"metrics.scoring.generate": "[]", "metrics.eval_at": "[1,7,60]", "results.resamples": 50}
     options |= {"importance.enabled": "true"} if method == "PAC" else {}
     options |= {"run.root": root, "run.resume": "true", "trainer.accelerator": "cpu"}

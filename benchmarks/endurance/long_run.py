@@ -91,8 +91,8 @@ def words(a: argparse.Namespace, folder: Path) -> list[str]:
         options |= {"model.editor": editor, "model.adapter.steps": 10, "model.adapter.corpus_tokens": 0}
     options |= {f"{at}{name}": value for name, value in own.items()}
     options |= {
-        f"{at}lm.name": a.model or tiny(folder),
-        f"{at}regime": "sequential",
+        "lm.name": a.model or tiny(folder),
+        "edit.regime": "sequential",
         "data": "Records",
         "data.path": facts(folder / "facts.jsonl", a.edits),
         "metrics.measure": "edit",

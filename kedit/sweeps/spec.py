@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from kedit.errors import KeditError, shown
+from kedit.runtime.moved_options import check_moved
 from kedit.runtime.option_values import check_values
 from kedit.runtime.yaml_text import load_yaml, read_text
 
@@ -149,7 +150,8 @@ def _configs(names: Any) -> dict[str, Any]:
         if PurePath(name).as_posix() in files:
             raise KeditError(f"configs: {name} is listed twice")
         try:
-            files[PurePath(name).as_posix()] = _mapping(Path(name))
+            files[PurePath(name).as_posix()] = content = _mapping(Path(name))
+            check_moved(content)
         except KeditError as error:
             raise KeditError(f"configs: {name}: {error}") from None
     return files
@@ -160,9 +162,10 @@ def _options(where: str, options: Any) -> dict[str, Any]:
         return {}
     if not isinstance(options, dict):
         raise KeditError(f"{where}: expects a mapping of options to values, not {shown(options)}")
+    check_moved(options, f"{where}: ")
     for name, value in options.items():
         if not isinstance(name, str) or not _OPTION.fullmatch(name):
-            raise KeditError(f"{where}: {shown(name)} is no option, such as model.init_args.seed")
+            raise KeditError(f"{where}: {shown(name)} is no option, such as edit.seed")
         if name.partition(".")[0] in OWN:
             raise KeditError(f"{where}: {name} cannot be set, the sweep does that itself")
         try:
@@ -222,7 +225,7 @@ def _without(tasks: Sequence[Task], exclude: Any, axes: Sequence[str]) -> Iterat
     """The tasks that no entry of `exclude` is about."""
     entries = [] if exclude is None else exclude
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and entry for entry in entries):
-        raise KeditError("exclude: expects a list of mappings, e.g. [{config: memit_smollm2, model.init_args.seed: 1}]")
+        raise KeditError("exclude: expects a list of mappings, e.g. [{config: memit_smollm2, edit.seed: 1}]")
     for n, entry in enumerate(entries, 1):
         if unknown := [key for key in entry if key not in axes]:
             raise KeditError(f"exclude: entry {n}: {unknown[0]} is neither config nor in the grid")

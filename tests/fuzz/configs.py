@@ -15,9 +15,11 @@ import yaml
 
 from kedit.cli import main
 from kedit.cli.commands.fit import parsed
+from kedit.cli.options.help import SHOWN
 from tests.fuzz.damage import damaged
 from tests.fuzz.harness import ROOT, Case, Said, Wrong
 from tests.fuzz.mutate import DEEP, HUGE, at, changed, paths
+from tests.support.config_files import whole
 from tests.support.small_runs import city_facts
 from tests.support.tiny_models import TEXT, save_tiny
 
@@ -87,7 +89,7 @@ TEXTS = (
         "a: 1\na: 2\n",
         "1: 2\n",
     ),
-    *("--- a\n--- b\n", "model: {class_path: ROME, init_args: {lm: {name: !!binary aGk=}}}\n", "data:\n\tlimit: 3\n"),
+    *("--- a\n--- b\n", "lm: {name: !!binary aGk=}\n", "data:\n\tlimit: 3\n"),
     *("model: 2001-01-01\n", "model: {class_path: ROME, init_args: {layer: !!float 1}}\n", "model: ROME\n", "@\n"),
     *("data: {limit: 1_000}\nmodel: 1:30\n", "%YAML 9.9\n---\n", "a: |\n x\n x\n", "\u0000", "a: \ud7ff\u2028b\n"),
     *("[" * 5000, "{a: " * 3000, "? " * 2000, "a: " + "9" * 5000 + "\n"),
@@ -106,7 +108,9 @@ class Configs:
         self.text = folder / "text.txt"
         self.text.write_text(TEXT, encoding="utf-8")
         files = {name: ROOT / "configs" / f"{name}_smollm2.yaml" for name in BASES}
-        self.bases = {name: yaml.safe_load(file.read_text(encoding="utf-8")) for name, file in files.items()}
+        self.bases = {name: whole(file) for name, file in files.items()}
+        for base in self.bases.values():
+            base["trainer"] = {name: base["trainer"][name] for name in SHOWN}
 
     def case(self, chance: Random, folder: Path) -> Case:
         """One changed configuration."""
@@ -138,10 +142,9 @@ class Configs:
     def _tiny(self, config: dict[str, Any]) -> dict[str, Any]:
         """The same on a tiny model, with few facts and little text."""
         config = copy.deepcopy(config)
+        config["lm"]["name"] = self.model
         args = config["model"]["init_args"]
         for own in (args, args.get("editor", {}).get("init_args", {})):
-            if "lm" in own:
-                own["lm"]["name"] = self.model
             if "layer" in own:
                 own["layer"] = 1
             if "layers" in own:

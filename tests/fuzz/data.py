@@ -130,7 +130,7 @@ def _edit(form: Form, path: Path, model: str, records: list[EditRecord]) -> None
     """Edits the records one by one: each has a row, and what is written is in folders of the run."""
     run = path.parent / "run"
     options = QUICK_ROME | {
-        "model.lm.name": model,
+        "lm.name": model,
         "model.layer": 0,
         "model.v_num_grad_steps": 2,
         "data": form.data,

@@ -37,7 +37,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
     data.write_text(json.dumps(GOOD) + "\n")
     options = {
         "model": "ROME",
-        "model.lm.name": tiny_folder("llama", n_layers=3, context=128),
+        "lm.name": tiny_folder("llama", n_layers=3, context=128),
         "model.layer": 1,
         "model.mom2_adjustment": "false",
         "model.v_num_grad_steps": 3,
@@ -118,8 +118,8 @@ def test_unknown_method_and_data(refused: Refused) -> None:
     [
         ("model: {init_args: {layer: five}}", "model.layer: expects a whole number or null, not 'five'"),
         ("model: {init_args: {v_lr: fast}}", "model.v_lr: expects a number or null, not 'fast'"),
-        ("model: {init_args: {lm: {dtype: float8}}}", "model.lm.dtype: expects one of float32, bfloat16, float16, "),
-        ("model: {init_args: {lm: gpt2}}", "model.lm: expects options of its own below it, not 'gpt2'"),
+        ("lm: {dtype: float8}", "lm.dtype: expects one of float32, bfloat16, float16, "),
+        ("lm: gpt2", "lm: expects options of its own below it, not 'gpt2'"),
         ("model: {init_args: {contexts: {lengths: [[a, 2]]}}}", "model.contexts.lengths: expects a whole number"),
         ("metrics: {measure: never}", "metrics.measure: expects one of edit, end, both, not 'never'"),
         ("run: {resume: maybe}", "run.resume: expects true or false, not 'maybe'"),
@@ -134,29 +134,29 @@ def test_wrong_type_in_yaml(refused: Refused, tmp_path: Path, yaml: str, message
 
 def test_a_value_for_a_group_that_a_base_class_has(refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "wrong.yaml"
-    file.write_text("model: {class_path: EMMET, init_args: {lm: gpt2}}\n")
-    assert refused("--config", str(file)).startswith("model.lm: expects options of its own below it, not 'gpt2'")
+    file.write_text("model: {class_path: EMMET, init_args: {stats: wiki}}\n")
+    assert refused("--config", str(file)).startswith("model.stats: expects options of its own below it, not 'wiki'")
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ("--model.layr 3", "model.layr: there is no such option; did you mean layer?"),
-        ("--model.lm.dtpe x", "model.lm.dtpe: there is no such option"),
+        ("--lm.dtpe x", "lm.dtpe: there is no such option"),
         ("--data.limt 3", "data.limt: there is no such option; did you mean limit?"),
         ("--trainer.acelerator cpu", "trainer.acelerator: there is no such option"),
         ("--metrics.mesure edit", "metrics.mesure: there is no such option"),
         ("--trainer.accelerator warp", "trainer: .*warp"),
-        ("--trainer.precision bf16-true", r"trainer.precision: bf16-true .*give --model\.lm\.dtype bfloat16"),
-        ("--trainer.precision 16-true", r"trainer.precision: 16-true .*give --model\.lm\.dtype float16"),
-        ("--trainer.precision 64", r"trainer.precision: 64 .*give --model\.lm\.dtype float32, bfloat16 or"),
-        ("--trainer.precision transformer-engine", r"trainer.precision: .*give --model\.lm\.dtype"),
+        ("--trainer.precision bf16-true", r"trainer.precision: bf16-true .*give --lm\.dtype bfloat16"),
+        ("--trainer.precision 16-true", r"trainer.precision: 16-true .*give --lm\.dtype float16"),
+        ("--trainer.precision 64", r"trainer.precision: 64 .*give --lm\.dtype float32, bfloat16 or"),
+        ("--trainer.precision transformer-engine", r"trainer.precision: .*give --lm\.dtype"),
         ("--model.v_lr -1", "model.v_lr: -1.0 is less than 0"),
         ("--data.limit 0", "data.limit: 0 is less than 1"),
         ("--model.stats.tokens 0", "stats.tokens is 0"),
         ("--model.contexts.lengths [[1,2]]", "contexts.lengths expects pairs"),
-        ("--model.regime batch", "model.regime: ROME knows single, sequential, not 'batch'"),
-        ("--model.regime sequential --data.batch_size 2", "data.batch_size: ROME edits one request at a time"),
+        ("--edit.regime batch", "edit.regime: ROME knows single, sequential, not 'batch'"),
+        ("--edit.regime sequential --data.batch_size 2", "data.batch_size: ROME edits one request at a time"),
         ("--model MEMIT --model.mom2_update_weight 0", "model.mom2_update_weight: 0.0 is not above 0"),
         ("--model MEMIT --model.layers [1,9]", "model.layers: there is no layer 9; this model has layers 0 to 2"),
         ("--model MEMIT --model.layers [1,1]", "model.layers names a layer twice"),
@@ -169,12 +169,11 @@ def test_option(refused: Refused, option: str, message: str) -> None:
     assert re.match(message, refused(*option.split()))
 
 
-def test_the_type_of_an_editors_weights() -> None:
-    model = Namespace(init_args=Namespace(editor=Namespace(class_path="ROME")))
-    with pytest.raises(KeditError, match=r"16-true .*--model\.editor\.lm\.dtype float16"):
-        check_precision(Namespace(trainer=Namespace(precision="16-true"), model=model))
+def test_the_type_of_the_weights() -> None:
+    with pytest.raises(KeditError, match=r"16-true .*--lm\.dtype float16"):
+        check_precision(Namespace(trainer=Namespace(precision="16-true")))
     for precision in (None, 32, "32-true", "16-mixed", "bf16"):
-        check_precision(Namespace(trainer=Namespace(precision=precision), model=model))
+        check_precision(Namespace(trainer=Namespace(precision=precision)))
 
 
 def test_broken_yaml(refused: Refused, tmp_path: Path) -> None:
@@ -212,15 +211,15 @@ def test_prompt_longer_than_the_context(refused: Refused) -> None:
 def test_missing_files(refused: Refused, tmp_path: Path) -> None:
     assert re.match(r"\S*/nothing.jsonl: no such file", refused("--data.path", str(tmp_path / "nothing.jsonl")))
     assert "nothing.yaml" in refused("--config", str(tmp_path / "nothing.yaml"))
-    assert "no folder" in refused("--model.lm.name", str(tmp_path / "nothing"))
+    assert "no folder" in refused("--lm.name", str(tmp_path / "nothing"))
     assert refused("--ckpt_path", "nothing.ckpt") == "ckpt_path: there is no file nothing.ckpt"
-    assert "no config.json" in refused("--model.lm.name", str(tmp_path))
+    assert "no config.json" in refused("--lm.name", str(tmp_path))
 
 
 @pytest.fixture
 def finished(words: list[str], tmp_path: Path) -> Path:
     """The folder of a sequential run that is over."""
-    main([*words, "--model.regime", "sequential", "--run.name", "over"])
+    main([*words, "--edit.regime", "sequential", "--run.name", "over"])
     return (tmp_path / "runs" / "over").rename(tmp_path / "over")
 
 
@@ -243,10 +242,10 @@ def test_checkpoint_of_another_run(
 ) -> None:
     (finished / "summary.json").unlink()
     checkpoint = str(finished / "checkpoints" / "last.ckpt")
-    sequential = ("--model.regime", "sequential", "--ckpt_path", checkpoint)
+    sequential = ("--edit.regime", "sequential", "--ckpt_path", checkpoint)
     other = tiny_folder("llama", n_layers=3, context=128, seed=1)
-    assert re.search("its model(_fingerprint)? is", refused(*sequential, "--model.lm.name", other))
-    assert "its seed is 0, here it is 1" in refused(*sequential, "--model.seed", "1")
+    assert re.search("its model(_fingerprint)? is", refused(*sequential, "--lm.name", other))
+    assert "its seed is 0, here it is 1" in refused(*sequential, "--edit.seed", "1")
     assert "its regime is 'sequential', here it is 'single'" in refused("--ckpt_path", checkpoint)
     assert "its method is 'ROME', here it is 'RROME'" in refused("--model", "RROME", *sequential)
     cut = tmp_path / "cut.ckpt"
@@ -271,7 +270,7 @@ def test_an_edit_whose_loss_is_nan_fails_alone(
     data = tmp_path / "facts.jsonl"
     rows = [GOOD | {"case_id": str(i), "subject": s} for i, s in enumerate(["Italy", "Zebra", "Japan"])]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    more = ["--model.lm.name", str(hurt), "--data.path", str(data), "--model.regime", regime, "--run.name", "nan"]
+    more = ["--lm.name", str(hurt), "--data.path", str(data), "--edit.regime", regime, "--run.name", "nan"]
     main([*words, *more])
     run = tmp_path / "runs" / "nan"
     status = {row["case_id"]: row["status"] for row in rows_of(run)}
@@ -300,12 +299,12 @@ def test_weights_that_are_damaged(refused: Refused, tmp_path: Path, tiny_folder:
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    assert "truncated or damaged" in refused("--model.lm.name", str(folder))
+    assert "truncated or damaged" in refused("--lm.name", str(folder))
     weights.write_bytes(whole)
     tensors = load_file(weights)
     del tensors["model.norm.weight"]
     save_file(tensors, weights, {"format": "pt"})
-    assert "model.norm.weight" in refused("--model.lm.name", str(folder))
+    assert "model.norm.weight" in refused("--lm.name", str(folder))
 
 
 def test_no_traceback_from_the_command_itself(words: list[str]) -> None:

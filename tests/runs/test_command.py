@@ -33,7 +33,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
     """A quick run on a tiny model."""
     options = {
         **QUICK_ROME,
-        "model.lm.name": tiny_folder("llama", n_layers=3),
+        "lm.name": tiny_folder("llama", n_layers=3),
         "data": "Records",
         "data.path": RECORDS,
         "run.root": tmp_path / "runs",
@@ -68,7 +68,7 @@ def test_every_line_of_a_run_is_useful(words: list[str], tmp_path: Path) -> None
 
 
 def test_what_a_run_leaves(words: list[str], tmp_path: Path) -> None:
-    main([*words, "--model.seed", "3", "--model.v_lr", "5e-1", "--model.stop_loss", "1e-3"])
+    main([*words, "--edit.seed", "3", "--model.v_lr", "5e-1", "--model.stop_loss", "1e-3"])
     folder = tmp_path / "runs" / "one"
     assert {path.name for path in folder.iterdir()} == {
         ".run.lock",
@@ -132,7 +132,7 @@ def test_null_reaches_options_of_every_depth(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_fast_dev_run_is_one_honest_edit(words: list[str], tmp_path: Path, rows_of: Callable[[Path], Any]) -> None:
-    main([*words, "--trainer.fast_dev_run", "true", "--model.regime", "sequential"])
+    main([*words, "--trainer.fast_dev_run", "true", "--edit.regime", "sequential"])
     rows = rows_of(tmp_path / "runs" / "one")
     assert [row["measured_at"] for row in rows] == ["edit", "end"]
     assert rows[0]["edit"]["steps"] == 1
@@ -140,7 +140,7 @@ def test_fast_dev_run_is_one_honest_edit(words: list[str], tmp_path: Path, rows_
 
 
 def test_epochs_are_edit_batches(words: list[str], tmp_path: Path, rows_of: Callable[[Path], Any]) -> None:
-    main([*words, "--model.regime", "sequential", "--trainer.max_epochs", "2", "--metrics.measure", "edit"])
+    main([*words, "--edit.regime", "sequential", "--trainer.max_epochs", "2", "--metrics.measure", "edit"])
     assert [row["batch"] for row in rows_of(tmp_path / "runs" / "one")] == [0, 1]
 
 
@@ -214,7 +214,7 @@ def test_interrupted(
     rows = [{"prompt": "{} is", "subject": f"Rome {i}", "target_new": "Tokyo"} for i in range(500)]
     facts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run, results = [sys.executable, "-m", "kedit", *words], tmp_path / "runs" / "one" / "results.jsonl"
-    words = ["--data.path", str(facts), "--model.regime", "sequential", "--metrics.measure", "edit"]
+    words = ["--data.path", str(facts), "--edit.regime", "sequential", "--metrics.measure", "edit"]
     with subprocess.Popen(
         [*run, *words],
         stderr=subprocess.PIPE,

@@ -14,17 +14,31 @@ import pytest
 import yaml
 
 from kedit.cli import main
+from kedit.cli.options.help import SHOWN
 from kedit.data.robust_queries import QueryConfig
 from kedit.delta.factors import Factors
 from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta
 from kedit.delta.slices import Slices
 from kedit.forward.binding import load_lm
-from kedit.methods import EMMET, MEMIT, ROME, RROME
+from kedit.methods import EMMET, MEMIT, REP, ROME, RROME
 from kedit.methods.rep import AdapterConfig, parity_config
 from kedit.methods.steam import AlignConfig, AnchorConfig
 from kedit.model.lm import LMConfig
-from tests.support.config_files import CONFIGS, CONTROLS, DATA_OF_PAC, PAC_CONFIGS, ROOT, Tree, leaves
+from kedit.sweeps.spec import Task
+from tests.support.config_files import (
+    CONFIGS,
+    CONTROLS,
+    DATA_OF_PAC,
+    PAC_CONFIGS,
+    REFERENCES,
+    ROOT,
+    Tree,
+    arms,
+    leaves,
+    tree_of,
+    whole,
+)
 from tests.support.tiny_models import TEXT
 
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -76,9 +90,8 @@ SMALL = {
     "locality": {"prompts": 2, "facts": 8, "others": 2},
 }
 STEAM_MODELS = ("smollm2", "gpt2_xl", "gptj", "llama3", "qwen2")
-OWN = ("model", "data", "metrics", "texts", "results", "run", "checkpoint", "progress")
-
 ROBUST = ("robustness", "similarity")  # of runs with robust queries
+ARMS = arms()
 
 
 def groups(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tree]]:
@@ -92,7 +105,7 @@ def groups(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 def overrides(config: Tree, folder: str, root: Path) -> list[str]:
     """What makes a run of a configuration small: wherever in it the options stand."""
     data = config["data"]["class_path"].rpartition(".")[2]
-    options = {"run.root": str(root), "trainer.accelerator": "cpu", "trainer.fast_dev_run": "true"}
+    options = {"lm.name": folder, "run.root": str(root), "trainer.accelerator": "cpu", "trainer.fast_dev_run": "true"}
     options |= {"data.init_args.known": "false", "data.init_args.limit": "2", "robustness.fluency": "false"}
     if data in FILES:
         options["data.init_args.path"] = str(FIXTURES / FILES[data])
@@ -102,8 +115,6 @@ def overrides(config: Tree, folder: str, root: Path) -> list[str]:
         name = ".".join(path)
         small = {} if path[-1] in fixed else SMALL.get(path[-1], {})
         options |= {f"{name}.{key}": v if isinstance(v, str) else json.dumps(v) for key, v in small.items()}
-        if path[-1] == "lm":
-            options[f"{name}.name"] = folder
         if path[-1] == "queries":
             corpus = Path(folder).parent / "corpus.txt"
             corpus.write_text(TEXT)
@@ -134,7 +145,9 @@ def numbers(value: Any) -> Iterator[float]:
 
 
 def kind(file: Path) -> tuple[str, str]:
-    """Architecture and tokenizer for a config file, by the model in its name."""
+    """Architecture and tokenizer for a config file, by the model in its name; a reference has SmolLM2."""
+    if file in REFERENCES:
+        return KINDS["smollm2"]
     found = [kind for model, kind in KINDS.items() if file.stem.endswith(f"_{model}")]
     assert found, f"{file.name}: no model of KINDS in its name; add it to tests/runs/test_configs.py"
     return found[0]
@@ -146,19 +159,47 @@ def test_the_configs_are_there() -> None:
     wanted |= {f"rep_{model}" for model in ("llama2", "mistral", "qwen2")}
     wanted |= {f"steam_{editor}_{model}" for editor in ("rome", "memit") for model in STEAM_MODELS}
     wanted |= {f"emmet_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3")}
-    wanted |= {f"pac{arm}_smollm2" for arm in ("", "_edit", "_parity", *CONTROLS)}
+    wanted |= {"pac_smollm2", "pac_parity_smollm2"}
     wanted |= {f"pac_{data}_{model}" for data in DATA_OF_PAC for model in ("smollm2", "gptj", "llama2", "llama3")}
-    assert wanted <= {f.stem for f in CONFIGS}
+    assert wanted == {f.stem for f in CONFIGS}
+    methods = {"rome", "rrome", "memit", "emmet", "rep", "steam", "pac"}
+    assert {f.stem for f in REFERENCES} == methods
+    assert {f.stem.split("_")[0] for f in CONFIGS} == methods
+    assert {task.labels["arm"] for task in ARMS} == {"default", "edit", *CONTROLS}
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*CONFIGS, *REFERENCES], ids=lambda file: file.stem)
 def test_config_runs(
     file: Path, tmp_path: Path, tiny_folder: Callable[..., str], rows_of: Callable[[Path], list[Tree]]
 ) -> None:
-    config = yaml.safe_load(file.read_text())
-    model_type, tokenizer = kind(file)
+    check_run(["--config", str(file)], kind(file), tmp_path, tiny_folder, rows_of)
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda task: task.labels["arm"])
+def test_an_arm_of_pac_runs(
+    arm: Task,
+    tmp_path: Path,
+    tiny_folder: Callable[..., str],
+    rows_of: Callable[[Path], list[Tree]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    check_run(arm.words(), KINDS["smollm2"], tmp_path, tiny_folder, rows_of)
+
+
+def check_run(
+    words: list[str],
+    of_kind: tuple[str, str],
+    tmp_path: Path,
+    tiny_folder: Callable[..., str],
+    rows_of: Callable[[Path], list[Tree]],
+) -> None:
+    """One edit batch on a tiny model is made, measured and saved."""
+    config = tree_of(*words)
+    method = config["model"]["class_path"].rpartition(".")[2]
+    model_type, tokenizer = of_kind
     model = tiny_folder(model_type, kind=tokenizer, n_layers=deepest(config) + 2)
-    main(["fit", "--config", str(file), *overrides(config, model, tmp_path)])
+    main(["fit", *words, *overrides(config, model, tmp_path)])
 
     (run,) = tmp_path.iterdir()
     rows = rows_of(run)
@@ -170,46 +211,65 @@ def test_config_runs(
     assert values
     assert all(math.isfinite(value) for value in values)
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["protocol"]["regime"] == editor_of(config)[1]["regime"]
+    assert summary["protocol"]["regime"] == (config["edit"]["regime"] or ("batch" if method == "PAC" else "single"))
     assert summary["protocol"]["fast_dev_run"]
     assert summary["failed"] == {}
     assert "rewrite" in summary["results"]["edit"]
 
-    lm = load_lm(LMConfig(name=model, dtype=editor_of(config)[1]["lm"]["dtype"]))
+    lm = load_lm(LMConfig(name=model, dtype=config["lm"]["dtype"]))
     saved = [path.parent for path in run.rglob("card.json")]
     assert saved
     for folder in saved:
         delta, card = load_delta(folder, lm)
         assert card["requests"]
-        changed = delta.of_kind(Slices) if config["model"]["class_path"] == "PAC" else delta.of_kind(Factors)
+        changed = delta.of_kind(Slices) if method == "PAC" else delta.of_kind(Factors)
         assert changed
         assert changed.keys() == set(delta.paths)
         assert all(bool(tensor.isfinite().all() and tensor.any()) for _, tensor in delta.numbers())
-        adapted = delta.of_kind(Factors).keys() if config["model"]["class_path"] == "REP" else set()
+        adapted = delta.of_kind(Factors).keys() if method == "REP" else set()
         assert delta.of_kind(Pathways).keys() == adapted
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_config_is_complete_and_commented(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def defaults(config: Tree, path: str | None = None) -> Tree:
+    """Every option of a run of the same classes, at its default."""
+    model, data = config["model"], config["data"]
+    editor = model["init_args"].get("editor")
+    words = ["--model", model["class_path"], *(["--model.editor", editor["class_path"]] if editor else [])]
+    return tree_of(*words, "--data", data["class_path"], *(["--data.path", path] if path else []))
+
+
+@pytest.mark.parametrize("file", REFERENCES, ids=lambda file: file.stem)
+def test_a_reference_shows_every_option_at_its_default(file: Path) -> None:
     text = file.read_text()
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", str(file), "--print_config"])
-    assert not stop.value.code
-    known = yaml.safe_load(capsys.readouterr().out)
     mine = yaml.safe_load(text)
-    parsed = dict(leaves(known))
-    for path, value in leaves(mine):
-        if path[-1] == "class_path":
-            assert parsed[path].endswith(f".{value}")
-        else:
-            assert parsed[path] == value, path
-    shown = OWN + (ROBUST if mine["data"]["init_args"]["queries"] else ())
-    shown += ("importance",) if file.stem.startswith("pac_") else ()
-    missing = [".".join(p) for p in parsed if p[0] in shown and p not in dict(leaves(mine))]
-    assert not missing, f"{file.name} does not show {missing}"
+    own = dict(leaves(mine))
+    for path, value in leaves(defaults(mine)):
+        if path[0] == "trainer" and path not in own:
+            continue  # Lightning's: kedit fit --help-trainer
+        assert path in own, f"{file.name} does not show {'.'.join(path)}"
+        assert own[path] == (value.rpartition(".")[2] if path[-1] == "class_path" else value), path
+    assert {path[1] for path in own if path[0] == "trainer"} == set(SHOWN)
+    assert dict(leaves(whole(file))).keys() >= own.keys()
     bare = [line for line in text.splitlines() if re.match(r"\s*\w+: *[^\s#]", line) and " # " not in line]
     assert not bare, f"{file.name}: no comment on {bare}"
-    assert f"kedit fit --config configs/{file.name}" in text
+    assert f"kedit fit --config configs/reference/{file.name}" in text
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_a_config_says_what_differs_from_the_defaults(file: Path) -> None:
+    text = file.read_text()
+    mine, known = yaml.safe_load(text), dict(leaves(whole(file)))
+    default = dict(leaves(defaults(mine, mine["data"]["init_args"].get("path") and "a path")))
+    for path, value in leaves(mine):
+        if path[-1] == "class_path":
+            assert known[path].endswith(f".{value}")
+        else:
+            assert known[path] == value, path
+            assert path == ("lm", "name") or default.get(path, "?") != value, f"{path} is at its default"
+    assert 6 <= len([path for path, _ in leaves(mine) if path[-1] != "class_path"]) <= 20
+    head = text.partition("\n\n")[0]
+    assert f"kedit fit --config configs/{file.name}" in head
+    assert f"configs/reference/{file.stem.split('_')[0]}.yaml" in head
 
 
 @pytest.mark.parametrize("file", [file for file in CONFIGS if file not in PAC_CONFIGS], ids=lambda file: file.stem)
@@ -229,15 +289,17 @@ REP_CONFIGS = [file for file in CONFIGS if file.stem.startswith("rep_")]
 def test_an_adapter_is_shown_as_it_is_in_effect(file: Path) -> None:
     """The options of the adapter are those of the code: the defaults, or with parity the paper's."""
     args = yaml.safe_load(file.read_text())["model"]["init_args"]
-    assert args["parity"] == ("smollm2" not in file.stem)
-    assert args["adapter"] == asdict(parity_config() if args["parity"] else AdapterConfig())
+    parity = args.get("parity", False)
+    assert parity == ("smollm2" not in file.stem)
+    assert "adapter" not in args
+    assert REP(ROME(), parity=parity).adapter == (parity_config() if parity else AdapterConfig())
 
 
 @pytest.mark.parametrize("file", [f for f in REP_CONFIGS if "smollm2" in f.stem], ids=lambda file: file.stem)
 def test_an_editor_beside_rep_is_that_of_its_own_config(file: Path) -> None:
-    config = yaml.safe_load(file.read_text())
+    config = whole(file)
     name = file.stem.removeprefix("rep_")
-    own = yaml.safe_load((file.parent / f"{'' if '_' in name else 'rome_'}{name}.yaml").read_text())
+    own = whole(file.parent / f"{'' if '_' in name else 'rome_'}{name}.yaml")
     assert config["model"]["init_args"]["editor"] == own["model"]
     assert config["data"]["init_args"]["queries"] == asdict(QueryConfig())
     differ = {path for path, value in leaves(config) if dict(leaves(own)).get(path) != value and path[0] != "model"}
@@ -248,40 +310,40 @@ def test_an_editor_beside_rep_is_that_of_its_own_config(file: Path) -> None:
 
 @pytest.mark.parametrize("file", [f for f in REP_CONFIGS if "smollm2" not in f.stem], ids=lambda file: file.stem)
 def test_what_the_paper_did_differently_from_our_rome(file: Path) -> None:
-    config = yaml.safe_load(file.read_text())
+    config = whole(file)
     editor, data = config["model"]["init_args"]["editor"], config["data"]["init_args"]
-    own = yaml.safe_load(
-        (file.parent / f"{file.stem.replace('rep', 'rome').replace('qwen2', 'qwen25')}.yaml").read_text()
-    )
+    own = whole(file.parent / f"{file.stem.replace('rep', 'rome').replace('qwen2', 'qwen25')}.yaml")
     corpus = "hf:wikitext:wikitext-103-raw-v1:train"
     changed = {path: value for path, value in leaves(editor) if dict(leaves(own["model"]))[path] != value}
-    name = {("init_args", "lm", "name"): "Qwen/Qwen2-7B"} if "qwen" in file.stem else {}
-    assert changed == {("init_args", "stop_loss"): 0.0, ("init_args", "stats", "corpus"): corpus, **name}
+    assert changed == {("init_args", "stop_loss"): 0.0, ("init_args", "stats", "corpus"): corpus}
+    assert config["lm"] == own["lm"] | ({"name": "Qwen/Qwen2-7B"} if "qwen" in file.stem else {})
     assert data["queries"] == asdict(QueryConfig(corpus=corpus))
 
 
 @pytest.mark.parametrize("file", [f for f in CONFIGS if f.stem.startswith("steam_")], ids=lambda file: file.stem)
 def test_steam_shows_its_defaults_around_an_editor_of_its_own_config(file: Path) -> None:
-    config = yaml.safe_load(file.read_text())
+    config = whole(file)
     args = config["model"]["init_args"]
     assert args["anchors"] == asdict(AnchorConfig())
     assert args["align"] == asdict(AlignConfig())
-    own = yaml.safe_load((file.parent / f"{file.name.removeprefix('steam_').replace('qwen2', 'qwen25')}").read_text())
+    own = whole(file.parent / f"{file.name.removeprefix('steam_').replace('qwen2', 'qwen25')}")
     changed = {path: value for path, value in leaves(args["editor"]) if dict(leaves(own["model"]))[path] != value}
     assert args["editor"].keys() == own["model"].keys()
-    assert changed == ({("init_args", "lm", "name"): "Qwen/Qwen2-7B"} if "qwen" in file.stem else {})
+    assert changed == {}
     differ = {path for path, value in leaves(config) if path[0] != "model" and dict(leaves(own))[path] != value}
     generate = {("metrics", "scoring", "generate")}  # portability too, for port_em
     limit = {("data", "init_args", "limit")} if "smollm2" in file.stem else set()  # more is done for each
-    assert differ == generate | limit
+    name = {("lm", "name")} if "qwen" in file.stem else set()
+    assert config["lm"]["name"] == ("Qwen/Qwen2-7B" if name else own["lm"]["name"])
+    assert differ == generate | limit | name
     assert config["metrics"]["scoring"]["generate"] == ["rewrite", "portability"]
     header = " ".join(line.removeprefix("# ") for line in file.read_text().partition("\n\n")[0].splitlines())
     assert "Findings of EMNLP 2025" in header
     assert "kedit's choice: the paper's lambda, layers and numbers of references were not available to us" in header
 
 
-@pytest.mark.parametrize("file", CONFIGS[:1], ids=lambda file: file.stem)
-@pytest.mark.parametrize("path", ["model.init_args.seed", "data.init_args.limit", "metrics.measure", "run.root"])
+@pytest.mark.parametrize("file", REFERENCES[:1], ids=lambda file: file.stem)
+@pytest.mark.parametrize("path", ["edit.seed", "data.init_args.limit", "metrics.measure", "run.root"])
 def test_a_slip_in_a_config_is_named(file: Path, path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = yaml.safe_load(file.read_text())
     *parents, key = path.split(".")

@@ -166,8 +166,8 @@ def test_counts_are_ascending_and_positive(counts: list[int]) -> None:
 @pytest.mark.parametrize("regime", ["single", "batch"])
 def test_only_edits_that_accumulate(regime: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main([*words, "--model.regime", regime, "--metrics.eval_at", "[1,4]"])
+        main([*words, "--edit.regime", regime, "--metrics.eval_at", "[1,4]"])
     assert stop.value.code == 2
     error = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    want = f"metrics.eval_at: in the {regime} regime edits do not accumulate; use model.regime: sequential"
+    want = f"metrics.eval_at: in the {regime} regime edits do not accumulate; use edit.regime: sequential"
     assert error == [f"kedit: error: {want}"]

@@ -150,7 +150,7 @@ def test_what_cannot_be_measured_is_said(
 
 
 def test_other_regimes_and_methods_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    message = "latent.enabled: states are of one edit alone; use regime: single, not sequential"
+    message = "latent.enabled: states are of one edit alone; use edit.regime: single, not sequential"
     check_refused([*with_editor(words, regime="sequential"), *ON], message, capsys)
     message = "latent.enabled: ROME has no anchors to measure against; only STEAM does"
     check_refused([*editor_words(words), *ON], message, capsys)

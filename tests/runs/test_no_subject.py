@@ -143,7 +143,7 @@ class TestNoSubject:
 
     @pytest.mark.parametrize("method", [ROME, RROME, MEMIT, EMMET])
     def test_a_method_says_so_before_it_loads_the_model(self, method: Callable[..., LocateThenEdit]) -> None:
-        editor = method(lm=LMConfig(name="no/such/model"))
+        editor = method().configure(LMConfig(name="no/such/model"))
         for module in (editor, REP(editor)):
             with pytest.raises(KeditError, match=f"^record 17 names no subject, which {type(editor).__name__} needs"):
                 module.prepare_records([BARE])
@@ -156,7 +156,7 @@ class TestCommand:
     def words(self, tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
         options = {
             "model": "ROME",
-            "model.lm.name": tiny_folder("llama", n_layers=3, context=128),
+            "lm.name": tiny_folder("llama", n_layers=3, context=128),
             "model.layer": 1,
             "model.mom2_adjustment": "false",
             "model.contexts.lengths": "[]",
@@ -176,7 +176,7 @@ class TestCommand:
         self, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], who: str
     ) -> None:
         with pytest.raises(SystemExit) as stop:
-            main([*words, "--model.lm.name", "no/such/model", "--data.path", zsre(tmp_path, [FLAT]), *more])
+            main([*words, "--lm.name", "no/such/model", "--data.path", zsre(tmp_path, [FLAT]), *more])
         assert stop.value.code == 2
         error = capsys.readouterr().err.strip()
         wanted = f"kedit: error: record 3 names no subject, which {who} needs; use data that does (docs/data.md)"

@@ -117,8 +117,8 @@ def test_paths_that_are_no_files(command: list[str], said: Said, tmp_path: Path)
         ("model: kedit.errors.KeditError\ndata: Facts", "model: there is no class 'kedit.errors.KeditError' for it"),
         ("model: Facts\ndata: ROME", "model: there is no class 'Facts' for it"),
         (
-            "model: {class_path: ROME, init_args: {lm: {class_path: x}}}\ndata: Facts",
-            "model: for a LMConfig it expects",
+            "model: ROME\nlm: {class_path: x}\ndata: Facts",
+            "lm: for a LMConfig it expects",
         ),
         ("model: ROME\ndata: Facts\ntrainer: -1", "trainer: expects options of its own below it, not -1"),
         ("model: ROME\ndata: Facts\nprogress: 3", "progress: expects options of its own below it, not 3"),

@@ -21,7 +21,8 @@ from kedit.data.robust_queries import QueryConfig
 from kedit.errors import KeditError, at_least, within
 from kedit.evaluation.score import EvalConfig
 from kedit.keyvalue.contexts import ContextConfig
-from kedit.methods import EMMET, MEMIT, PAC, ROME
+from kedit.methods import EMMET, MEMIT, PAC, REP, ROME, STEAM
+from kedit.methods.base.edit_config import EditConfig
 from kedit.methods.pac.config import ContrastConfig, LocalityConfig, TrainConfig
 from kedit.methods.pac.tracing.select import TraceConfig
 from kedit.methods.rep.config import AdapterConfig
@@ -38,7 +39,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
     data = tmp_path / "good.jsonl"
     data.write_text(json.dumps(GOOD) + "\n")
     options = {
-        "model.lm.name": tiny_folder("llama", n_layers=3, context=128),
+        "lm.name": tiny_folder("llama", n_layers=3, context=128),
         "data": "Records",
         "data.path": data,
         "run.root": tmp_path / "runs",
@@ -101,9 +102,9 @@ def test_adapters_and_alignment(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("model.seed -1", "model.seed: -1 is no seed; give a whole number from 0 to 4294967295"),
-        (f"model.seed {2**32}", "model.seed: 4294967296 is no seed"),
-        (f"model.seed {2**70}", f"model.seed: {2**70} is too large a number"),
+        ("edit.seed -1", "edit.seed: -1 is no seed; give a whole number from 0 to 4294967295"),
+        (f"edit.seed {2**32}", "edit.seed: 4294967296 is no seed"),
+        (f"edit.seed {2**70}", f"edit.seed: {2**70} is too large a number"),
         ("seed_everything -1", "seed_everything: -1 is no seed"),
         ("data.shuffle_seed -1", "data.shuffle_seed: -1 is no seed"),
         ("model.contexts.seed -1", "model.contexts.seed: -1 is no seed"),
@@ -112,7 +113,7 @@ def test_adapters_and_alignment(tmp_path: Path) -> None:
         (f"metrics.eval_at [{2**70}]", f"metrics.eval_at: {2**70} is too large a number"),
         ("model.layer " + "9" * 5000, "model.layer: expects a number, not one of more than 4300 digits"),
         ("model.contexts.top_k 0", "model.contexts.top_k: 0 is less than 1"),
-        ("model.lanes -1", "model.lanes: -1 is negative"),
+        ("edit.lanes -1", "edit.lanes: -1 is negative"),
         ("results.resamples 0", "results.resamples: 0 is less than 1"),
         ("robustness.resamples 0", "robustness.resamples: 0 is less than 1"),
         ("texts.resamples 0", "texts.resamples: 0 is less than 1"),
@@ -211,10 +212,14 @@ def make(cls: Callable[..., Any], **options: Any) -> Callable[[], Any]:
         (make(ROME, v_lr=NAN), "model.v_lr"),
         (make(ROME, stop_loss=INF), "model.stop_loss"),
         (make(ROME, bare_weight=NAN), "model.bare_weight"),
-        (make(ROME, seed=-1), "model.seed"),
+        (make(ROME().configure, edit=EditConfig(seed=-1)), "edit.seed"),
         (make(MEMIT, mom2_update_weight=NAN), "model.mom2_update_weight"),
         (make(EMMET, emmet_lambda=NAN), "model.emmet_lambda"),
-        (make(PAC, seed=2**40), "model.seed"),
+        (make(PAC().configure, edit=EditConfig(seed=2**40)), "edit.seed"),
+        (make(PAC().configure, edit=EditConfig(lanes=2)), "edit.lanes: PAC edits without lanes"),
+        (make(MEMIT().configure, edit=EditConfig(lanes=-1)), "edit.lanes: -1 is negative"),
+        (make(REP(ROME()).configure, edit=EditConfig("batch")), "edit.regime: ROME knows single, sequential"),
+        (make(STEAM(ROME(), compare=True).configure, edit=EditConfig("sequential")), "model.compare: in the"),
         (make(Facts, shuffle_seed=-1), "data.shuffle_seed"),
         (make(Facts, limit=0), "data.limit"),
         (make(ContextConfig, top_k=0), "model.contexts.top_k"),

@@ -27,7 +27,7 @@ def run(tiny_folder: Callable[..., str], tmp_path: Path) -> Callable[..., Path]:
         (tmp_path / "my.json").write_text(json.dumps(rows))
         options = {
             **QUICK_ROME,
-            "model.lm.name": tiny_folder("llama", n_layers=3),
+            "lm.name": tiny_folder("llama", n_layers=3),
             "data": "Records",
             "data.path": tmp_path / "my.json",
             "run.root": tmp_path / "runs",

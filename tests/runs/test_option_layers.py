@@ -13,11 +13,11 @@ from kedit.cli.commands.probe_anchors import _parser
 from kedit.cli.options.layers import class_first
 
 BASE = """\
+lm:
+  name: some-model
 model:
   class_path: ROME
   init_args:
-    lm:
-      name: some-model
     layer: 3
 data:
   class_path: Facts
@@ -99,7 +99,9 @@ def test_the_same_class_keeps_its_settings(tmp_path: Path, words: list[str], sec
 def test_a_method_keeps_the_settings_of_the_same_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "kedit"):
         config = made(tmp_path, "--model", "RROME")
-    assert (config.model.init_args.lm.name, config.model.init_args.layer) == ("some-model", 3)
+        other = made(tmp_path, "--model", "REP", "--model.editor", "ROME")
+    assert (config.lm.name, config.model.init_args.layer) == ("some-model", 3)
+    assert other.lm.name == "some-model"
     assert settings(config.data) == (30, True, 0)
     assert "model: RROME takes the place of ROME, whose settings of the same name stay: " in caplog.text
 

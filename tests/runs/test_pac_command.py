@@ -33,7 +33,7 @@ words = pytest.fixture(quick_run)
 @pytest.mark.parametrize("data", ["Records", "ZsRE"])
 def test_regimes(regime: str, data: str, words: Any, tmp_path: Path, rows_of: RowsOf) -> None:
     """With subjects and without; the rows' figures, PAC's score, and the delta's lines."""
-    main(words(**{"model.regime": regime, "data": data}))
+    main(words(**{"edit.regime": regime, "data": data}))
     folder, n = tmp_path / "runs" / "one", 4 if data == "Records" else 3
     rows = rows_of(folder)
     assert [row["measured_at"] for row in rows] == ["edit"] * n + ["end"] * (n if regime == "sequential" else 0)
@@ -84,7 +84,7 @@ def records_mean(rows: Rows, measured_at: str, kind: str) -> float:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_change_is_full_locality(dtype: str, words: Any, tmp_path: Path, rows_of: RowsOf) -> None:
     """A change far below the weights' resolution: every neighbour's tokens are as before (specs/pac.md 8 d)."""
-    main(words(**{"model.train.lr": 1e-12, "model.lm.dtype": dtype}))
+    main(words(**{"model.train.lr": 1e-12, "lm.dtype": dtype}))
     folder = tmp_path / "runs" / "one"
     assert all(part.values.any() for delta in deltas_of(folder) for part in delta.of_kind(Slices).values())
     result = json.loads((folder / "summary.json").read_text())["results"]["edit"]
@@ -135,7 +135,7 @@ def test_every_option_runs(
 
 
 def test_a_loss_that_is_not_finite_fails_the_edit(words: Any, tmp_path: Path, rows_of: RowsOf) -> None:
-    main(words(**{"model.train.lr": 1e30, "model.trace.node_source": "all", "model.regime": "sequential"}))
+    main(words(**{"model.train.lr": 1e30, "model.trace.node_source": "all", "edit.regime": "sequential"}))
     folder = tmp_path / "runs" / "one"
     rows = rows_of(folder)
     assert len(rows) == 8
@@ -161,7 +161,7 @@ def test_a_loss_that_is_not_finite_fails_the_edit(words: Any, tmp_path: Path, ro
     ],
 )
 def test_a_resumed_run_ends_with_the_same_bits(more: dict[str, Any], words: Any, whole_and_broken: Any) -> None:
-    command = words(**{"model.regime": "sequential", "data.batch_size": 1} | more)
+    command = words(**{"edit.regime": "sequential", "data.batch_size": 1} | more)
     whole, broken = whole_and_broken(command, "summary.json")
     one, two = (load_file(next(folder.rglob("delta.safetensors"))) for folder in (whole, broken))
     assert one.keys() == two.keys()
@@ -191,9 +191,9 @@ def test_fast_dev_run(words: Any, tmp_path: Path, rows_of: RowsOf) -> None:
 
 def test_the_saved_delta_is_the_measured_one(words: Any, tmp_path: Path, rows_of: RowsOf) -> None:
     """Applied to the model anew, it gives the losses in the rows."""
-    main(words(**{"model.regime": "single", "data": "ZsRE"}))
+    main(words(**{"edit.regime": "single", "data": "ZsRE"}))
     folder, command = tmp_path / "runs" / "one", words()
-    lm = load_lm(LMConfig(name=command[command.index("--model.lm.name") + 1]))
+    lm = load_lm(LMConfig(name=command[command.index("--lm.name") + 1]))
     for row in rows_of(folder):
         delta, card = load_delta(folder / "deltas" / row["case_id"])
         assert card["method"] == "PAC"

@@ -198,7 +198,7 @@ def test_what_was_not_generated_is_not_reported() -> None:
 def test_a_run_shows_them(tiny_folder: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {
         **QUICK_ROME,
-        "model.lm.name": tiny_folder("llama", n_layers=3),
+        "lm.name": tiny_folder("llama", n_layers=3),
         "data": "Records",
         "data.path": RECORDS,
         "metrics.scoring.generate": json.dumps(KINDS),

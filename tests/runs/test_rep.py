@@ -28,7 +28,7 @@ from kedit.methods.rep import module as rep_module
 from kedit.model.lm import LM
 from kedit.runtime.run_folder import CHECKPOINT
 from tests.support.paths import FIXTURES
-from tests.support.small_runs import option_words
+from tests.support.small_runs import configured, option_words
 from tests.support.tiny_models import tiny_lm
 from tests.unit.methods.locate_then_edit.test_multi_layer import REQUESTS, TEXTS, Given, Keep, bits
 
@@ -55,19 +55,19 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> Callable[..., list
 
     def command(editor: str, regime: str = "single", rep: bool = True, name: str = "one") -> list[str]:
         of_editor = {
-            "lm.name": tiny_folder("llama", n_layers=3, context=128),
-            "regime": regime,
             "layers" if editor in ("MEMIT", "EMMET") else "layer": LAYERS[editor],
             "v_num_grad_steps": 4,
             "contexts.lengths": "[[3,2]]",
             "stats.tokens": 400,
-            "lanes": 2,
         }
         options: dict[str, Any] = {"model": "REP", "model.editor": editor} if rep else {"model": editor}
         options |= {f"model.{'editor.' if rep else ''}{key}": value for key, value in of_editor.items()}
         if rep:
             options |= {f"model.adapter.{key}": value for key, value in QUICK.items()}
         options |= {
+            "lm.name": tiny_folder("llama", n_layers=3, context=128),
+            "edit.regime": regime,
+            "edit.lanes": 2,
             "data": "Records",
             "data.path": RECORDS,
             "data.skip": 2,
@@ -197,9 +197,11 @@ def test_sequential(editor: str, words: Any, tmp_path: Path, rows_of: RowsOf) ->
         ),
         (["--model.editor", "5"], "model.editor: there is no class '5' for it"),
         (["--model.editor.layr", "1"], "model.editor.layr: there is no such option; did you mean layer?"),
-        (["--model.editor.lm", "gpt2"], "model.editor.lm: expects options of its own below it, not 'gpt2'"),
-        (["--model.regime", "batch"], "model.regime: there is no such option; it is an option of the editor: model.ed"),
-        (["--model.editor.regime", "batch"], "model.editor.regime: ROME knows single, sequential, not 'batch'"),
+        (["--lm", "gpt2"], "lm: expects options of its own below it, not 'gpt2'"),
+        (["--model.v_lr", "1"], "model.v_lr: there is no such option; it is an option of the editor: model.ed"),
+        (["--model.regime", "batch"], "model.regime is now edit.regime (kedit 0.2: "),
+        (["--model.editor.regime", "batch"], "model.editor.regime is now edit.regime (kedit 0.2: "),
+        (["--edit.regime", "batch"], "edit.regime: ROME knows single, sequential, not 'batch'"),
         (["--model.editor.v_lr", "-1"], "model.editor.v_lr: -1.0 is less than 0"),
         (["--model.editor.layer", "99"], "model.editor.layer: there is no layer 99; this model has layers 0 to 2"),
         (["--model.mode", "open"], "model.mode: expects one of trained, closed_form, not 'open'"),
@@ -269,8 +271,8 @@ def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[AdapterTask]:
 def test_a_resumed_run_ends_with_the_same_bits(editor: str, batch_size: int, gate: Any, tmp_path: Path) -> None:
     def module() -> REP:
         if editor == "ROME":
-            return REP(ROME(regime="sequential", layer=1, **SMALL), adapter=replace(ADAPTER, gate=gate))
-        return REP(MEMIT(regime="sequential", layers=[0, 1], **SMALL), adapter=replace(ADAPTER, gate=gate))
+            return REP(configured(ROME, regime="sequential", layer=1, **SMALL), adapter=replace(ADAPTER, gate=gate))
+        return REP(configured(MEMIT, regime="sequential", layers=[0, 1], **SMALL), adapter=replace(ADAPTER, gate=gate))
 
     whole, first, second = (small_lm() for _ in range(3))
     one, two = module(), module()
@@ -295,7 +297,7 @@ WEIGHTS = {ROME: [1.0], RROME: [1 / 3] * 3}
 def test_the_direction_is_that_in_which_the_edit_reads(method: Any, trained_on: list[AdapterTask]) -> None:
     """(W' - W) k = r(k) (W' - W) k*, and what reaches k* is v*: r(k*) = 1."""
     lm = small_lm()
-    module = REP(method(layer=1, **SMALL), adapter=ADAPTER)
+    module = REP(configured(method, layer=1, **SMALL), adapter=ADAPTER)
     batches = run(module, lm, n=2)
     path = lm.arch.path("mlp_out", 1)
     plain = [delta for batch in batches for delta in batch.baseline_deltas or []]
@@ -315,7 +317,7 @@ def test_the_direction_is_that_in_which_the_edit_reads(method: Any, trained_on: 
 @pytest.mark.parametrize("editor", ["ROME", "MEMIT"])
 def test_parity(editor: str, parity: bool, trained_on: list[AdapterTask]) -> None:
     """The paper's code hands the adapter C^-1 k* of ROME, and the bare key of MEMIT."""
-    method = ROME(layer=1, **SMALL) if editor == "ROME" else MEMIT(layers=[0, 1], **SMALL)
+    method = configured(ROME, layer=1, **SMALL) if editor == "ROME" else configured(MEMIT, layers=[0, 1], **SMALL)
     module = REP(method, parity=parity, adapter=AdapterConfig() if parity else ADAPTER)
     assert module.adapter == (parity_config() if parity else ADAPTER)
     (batch,) = run(module, small_lm(), n=2)
@@ -341,7 +343,7 @@ def test_upper_adapters_see_the_lower_ones(monkeypatch: pytest.MonkeyPatch) -> N
     for gate, threshold in (("none", None), ("logistic", 1.0)):
         found.append([])
         adapter = replace(ADAPTER, gate=gate, threshold=threshold, corpus_tokens=0)
-        run(REP(MEMIT(layers=[0, 1], **SMALL), mode="closed_form", adapter=adapter), small_lm(), n=1)
+        run(REP(configured(MEMIT, layers=[0, 1], **SMALL), mode="closed_form", adapter=adapter), small_lm(), n=1)
     (low, high), (other_low, other_high) = found
     torch.testing.assert_close(low.positives, other_low.positives)
     assert float((high.positives - other_high.positives).abs().max()) > 1e-2
@@ -349,7 +351,7 @@ def test_upper_adapters_see_the_lower_ones(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_each_request_of_a_batch_has_its_own_direction(trained_on: list[AdapterTask]) -> None:
     lm = small_lm()
-    module = REP(MEMIT(regime="batch", layers=[1], **SMALL), adapter=ADAPTER)
+    module = REP(configured(MEMIT, regime="batch", layers=[1], **SMALL), adapter=ADAPTER)
     (batch,) = run(module, lm, batch_size=3, n=3)
     keys = mean_keys(lm, REQUESTS[:3], module.editor.contexts, [0.5, 0.25, 0.25], 1)
     assert batch.baseline_deltas is not None

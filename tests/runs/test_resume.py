@@ -49,12 +49,12 @@ def words(facts: Path, tiny_folder: Callable[..., str], tmp_path: Path) -> list[
     """The command of all runs here."""
     options = {
         "model": "ROME",
-        "model.lm.name": tiny_folder("llama", n_layers=3, d_model=16, d_ff=40),
+        "lm.name": tiny_folder("llama", n_layers=3, d_model=16, d_ff=40),
         "model.layer": 1,
         "model.mom2_adjustment": "false",
         "model.v_num_grad_steps": 4,
         "model.contexts.lengths": "[[3,1]]",
-        "model.lanes": 4,
+        "edit.lanes": 4,
         "data": "Records",
         "data.path": facts,
         "metrics.measure": "both",
@@ -110,7 +110,7 @@ def assert_same_run(one: Path, other: Path, rows_of: Callable[[Path], Rows]) -> 
 def test_sequential_run_killed_again_and_again(
     words: list[str], tmp_path: Path, rows_of: Callable[[Path], Rows]
 ) -> None:
-    words += ["--model.regime", "sequential", "--checkpoint.every", "4"]
+    words += ["--edit.regime", "sequential", "--checkpoint.every", "4"]
     main([*words, "--run.name", "whole"])
     chance = random.Random(4)
     run, resume = tmp_path / "killed", [*words, "--run.name", "killed", "--run.resume", "true"]

@@ -105,8 +105,8 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
     text.write_text(TEXT)
     options = {
         **QUICK_ROME,
-        "model.lm.name": tiny_folder("llama", n_layers=3),
-        "model.lanes": 3,
+        "lm.name": tiny_folder("llama", n_layers=3),
+        "edit.lanes": 3,
         "data": "Records",
         "data.path": RECORDS,
         "data.queries": json.dumps({"shuffles": 4, "long_words": [20], "train_long": 2, "corpus": str(text)}),
@@ -123,7 +123,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
 def test_report_of_a_run(
     regime: str, words: list[str], tmp_path: Path, rows_of: Callable[[Path], Rows], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main([*words, "--model.regime", regime])
+    main([*words, "--edit.regime", regime])
     out = capsys.readouterr().out
     folder = tmp_path / "runs" / "one"
     rows = rows_of(folder)
@@ -181,7 +181,7 @@ def test_fluency_can_be_left_out(words: list[str], tmp_path: Path, rows_of: Call
 
 def test_lanes_do_not_matter(words: list[str], tmp_path: Path, rows_of: Callable[[Path], Rows]) -> None:
     main([*words, "--run.name", "three"])
-    main([*words, "--model.lanes", "1", "--run.name", "alone"])
+    main([*words, "--edit.lanes", "1", "--run.name", "alone"])
     three, alone = (
         {row["case_id"]: row["fluency"]["before"] for row in rows_of(tmp_path / "runs" / n)} for n in ("three", "alone")
     )
@@ -192,7 +192,7 @@ def test_lanes_do_not_matter(words: list[str], tmp_path: Path, rows_of: Callable
 def test_resumed_run_reports_the_same(
     regime: str, words: list[str], whole_and_broken: Callable[[list[str], str], tuple[Path, Path]]
 ) -> None:
-    whole, broken = whole_and_broken([*words, "--model.regime", regime], "robustness.json")
+    whole, broken = whole_and_broken([*words, "--edit.regime", regime], "robustness.json")
     assert (broken / "robustness.json").read_text() == (whole / "robustness.json").read_text()
 
 

@@ -153,7 +153,7 @@ def _fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     "slip",
     [
-        ["--model.lm.name", "/nowhere/model"],
+        ["--lm.name", "/nowhere/model"],
         ["--data.path", "nothing.jsonl"],
         ["--model.layer", "99"],
         ["--ckpt_path", "nothing.ckpt"],

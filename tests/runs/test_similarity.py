@@ -33,19 +33,19 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
     editor = {
         "class_path": "ROME",
         "init_args": {
-            "lm": {"name": tiny_folder("llama", n_layers=3)},
             "layer": 1,
             "mom2_adjustment": False,
             "v_num_grad_steps": 3,
             "contexts": {"lengths": [[3, 1]]},
             "stats": {"corpus": str(text)},
-            "lanes": 2,
         },
     }
     options = {
         "model": "REP",
         "model.editor": json.dumps(editor),
         "model.adapter": json.dumps({"steps": 3, "others": 2, "corpus_tokens": 64}),
+        "lm.name": tiny_folder("llama", n_layers=3),
+        "edit.lanes": 2,
         "data": "Records",
         "data.path": RECORDS,
         "data.queries": json.dumps({"shuffles": 4, "long_words": [20], "train_long": 2, "corpus": str(text)}),
@@ -149,8 +149,8 @@ def test_off_by_default_and_free(
             "similarity.enabled: there are no queries to measure; give data.queries its options",
         ),
         (
-            ["--model.editor.regime", "sequential"],
-            "similarity.enabled: r(k) is of one edit alone; use model.regime: single, not sequential",
+            ["--edit.regime", "sequential"],
+            "similarity.enabled: r(k) is of one edit alone; use edit.regime: single, not sequential",
         ),
         (["--similarity", "5"], "similarity: expects options of its own below it, not '5'"),
     ],

@@ -192,9 +192,9 @@ def test_an_array_ends_as_a_local_sweep(
 ) -> None:
     """Three tasks; one fails in the first array, and is the only one in the second."""
     model, late = tiny_folder("llama", n_layers=3), tmp_path / "late"
-    grid = {"model": {"there": {"model.init_args.lm.name": model}, "late": {"model.init_args.lm.name": str(late)}}}
-    grid |= {"model.init_args.seed": [0, 1]}
-    exclude = [{"model": "late", "model.init_args.seed": 1}]
+    grid = {"model": {"there": {"lm.name": model}, "late": {"lm.name": str(late)}}}
+    grid |= {"edit.seed": [0, 1]}
+    exclude = [{"model": "late", "edit.seed": 1}]
     file = str(sweep_file(tmp_path, model, grid=grid, exclude=exclude))
     array, local = tmp_path / "array", tmp_path / "local"
 
@@ -235,7 +235,7 @@ def test_an_array_ends_as_a_local_sweep(
 def test_the_queue_is_asked_before_anything_is_submitted_again(
     stub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    grid = {"model.init_args.seed": [0, 1, 2, 3]}
+    grid = {"edit.seed": [0, 1, 2, 3]}
     file, out = str(sweep_file(tmp_path, "gpt2", grid=grid)), tmp_path / "out"
     words = ["slurm", "submit", file, "--out", str(out)]
     (stub / "hold").touch()

@@ -21,16 +21,17 @@ from kedit.methods.steam import AlignConfig, AnchorConfig
 from kedit.methods.steam.bank import AnchorBank
 from kedit.model.lm import LM
 from kedit.runtime.run_folder import CHECKPOINT
+from tests.support.small_runs import configured
 from tests.support.steam_cases import FAMILIES, Given, answer_states, naive_alignment, records, run, world
 from tests.support.tiny_models import tiny_lm
 from tests.unit.methods.locate_then_edit.test_multi_layer import TEXTS, bits, dense
 
 SMALL: dict[str, Any] = {"v_num_grad_steps": 5, "contexts": TEXTS, "stats": StatsConfig(tokens=400), "lanes": 2}
 EDITORS: dict[str, Callable[..., LocateThenEdit]] = {
-    "ROME": lambda **more: ROME(layer=1, **(SMALL | more)),
-    "RROME": lambda **more: RROME(layer=1, **(SMALL | more)),
-    "MEMIT": lambda **more: MEMIT(layers=[0, 1], **(SMALL | more)),
-    "EMMET": lambda **more: EMMET(layers=[1], **(SMALL | more)),
+    "ROME": lambda **more: configured(ROME, layer=1, **(SMALL | more)),
+    "RROME": lambda **more: configured(RROME, layer=1, **(SMALL | more)),
+    "MEMIT": lambda **more: configured(MEMIT, layers=[0, 1], **(SMALL | more)),
+    "EMMET": lambda **more: configured(EMMET, layers=[1], **(SMALL | more)),
 }
 ANCHORS = AnchorConfig(n_min=3)
 STRONG = AlignConfig(weighting="fixed", weight=30.0)

@@ -89,7 +89,7 @@ def test_before_the_run(words: list[str], tmp_path: Path, capfd: Any, monkeypatc
     assert said[-1] == "kedit: interrupted by SIGUSR1; the run had not begun: the same command begins it"
     monkeypatch.undo()
 
-    monkeypatch.setattr("kedit.methods.base.holder.load_lm", lambda *_, **__: send(signal.SIGTERM))
+    monkeypatch.setattr("kedit.methods.base.module.load_lm", lambda *_, **__: send(signal.SIGTERM))
     stopped([*words, "--run.name", "loading"], 143)
     said = capfd.readouterr().err.splitlines()
     folder = tmp_path / "runs" / "loading"

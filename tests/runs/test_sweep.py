@@ -30,7 +30,7 @@ def test_runs_skips_and_goes_on(
     out = tmp_path / "out"
     model = tiny_folder("llama", n_layers=3)
     late = tmp_path / "late"
-    grid = {"model.init_args.lm.name": [str(late), model]}
+    grid = {"lm.name": [str(late), model]}
     words = ["sweep", str(sweep_file(tmp_path, model, grid=grid)), "--out", str(out)]
     with pytest.raises(SystemExit) as stop:
         main(words)
@@ -50,7 +50,7 @@ def test_runs_skips_and_goes_on(
     before = {path: path.stat().st_mtime_ns for path in second.folder.rglob("*") if path.is_file()}
 
     limit = {"data.init_args.limit": 1}
-    other = sweep_file(tmp_path, model, grid=grid, exclude=[{"model.init_args.lm.name": model}], options=limit)
+    other = sweep_file(tmp_path, model, grid=grid, exclude=[{"lm.name": model}], options=limit)
     SweepFolder(out).planned(read_sweep(other), other)  # what failed before its first edit may be changed
 
     sweep_file(tmp_path, model, grid=grid)
@@ -112,7 +112,7 @@ def test_stopped_and_gone_on_with(
     status: int,
 ) -> None:
     n = 60
-    options = {"data.init_args.path": str(facts(tmp_path / "facts.jsonl", n)), "model.init_args.regime": "sequential"}
+    options = {"data.init_args.path": str(facts(tmp_path / "facts.jsonl", n)), "edit.regime": "sequential"}
     options |= {"metrics.measure": "edit"}
     file = sweep_file(tmp_path, tiny_folder("llama", n_layers=3), options=options)
     out = tmp_path / "out"
@@ -150,7 +150,7 @@ def test_stopped_and_gone_on_with(
 
 def test_killed_without_notice(tmp_path: Path, tiny_folder: Callable[..., str]) -> None:
     """The run outlives `kedit sweep`; it holds the task until it is over, and then the task is not done."""
-    options = {"data.init_args.path": str(facts(tmp_path / "facts.jsonl", 200)), "model.init_args.regime": "sequential"}
+    options = {"data.init_args.path": str(facts(tmp_path / "facts.jsonl", 200)), "edit.regime": "sequential"}
     file = sweep_file(tmp_path, tiny_folder("llama", n_layers=3), options=options)
     out = tmp_path / "out"
     numbered = SweepFolder(out).planned(read_sweep(file), file).tasks[0]

@@ -44,7 +44,7 @@ def records(tmp_path: Path) -> Path:
 def words(records: Path, tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
     """A quick run with texts."""
     options = {
-        "model.lm.name": tiny_folder("llama", n_layers=3),
+        "lm.name": tiny_folder("llama", n_layers=3),
         "model.v_num_grad_steps": 3,
         "model.contexts.lengths": "[]",
         "data": "Records",
@@ -59,9 +59,9 @@ def words(records: Path, tiny_folder: Callable[..., str], tmp_path: Path) -> lis
     return option_words(options)
 
 
-ROME = ["fit", "--model", "ROME", "--model.layer", "1", "--model.mom2_adjustment", "false", "--model.lanes", "3"]
+ROME = ["fit", "--model", "ROME", "--model.layer", "1", "--model.mom2_adjustment", "false", "--edit.lanes", "3"]
 MEMIT = ["fit", "--model", "MEMIT", "--model.layers", "[1]", "--model.stats.tokens", "400"]
-MEMIT += ["--model.stats.corpus", "self", "--model.regime", "batch", "--data.batch_size", "3"]
+MEMIT += ["--model.stats.corpus", "self", "--edit.regime", "batch", "--data.batch_size", "3"]
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_run(
     rows_of: Callable[[Path], Rows],
     tiny_folder: Callable[..., str],
 ) -> None:
-    main([*(MEMIT if regime == "batch" else [*ROME, "--model.regime", regime]), *words])
+    main([*(MEMIT if regime == "batch" else [*ROME, "--edit.regime", regime]), *words])
     folder = tmp_path / "runs" / "one"
     rows = rows_of(folder)
     known = {record.request.case_id: record for record in read_records(records)}
@@ -149,7 +149,7 @@ def test_robustness_and_texts_share_their_samples(
     rows_of: Callable[[Path], Rows],
     draws: list[int],
 ) -> None:
-    run = [*ROME, "--model.regime", regime, *words, *queries]
+    run = [*ROME, "--edit.regime", regime, *words, *queries]
     main(run)
     rows = rows_of(tmp_path / "runs" / "one")
     for row in rows:
@@ -169,7 +169,7 @@ def test_robustness_and_texts_share_their_samples(
 def test_resumed_run_reports_the_same(
     regime: str, words: list[str], whole_and_broken: Callable[[list[str], str], tuple[Path, Path]]
 ) -> None:
-    run = [*ROME, "--model.lanes", "1", "--model.regime", regime, *words]
+    run = [*ROME, "--edit.lanes", "1", "--edit.regime", regime, *words]
     whole, broken = whole_and_broken(run, "texts.json")
     assert (broken / "texts.json").read_text() == (whole / "texts.json").read_text()
 

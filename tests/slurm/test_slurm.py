@@ -110,7 +110,7 @@ def test_a_disturbed_array_ends_as_a_local_sweep(
     run["data"]["init_args"]["path"] = facts
     run["metrics"]["measure"] = "both"
     rome = write(tmp_path / "rome.yaml", run)
-    grid = {"model.init_args.seed": [0, 1, 2]}
+    grid = {"edit.seed": [0, 1, 2]}
     file = str(sweep_file(tmp_path, "", configs=[str(rome)], grid=grid, options={}))
 
     options = ["--stats", "true", "--gpus", "1", "--cpus", "1", "--mem", "1G", "--time", "20", "--partition", "gpu"]

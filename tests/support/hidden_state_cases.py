@@ -49,18 +49,18 @@ def steam_words(lm: str, folder: Path, layer: int = 1) -> list[str]:
     editor: dict[str, Any] = {
         "class_path": "ROME",
         "init_args": {
-            "lm": {"name": lm},
             "layer": layer,
             "mom2_adjustment": False,
             "v_num_grad_steps": 4,
             "contexts": {"lengths": [[3, 1]]},
-            "lanes": 2,
         },
     }
     options = {
         "model": "STEAM",
         "model.editor": json.dumps(editor),
         "model.anchors": json.dumps({"knowledge": [str(base)]}),
+        "lm.name": lm,
+        "edit.lanes": 2,
         "data": "Records",
         "data.path": data,
         "results.resamples": 20,
@@ -80,10 +80,10 @@ def editor_words(words: list[str]) -> list[str]:
     return ["fit", *(part for pair in (given | more).items() for part in pair)]
 
 
-def with_editor(words: list[str], class_path: str | None = None, **changes: Any) -> list[str]:
-    """The run with another editor, or other options of it; None takes an option away."""
+def with_editor(words: list[str], class_path: str | None = None, regime: str = "single", **changes: Any) -> list[str]:
+    """The run with another editor or regime, or other options of the editor; None takes an option away."""
     at = words.index("--model.editor") + 1
     editor = json.loads(words[at])
     args = {k: v for k, v in (editor["init_args"] | changes).items() if v is not None}
     editor = {"class_path": class_path or editor["class_path"], "init_args": args}
-    return [*words[:at], json.dumps(editor), *words[at + 1 :]]
+    return [*words[:at], json.dumps(editor), *words[at + 1 :], "--edit.regime", regime]

@@ -27,7 +27,7 @@ from kedit.methods.pac import module as pac_module
 from kedit.model.lm import LM
 from kedit.request import EditRequest
 from tests.support.paths import FIXTURES
-from tests.support.small_runs import option_words
+from tests.support.small_runs import configured, option_words
 from tests.support.tiny_models import tiny_lm
 from tests.unit.methods.locate_then_edit.test_multi_layer import Given, Keep
 
@@ -74,7 +74,8 @@ TRACE = TraceConfig(nodes=4, contrast_nodes=2)
 
 
 def pac(**changed: Any) -> PAC:
-    return PAC(**({"regime": "batch", "train": TRAIN, "trace": TRACE, "locality": LocalityConfig(0.0)} | changed))
+    options = {"train": TRAIN, "trace": TRACE, "locality": LocalityConfig(0.0)}
+    return configured(PAC, **(options | changed))
 
 
 def kept_choices(monkeypatch: pytest.MonkeyPatch) -> list[Selection]:
@@ -112,12 +113,12 @@ ZSRE = [
 
 
 def quick_run(tiny_folder: Callable[..., str], tmp_path: Path) -> Callable[..., list[str]]:
-    """`words(**{"model.regime": "single"})`: a quick run of four records; later options win."""
+    """`words(**{"edit.regime": "single"})`: a quick run of four records; later options win."""
 
     def command(**more: Any) -> list[str]:
         options: dict[str, Any] = {
             "model": "PAC",
-            "model.lm.name": tiny_folder("llama", n_layers=2, d_model=16, d_ff=40, context=128),
+            "lm.name": tiny_folder("llama", n_layers=2, d_model=16, d_ff=40, context=128),
             "model.train.lr": 0.02,
             "model.train.passes": 4,
             "model.trace.nodes": 4,

@@ -17,26 +17,26 @@ STATISTICS = {"tokens": 600, "batch_tokens": 100, "sequence_length": 50}
 ADAPTER |= {"corpus_tokens": 60, "contexts": 1}
 
 
-def editor(name: str, regime: str, lm: str, **more: Any) -> dict[str, Any]:
-    """An editor on a tiny model, two requests side by side."""
+def editor(name: str, **more: Any) -> dict[str, Any]:
+    """An editor on a tiny model."""
     layers = {"layers": [0, 1]} if name == "MEMIT" else {"layers": [1]} if name == "EMMET" else {"layer": 1}
-    args = {"lm": {"name": lm}, "regime": regime, "v_num_grad_steps": 4, "contexts": {"lengths": [[3, 1]]}, "lanes": 2}
+    args = {"v_num_grad_steps": 4, "contexts": {"lengths": [[3, 1]]}}
     return {"class_path": name, "init_args": args | layers | {"stats": STATISTICS} | more}
 
 
-def model(name: str, lm: str) -> dict[str, Any]:
+def model(name: str) -> dict[str, Any]:
     """The method of a case."""
-    method, regime, *rest = name.split("-")
+    method, _, *rest = name.split("-")
     if method in ("ROME", "RROME", "MEMIT", "EMMET"):
         stats = {"tokens": 2500, "batch_tokens": 100, "sequence_length": 50} if rest else STATISTICS
-        return editor(method, regime, lm, stats=stats)
+        return editor(method, stats=stats)
     if method == "PAC":
         train = {"lr": 0.01, "passes": 3, "mini_batch": 2}
-        return {"class_path": "PAC", "init_args": {"lm": {"name": lm}, "regime": regime, "train": train}}
+        return {"class_path": "PAC", "init_args": {"train": train}}
     more: dict[str, Any] = {"adapter": ADAPTER} if method == "REP" else {}
     if method == "STEAM":
         more = {"anchors": {"knowledge": ["base.jsonl"]}, "compare": "compare" in rest}
-    return {"class_path": method, "init_args": {"editor": editor(rest[0], regime, lm), **more}}
+    return {"class_path": method, "init_args": {"editor": editor(rest[0]), **more}}
 
 
 MORE: dict[str, dict[str, Any]] = {
@@ -63,7 +63,13 @@ def case_words(name: str, lm: str, root: Path, count: int) -> list[str]:
     files.mkdir(parents=True, exist_ok=True)
     data, base = write_files(files)
     (files / "text.txt").write_text(TEXT)
-    whole = {"model": model(name, lm), "data": {"class_path": "Records", "init_args": {"path": str(data)}}}
+    edit = {"regime": name.split("-")[1], "lanes": 0 if name.startswith("PAC") else 2}  # two requests side by side
+    whole = {
+        "lm": {"name": lm},
+        "edit": edit,
+        "model": model(name),
+        "data": {"class_path": "Records", "init_args": {"path": str(data)}},
+    }
     text = json.dumps(whole).replace('"base.jsonl"', json.dumps(str(base)))
     config = files / f"{name}.json"
     config.write_text(text)

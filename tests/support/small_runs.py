@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kedit.methods.base.edit_config import EditConfig, Regime
+from kedit.model.lm import LMConfig
+
 CITIES = ("Rome", "Tokyo", "Seattle", "Madrid")
 FEW_STEPS: dict[str, Any] = {"model.v_num_grad_steps": 3, "model.contexts.lengths": "[[3,1]]"}
 QUICK_ROME = {"model": "ROME", "model.layer": 1, "model.mom2_adjustment": "false", **FEW_STEPS}
@@ -34,8 +37,8 @@ def city_facts(path: Path, n: int) -> Path:
 def sequential_run(tiny_folder: Callable[..., str], data: Path | str, options: dict[str, Any]) -> list[str]:
     """The words of a sequential run over `data`, with the method's and the test's own options."""
     common = {
-        "model.lm.name": tiny_folder("llama", n_layers=3, d_model=16, d_ff=40),
-        "model.regime": "sequential",
+        "lm.name": tiny_folder("llama", n_layers=3, d_model=16, d_ff=40),
+        "edit.regime": "sequential",
         "data": "Records",
         "data.path": data,
         "metrics.scoring.generate": "[]",
@@ -48,3 +51,16 @@ def sequential_run(tiny_folder: Callable[..., str], data: Path | str, options: d
 def option_words(options: Mapping[str, Any]) -> list[str]:
     """Options and their values, as words of a command."""
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+def configured(
+    method: Callable[..., Any],
+    *of: Any,
+    lm: LMConfig | None = None,
+    regime: Regime | None = None,
+    lanes: int = 0,
+    seed: int = 0,
+    **options: Any,
+) -> Any:
+    """A method with its own options, and what is edited how."""
+    return method(*of, **options).configure(lm, EditConfig(regime, lanes, seed))

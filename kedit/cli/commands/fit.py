@@ -30,13 +30,17 @@ from kedit.cli.options.checks import (
     run_name,
 )
 from kedit.cli.options.groups import check_groups
+from kedit.cli.options.help import Help, asked_for, shorten
 from kedit.cli.options.layers import begin_anew, class_first
 from kedit.cli.options.messages import Interrupted
-from kedit.cli.options.parts import CALLBACKS, TRAINER_DEFAULTS, RunConfig
+from kedit.cli.options.moved import check_moved_words
+from kedit.cli.options.parts import CALLBACKS, TOP, TRAINER_DEFAULTS, RunConfig
 from kedit.cli.options.quiet import quiet_lightning
 from kedit.data import EditData
 from kedit.errors import CannotWrite, KeditError, cannot_write
 from kedit.methods import EditingModule
+from kedit.methods.base.edit_config import EditConfig
+from kedit.model.lm import LMConfig
 from kedit.runtime import launcher
 from kedit.runtime.claim import Claim, begun, numbered
 from kedit.runtime.run_folder import CHECKPOINT, finished, make_folder, writing
@@ -58,22 +62,38 @@ class KeditCLI(LightningCLI):
         self.stopper, self.claim = stopper, claim
         super().__init__(*args, **kwargs)
 
+    help: Help | None = None
+    """Which options a help lists; None where none is shown, as options without help are written nowhere else."""
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Only `fit`; what it is given otherwise comes from the configuration."""
         return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"}}
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """kedit's own callbacks are always there, and are configured at the top level."""
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The model and how it is edited, the method, the data; kedit's own callbacks, which are always there."""
+        parser.add_class_arguments(LMConfig, "lm")
+        parser.add_class_arguments(EditConfig, "edit")
+        parser.add_lightning_class_args(EditingModule, "model", subclass_mode=True)
+        parser.add_lightning_class_args(EditData, "data", subclass_mode=True)
         parser.add_class_arguments(RunConfig, "run")
         for name, cls in CALLBACKS.items():
             parser.add_lightning_class_args(cls, name)
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
         begin_anew(parser)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """The parser of `fit`."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if self.help is not None:
+            shorten(parser, self.help)
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses what `fit` was given, wherever that came from."""
         self.config = parser.parse_args(args)
-        check_groups(self.config["fit"], {"run": RunConfig, **CALLBACKS})
+        check_groups(self.config["fit"], TOP)
         check_options(self.config["fit"])
         check_precision(self.config["fit"])
 
@@ -110,6 +130,7 @@ class KeditCLI(LightningCLI):
         """Everything that the configuration describes."""
         with placed(self.config[str(self.subcommand)].model):
             super().instantiate_classes()
+            self.model.configure(self._get(self.config_init, "lm"), self._get(self.config_init, "edit"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with the run's folder and a CSV log in it unless another logger is given.
@@ -204,6 +225,9 @@ class SaveConfig(SaveConfigCallback):
 
 def fit(words: list[str]) -> None:
     """Parse `words`, edit and measure."""
+    check_moved_words(words)
+    if asked := asked_for(words):
+        _cli(type("Help", (KeditCLI,), {"help": asked}), ["--help"], Stopper(), Claim())
     with quiet_lightning(), Stopper() as stopper:
         try:
             with Claim() as claim:
@@ -218,6 +242,7 @@ def parsed(words: list[str]) -> Namespace:
     Raises:
         KeditError, jsonargparse.ArgumentError: As `fit` would, where that needs no model and no data.
     """
+    check_moved_words(words)
     with quiet_lightning():
         return _cli(_Parsing, words, Stopper(), Claim()).config["fit"]
 

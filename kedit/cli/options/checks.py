@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from kedit.cli.options.groups import class_of
 from kedit.cli.options.messages import of_kedit
 from kedit.errors import CannotWrite, KeditError, at_least, shown
 from kedit.runtime.checkpoint_file import read_checkpoint
@@ -97,10 +98,9 @@ def check_precision(config: Namespace) -> None:
     chosen = str(config.trainer.precision)
     if not (chosen.endswith("-true") or chosen.startswith(("64", "transformer"))) or chosen == "32-true":
         return
-    option = "model.lm.dtype" if config.model.init_args.get("editor") is None else "model.editor.lm.dtype"
     raise KeditError(
-        f"trainer.precision: {chosen} would change the type of the weights; {option} chooses it: "
-        f"give --{option} {TYPES.get(chosen, 'float32, bfloat16 or float16')} instead"
+        f"trainer.precision: {chosen} would change the type of the weights; lm.dtype chooses it: "
+        f"give --lm.dtype {TYPES.get(chosen, 'float32, bfloat16 or float16')} instead"
     )
 
 
@@ -134,11 +134,12 @@ def run_name(config: Any) -> str:
     if editor is not None:
         method = f"{str(editor.class_path).rpartition('.')[2].lower()}-{method}"
         model = editor
-    lm = Path(str(model.init_args.lm.name)).name.lower()
+    regime = config.edit.regime or class_of(model).usual_regime
+    lm = Path(str(config.lm.name)).name.lower()
     what = str(data.class_path).rpartition(".")[2].lower()
     args = data.init_args
     part = args.get("split") or Path(str(args.get("path") or "")).stem
-    parts = (method, lm, what, part, model.init_args.regime, f"seed{model.init_args.seed}")
+    parts = (method, lm, what, part, regime, f"seed{config.edit.seed}")
     name = "-".join(str(part) for part in parts if part) + ("-dev" if config.trainer.fast_dev_run else "")
     name = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in name)
     return name if len(name.encode()) <= NAME else name.encode()[-NAME:].decode(errors="ignore").lstrip("-.")

@@ -33,7 +33,7 @@ def check_groups(config: Namespace, classes: Mapping[str, type]) -> None:
         if not isinstance(chosen, Namespace):
             raise _no_group(name, chosen)
     for name, chosen in _chosen(config):
-        _check(name, chosen.init_args, _hints(_class(chosen)))
+        _check(name, chosen.init_args, _hints(class_of(chosen)))
 
 
 def _chosen(config: Namespace) -> Iterator[tuple[str, Namespace]]:
@@ -61,7 +61,8 @@ def _takes_null(hint: Any) -> bool:
     return hint in (None, type(None), Any)
 
 
-def _class(chosen: Namespace) -> type:
+def class_of(chosen: Namespace) -> Any:
+    """The class that a parsed `class_path` names."""
     module, _, name = str(chosen.class_path).rpartition(".")
     return getattr(importlib.import_module(module), name)
 

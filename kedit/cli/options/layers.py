@@ -7,7 +7,6 @@ chosen for facts that are not edited any more, and would drop those that are.
 
 from __future__ import annotations
 
-import importlib
 import logging
 from argparse import Action
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any, cast
 
 from jsonargparse import ArgumentParser, Namespace
 
+from kedit.cli.options.groups import class_of
 from kedit.errors import shown
 
 log = logging.getLogger(__name__)
@@ -78,16 +78,11 @@ class _Anew(Action):
 
 
 def _changed(old: Any, new: Any) -> bool:
-    return _has_class(old) and _has_class(new) and _class(old) is not _class(new)
+    return _has_class(old) and _has_class(new) and class_of(old) is not class_of(new)
 
 
 def _has_class(spec: Any) -> bool:
     return isinstance(spec, Namespace) and isinstance(spec.get("class_path"), str)
-
-
-def _class(spec: Namespace) -> Any:
-    module, _, name = spec.class_path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 def _say(option: str, given: Namespace, tried: Namespace, what: str) -> None:

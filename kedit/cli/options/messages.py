@@ -109,6 +109,7 @@ def explain(message: str) -> str:
         return _required(found.group(1), option)
     if found := _first(SUBCLASS, lines):
         value = shown(found.group(2).strip("'"))
+        option = option or _group(found.group(1))
         return f"{option}: for a {found.group(1)} it expects options below it, and no class_path; not {value}"
     if found := _first(UNKNOWN[0], lines) or _first(UNKNOWN[1], lines):
         name = ".".join(x for x in (option, *found.groups()) if x)
@@ -154,6 +155,13 @@ def explain(message: str) -> str:
 
 def _first(pattern: re.Pattern[str], lines: list[str]) -> re.Match[str] | None:
     return next((hit for line in lines if (hit := pattern.search(line))), None)
+
+
+def _group(cls: str) -> str:
+    """The option at the top of a configuration that a class of that name configures."""
+    from kedit.cli.options.parts import TOP
+
+    return next((name for name, known in TOP.items() if known.__name__ == cls), "config")
 
 
 def _required(names: str, option: str) -> str:

@@ -18,6 +18,8 @@ from kedit.callbacks import (
     Texts,
     WhitenedSimilarity,
 )
+from kedit.methods.base.edit_config import EditConfig
+from kedit.model.lm import LMConfig
 
 
 @dataclass
@@ -51,6 +53,9 @@ CALLBACKS: Mapping[str, type] = MappingProxyType(
 )
 """kedit's own callbacks, by their options. They are called in this order: so the reports are printed, and so keys are
 added to a row. Nothing else depends on it."""
+
+TOP: Mapping[str, type] = MappingProxyType({"lm": LMConfig, "edit": EditConfig, "run": RunConfig, **CALLBACKS})
+"""The groups at the top of a configuration, besides the classes that a user chooses and the trainer."""
 
 TRAINER_DEFAULTS = {
     "devices": 1,

@@ -97,6 +97,16 @@ class AppliedEdits:
         self.deltas.append(delta)
 
 
+def of_first_process(deltas: list[Delta | None], device: torch.device) -> list[Delta | None]:
+    """The first process's deltas, in all processes; to be called by all of them."""
+    if distributed.world_size() == 1:
+        return deltas
+    packed = distributed.from_first(lambda: [None if delta is None else pack(delta) for delta in deltas])
+    if distributed.is_main():
+        return deltas
+    return [None if delta is None else unpack(delta).to(device) for delta in packed]
+
+
 def outcomes_of(batch: EditBatch) -> Outcomes:
     """Figures and error of each of its records."""
     return [(outcome.info, outcome.error) for outcome in batch.outcomes]

@@ -18,6 +18,13 @@ class Contract(ABC):
     steps_per_batch: int
     """Most optimiser steps an edit batch can take, over all its phases."""
 
+    def check_fit(self, record: EditRecord) -> None:  # noqa: B027 (a hook)
+        """Whether every text that editing the record runs fits into the model's context.
+
+        Raises:
+            TooLong: One does not; names the record.
+        """
+
     def start(self) -> None:  # noqa: B027 (a hook)
         """Called once, with the unedited model on its device: contexts, statistics, whatever the run needs."""
 

@@ -8,52 +8,51 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import LightningModule, seed_everything
 from torch import Tensor, nn
 
 from kedit.data.datamodule import EditData
 from kedit.data.schedule import EditSchedule
 from kedit.delta.delta import Delta
-from kedit.delta.serialization import pack, unpack
 from kedit.errors import KeditError
+from kedit.forward.binding import load_lm
+from kedit.methods.base import record_checks, resume
 from kedit.methods.base.callback import call_hooks, data_of
-from kedit.methods.base.committed import AppliedEdits, Outcomes, as_entry, outcomes_of
+from kedit.methods.base.committed import AppliedEdits, Outcomes, as_entry, of_first_process, outcomes_of
 from kedit.methods.base.contract import Contract
 from kedit.methods.base.edit_batch import EditBatch, batch_seed
+from kedit.methods.base.edit_config import EditConfig, Regime
 from kedit.methods.base.edit_loop import PhaseRunner
-from kedit.methods.base.holder import ModelHolder
 from kedit.methods.base.phase import Phase
-from kedit.methods.base.resume import check_loops, read_state, taking_back
-from kedit.model.lm import LMConfig
-from kedit.model.tokenization import TooLong
+from kedit.model.lm import LM, LMConfig
 from kedit.request import EditRecord
 from kedit.runtime import distributed
-from kedit.runtime.checkpoint_file import seal
 from kedit.runtime.journal import Entry
 from kedit.runtime.option_values import check_values
 
-Regime = Literal["single", "batch", "sequential"]
 
-
-class EditingModule(ModelHolder, Contract):
+class EditingModule(LightningModule, Contract):
     """Base of all methods; what a method itself defines is in `Contract`.
 
-    Args:
-        lm: The model to edit.
-        regime: `single`: each request on the unedited model. `batch`: an edit batch at once on the unedited
-            model. `sequential`: edit batches accumulate and are never rolled back.
-        lanes: In the single regime, how many requests are optimised side by side; 0 lets kedit choose.
-        seed: Every edit batch seeds itself from this and its number.
+    A method's constructor takes the paper's hyperparameters; `configure` says what to edit.
 
     Attributes:
-        edits_done: EditProgram batches committed or measured so far.
+        regime: How requests are edited, as `EditConfig` says; so are `lanes` and `seed`.
+        edits_done: Edit batches committed or measured so far.
     """
 
     regimes: tuple[Regime, ...] = ("single", "batch", "sequential")
+
+    usual_regime: Regime = "single"
+    """The one of a method whose `edit.regime` is left out."""
+
+    needs_subject = True
+    """Whether every request must name its subject. A method that never looks for one sets it False."""
 
     found_out: tuple[str, ...] = ("model", "contexts")
     """What `describe` says that is known only once the run has started, or may differ when it is resumed."""
@@ -61,30 +60,66 @@ class EditingModule(ModelHolder, Contract):
     merges_deltas = False
     """Whether checkpoints keep the sum of the deltas: where they touch the same lines again and again (PAC)."""
 
-    def __init__(self, lm: LMConfig, regime: Regime, lanes: int, seed: int) -> None:
-        check_values({"lanes": lanes, "seed": seed}, "model")
-        super().__init__(lm, lanes)
-        if regime not in self.regimes:
-            raise KeditError(f"model.regime: {type(self).__name__} knows {', '.join(self.regimes)}, not {regime!r}")
+    def __init__(self) -> None:
+        super().__init__()
         self.strict_loading = False
-        self.regime: Regime = regime
-        self.seed = seed
+        self.lm_config, self.lanes, self.seed = LMConfig(), 0, 0
+        self.regime: Regime = self.usual_regime
+        self._lm: LM | None = None
         self.edits_done = 0
         self._committed = AppliedEdits(self.merges_deltas)
         self._restored: dict[str, Any] | None = None
         self._runner: PhaseRunner | None = None
         self._idle = nn.Parameter(torch.zeros(1))  # what the optimiser holds before the first phase
 
+    def configure(self, lm: LMConfig | None = None, edit: EditConfig | None = None) -> Self:
+        """Says which model is edited and how; what is left out stays as it is.
+
+        Args:
+            lm: The model.
+            edit: Regime, lanes and seed.
+
+        Raises:
+            KeditError: A regime that the method does not know, negative lanes, no seed; names the option.
+        """
+        if lm is not None:
+            self.lm_config = lm
+        if edit is not None:
+            check_values(asdict(edit), "edit")
+            if edit.lanes < 0:
+                raise KeditError(f"edit.lanes: {edit.lanes} is negative; 0 lets kedit choose")
+            regime = self.usual_regime if edit.regime is None else edit.regime
+            if regime not in self.regimes:
+                raise KeditError(f"edit.regime: {type(self).__name__} knows {', '.join(self.regimes)}, not {regime!r}")
+            self.regime, self.lanes, self.seed = regime, edit.lanes, edit.seed
+        return self
+
+    @property
+    def lm(self) -> LM:
+        """The model, loaded on first use."""
+        if self._lm is None:
+            device = "cpu" if self._trainer is None else str(self.trainer.strategy.root_device)
+            self.use_lm(load_lm(self.lm_config, device=device))
+            assert self._lm is not None
+        return self._lm
+
+    def use_lm(self, lm: LM) -> None:
+        """Edit a model that is already in memory instead of loading `lm` of the config."""
+        self._lm = lm
+        _ = lm.fingerprint  # of the unedited weights
+        self.base = lm.model  # a submodule: Lightning moves it to the device
+
+    def prepare_records(self, records: list[EditRecord]) -> list[EditRecord]:
+        """Those of some records that are to be edited (`record_checks.prepared`)."""
+        return record_checks.prepared(self, records)
+
     def unfit_records(self, records: list[EditRecord]) -> dict[str, str]:
-        """Of which records a text does not fit into the model's context, in editing or in measuring: id and why."""
-        found: dict[str, str] = {}
-        for record in records:
-            try:
-                self.check_fit(record)
-                call_hooks(self.trainer, "on_check_record", self, record)
-            except TooLong as error:
-                found[record.request.case_id] = str(error)
-        return found
+        """Those with a text that does not fit into the model's context, and why (`record_checks.unfit`)."""
+        return record_checks.unfit(self, records)
+
+    def lane_count(self) -> int:
+        """Requests optimised side by side in the single regime."""
+        return self.lanes or (4 if self.trainer.strategy.root_device.type == "cpu" else 32)
 
     def describe(self) -> dict[str, Any]:
         """Provenance for results: method, model, protocol."""
@@ -147,10 +182,9 @@ class EditingModule(ModelHolder, Contract):
         else:
             self._data.make_schedule()
         rounds = self.schedule.epochs
-        loop = self.trainer.fit_loop
-        limit = loop.max_epochs
+        limit = self.trainer.fit_loop.max_epochs
         if limit is None or limit < 0 or limit > rounds:
-            loop.max_epochs = rounds
+            self.trainer.fit_loop.max_epochs = rounds
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The phase's own optimiser."""
@@ -166,27 +200,14 @@ class EditingModule(ModelHolder, Contract):
         """Method's preparation on the unedited model, then what a resumed run had committed."""
         self.lm.model.eval().requires_grad_(False)
         if self._restored is not None:
-            with taking_back(self._checkpoint):
-                self.load_method_state(self._restored["method"])
-                for entry in self._restored["edits"]:
-                    self.load_edit_state(entry["state"])
+            resume.give_back(self, self._restored, self._checkpoint)
         self.start()
         self.edits_done = self.resumed_at
-        with nullcontext() if self._restored is None else taking_back(self._checkpoint):
+        with nullcontext() if self._restored is None else resume.taking_back(self._checkpoint):
             self._committed.begin(self.lm, self._restored["edits"] if self._restored else [], self.device)
         self._restored = None
         if self.edits_done and self.edits_done >= self.schedule.done_after((self.trainer.max_epochs or 0) - 1):
-            self._end_at_once()
-
-    def _end_at_once(self) -> None:
-        """The end of a run that was interrupted after its last edit: Lightning skips a loop without epochs, hooks too.
-
-        What is missing is what the callbacks measure and write when training ends.
-        """
-        for hook in ("on_train_start", "on_train_end"):
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                getattr(callback, hook)(self.trainer, self)
-        self.on_train_end()
+            resume.end_at_once(self)
 
     def on_train_epoch_start(self) -> None:
         """Takes up the epoch's edit batch."""
@@ -229,10 +250,8 @@ class EditingModule(ModelHolder, Contract):
         deltas = self._runner.deltas
         if self.regime != "sequential":
             deltas = [None if delta is None else self._finished(delta) for delta in deltas]
-        if self.regime != "single" and distributed.world_size() > 1:  # one model: all go on with the same bits
-            packed = distributed.from_first(lambda: [None if d is None else pack(d) for d in deltas])
-            if not distributed.is_main():
-                deltas = [None if d is None else unpack(d).to(self.device) for d in packed]
+        if self.regime != "single":  # one model: all processes go on with the same bits
+            deltas = of_first_process(deltas, self.device)
         self.batch.finish(deltas, time.perf_counter() - self._started)
         if self.regime == "sequential":
             self._committed.add(self.batch)
@@ -257,12 +276,7 @@ class EditingModule(ModelHolder, Contract):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the edits so far (unless a journal has them), the method's state and the number of batches done."""
-        checkpoint["state_dict"] = {}
-        checkpoint["optimizer_states"] = []
-        edits = checkpoint.get("kedit") or {"edits": [self.edits()] if self.regime == "sequential" else []}
-        own = {"edits_done": self.edits_done, "method": self.method_state(), "run": self._identity()}
-        checkpoint["kedit"] = edits | own
-        seal(checkpoint)  # Lightning asks the module last
+        resume.write_state(self, checkpoint)
 
     def edits(self, batch: EditBatch | None = None) -> Entry:
         """What one edit batch of a sequential run has added, or all so far, as a checkpoint or its journal holds it."""
@@ -271,17 +285,10 @@ class EditingModule(ModelHolder, Contract):
         records = self.schedule.edited_in(self.edits_done)
         return as_entry(self._committed.deltas, self.outcomes, self.edit_state(records))
 
-    def _identity(self) -> dict[str, Any]:
-        """What a run must share with the checkpoint that it goes on from."""
-        schedule = self.schedule
-        same = {key: value for key, value in self.describe().items() if key not in self.found_out}
-        counts = {"edit_batches": len(schedule.batches), "processes": distributed.world_size()}
-        return same | {"data": schedule.fingerprint} | counts
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the checkpoint is of this run's model and method."""
-        self._restored = read_state(self._identity(), self._checkpoint, len(self.schedule.batches))
-        check_loops(self._checkpoint, checkpoint["loops"].get("fit_loop"), self.trainer.fit_loop.state_dict())
+        self._restored = resume.read_state(resume.identity(self), self._checkpoint, len(self.schedule.batches))
+        resume.check_loops(self._checkpoint, checkpoint["loops"].get("fit_loop"), self.trainer.fit_loop.state_dict())
 
     @property
     def _checkpoint(self) -> Path:

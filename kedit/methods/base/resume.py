@@ -5,12 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kedit.errors import KeditError, shown
-from kedit.runtime import checksum
-from kedit.runtime.checkpoint_file import check_entry, read_checkpoint
+from kedit.runtime import checksum, distributed
+from kedit.runtime.checkpoint_file import check_entry, read_checkpoint, seal
 from kedit.runtime.journal import Journal, read_journal
+
+if TYPE_CHECKING:
+    from kedit.methods.base.module import EditingModule
+
+
+def identity(module: EditingModule) -> dict[str, Any]:
+    """What a run must share with the checkpoint that it is resumed from."""
+    schedule = module.schedule
+    same = {key: value for key, value in module.describe().items() if key not in module.found_out}
+    counts = {"edit_batches": len(schedule.batches), "processes": distributed.world_size()}
+    return same | {"data": schedule.fingerprint} | counts
+
+
+def write_state(module: EditingModule, checkpoint: dict[str, Any]) -> None:
+    """Puts the edits so far (unless a journal has them), the method's state and the counts into a checkpoint."""
+    checkpoint["state_dict"] = {}
+    checkpoint["optimizer_states"] = []
+    edits = checkpoint.get("kedit") or {"edits": [module.edits()] if module.regime == "sequential" else []}
+    own = {"edits_done": module.edits_done, "method": module.method_state(), "run": identity(module)}
+    checkpoint["kedit"] = edits | own
+    seal(checkpoint)  # Lightning asks the module last
 
 
 def read_state(identity: Mapping[str, Any], path: Path, most: int) -> dict[str, Any]:
@@ -60,6 +81,18 @@ def taking_back(path: Path) -> Iterator[None]:
         raise KeditError(f"{path} is damaged: the method's state in it is of no use ({why[:200]})") from error
 
 
+def give_back(module: EditingModule, state: dict[str, Any], path: Path) -> None:
+    """Gives a method what a checkpoint holds of its state.
+
+    Raises:
+        KeditError: It is of no use to the method.
+    """
+    with taking_back(path):
+        module.load_method_state(state["method"])
+        for entry in state["edits"]:
+            module.load_edit_state(entry["state"])
+
+
 def check_loops(path: Path, found: Any, wanted: Any, where: str = "loops.fit_loop") -> None:
     """Whether Lightning's own counts in a checkpoint have the form in which it will read them.
 
@@ -79,3 +112,14 @@ def check_loops(path: Path, found: Any, wanted: Any, where: str = "loops.fit_loo
             check_loops(path, found[key], value, f"{where}.{key}")
     elif type(found) is not type(wanted) or (isinstance(found, int) and found < 0):
         raise KeditError(f"{path} is damaged, or of another version of Lightning: {where} is {shown(found, 40)}")
+
+
+def end_at_once(module: EditingModule) -> None:
+    """The end of a run that was interrupted after its last edit: Lightning skips a loop without epochs, hooks too.
+
+    What is missing is what the callbacks measure and write when training ends.
+    """
+    for hook in ("on_train_start", "on_train_end"):
+        for callback in module.trainer.callbacks:  # type: ignore[attr-defined]
+            getattr(callback, hook)(module.trainer, module)
+    module.on_train_end()

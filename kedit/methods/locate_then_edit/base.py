@@ -15,8 +15,7 @@ from kedit.errors import KeditError, at_least
 from kedit.keyvalue import NLL, KLDivergence, Term, ValueOptimization, WeightDecay
 from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.keyvalue.published import Published
-from kedit.methods.base.module import EditingModule, Regime
-from kedit.model.lm import LMConfig
+from kedit.methods.base.module import EditingModule
 from kedit.model.tokenization import encode_subject, own_bos, surely_fits
 from kedit.request import EditRecord
 from kedit.runtime import distributed
@@ -32,9 +31,6 @@ class LocateThenEdit(EditingModule):
     """Base of the methods with a v*: its options, the context templates, and both in results and checkpoints.
 
     Args:
-        lm: The model to edit.
-        regime: `single`: each request on the unedited model. `batch` (MEMIT and EMMET): the requests of an edit batch
-            in one system, on the unedited model. `sequential`: edits accumulate.
         v_lr: Adam's learning rate for v*; null takes the model's published value.
         v_num_grad_steps: Evaluations of the v* loss (one more than updates); null: published value.
         v_weight_decay: Factor of ||delta|| / ||v_init||^2; null: published value.
@@ -44,14 +40,10 @@ class LocateThenEdit(EditingModule):
         bare_weight: Share of the bare prompt in the mean over contexts that is v*'s loss; null: all alike.
         contexts: Texts put before the prompt while editing.
         stats: Where the covariance comes from.
-        lanes: Requests optimised side by side; 0 lets kedit choose.
-        seed: Every edit batch seeds itself from this and its number.
     """
 
     def __init__(
         self,
-        lm: LMConfig = LMConfig(),
-        regime: Regime = "single",
         v_lr: float | None = None,
         v_num_grad_steps: int | None = None,
         v_weight_decay: float | None = None,
@@ -61,10 +53,8 @@ class LocateThenEdit(EditingModule):
         bare_weight: float | None = None,
         contexts: ContextConfig = ContextConfig(),
         stats: StatsConfig = StatsConfig(),
-        lanes: int = 0,
-        seed: int = 0,
     ) -> None:
-        super().__init__(lm=lm, regime=regime, lanes=lanes, seed=seed)
+        super().__init__()
         for option, value, least in (
             ("v_lr", v_lr, 0.0),
             ("v_num_grad_steps", v_num_grad_steps, 2),

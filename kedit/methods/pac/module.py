@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
 from kedit.data import read_facts
 from kedit.errors import KeditError
 from kedit.methods.base.edit_batch import EditBatch
-from kedit.methods.base.module import EditingModule, Regime
+from kedit.methods.base.edit_config import EditConfig
+from kedit.methods.base.module import EditingModule
 from kedit.methods.base.phase import EditProgram, Phase
 from kedit.methods.locate_then_edit.base import finite
 from kedit.methods.pac import (
@@ -54,9 +55,6 @@ class PAC(EditingModule):
     score, T-, are trained to say what the unedited model says. Works on requests without a subject.
 
     Args:
-        lm: The model to edit.
-        regime: `single`: each request on the unedited model. `batch`: an edit batch on the unedited model.
-            `sequential`: edit batches accumulate.
         scope: Whose paths are trained. `dataset`: those of all requests of the run (traced once, on the unedited
             model, where there are several edit batches). `batch`: those of an edit batch. `edit`: those of each
             request by itself, one request after another, each until its target is the argmax.
@@ -67,25 +65,22 @@ class PAC(EditingModule):
         train: How they are trained.
         contrast: The contrastive term.
         locality: The locality term.
-        seed: Every edit batch seeds itself from this and its number.
     """
 
+    usual_regime = "batch"
     needs_subject = False
     merges_deltas = True
 
     def __init__(
         self,
-        lm: LMConfig = LMConfig(),
-        regime: Regime = "batch",
         scope: Literal["dataset", "batch", "edit"] = "batch",
         parity: bool = False,
         trace: TraceConfig = TraceConfig(),
         train: TrainConfig = TrainConfig(),
         contrast: ContrastConfig = ContrastConfig(),
         locality: LocalityConfig = LocalityConfig(),
-        seed: int = 0,
     ) -> None:
-        super().__init__(lm=lm, regime=regime, lanes=1, seed=seed)
+        super().__init__()
         if parity:
             train, contrast, locality = released(scope, train, contrast, locality)
         if train.shared_adam and contrast.theta == "instead":
@@ -102,6 +97,16 @@ class PAC(EditingModule):
         self.locality_term: LocalityTerm | None = None
         self.requests: dict[str, Request] = {}
         self._chosen: tuple[Selection, Any] | None = None  # of the whole run
+
+    def configure(self, lm: LMConfig | None = None, edit: EditConfig | None = None) -> Self:
+        """As every method's; the nodes of a group of requests are trained together, so that there are no lanes."""
+        if edit is not None and edit.lanes not in (0, 1):
+            raise KeditError(f"edit.lanes: PAC edits without lanes and cannot use {edit.lanes} of them; leave it out")
+        return super().configure(lm, edit)
+
+    def lane_count(self) -> int:
+        """One: there are no lanes."""
+        return 1
 
     @property
     def contrasts(self) -> bool:

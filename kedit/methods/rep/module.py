@@ -44,8 +44,7 @@ from kedit.runtime import distributed
 class REP(EditorWrapper):
     """Robust Edit Pathway: an adapter per edit and layer that brings the subject's other forms to the edited key.
 
-    An edit has two phases: the editor's own steps, then the adapter's, on keys read once. The model, the regime and
-    the seed are the editor's.
+    An edit has two phases: the editor's own steps, then the adapter's, on keys read once.
 
     Args:
         editor: The method that edits: ROME, RROME, MEMIT or EMMET.

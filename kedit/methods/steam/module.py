@@ -6,7 +6,7 @@ import logging
 from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import seed_everything
@@ -15,6 +15,7 @@ from kedit.data import read_counterfact, read_records
 from kedit.errors import KeditError
 from kedit.keyvalue import Term
 from kedit.methods.base.edit_batch import EditBatch, batch_seed
+from kedit.methods.base.edit_config import EditConfig
 from kedit.methods.base.phase import EditProgram, Phase
 from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, required
 from kedit.methods.steam import (
@@ -29,6 +30,7 @@ from kedit.methods.steam import (
 )
 from kedit.methods.steam.alignment import Alignment
 from kedit.methods.wrappers.base import EditorWrapper
+from kedit.model.lm import LMConfig
 from kedit.request import EditRecord
 from kedit.runtime.progress import stage
 
@@ -39,8 +41,8 @@ class STEAM(EditorWrapper):
     """Draws the edited fact's hidden states to those with which the model says the new object by itself.
 
     Before the first edit every new object is positioned on the unedited model (its anchor); each v* is then optimised
-    with lambda times the alignment loss beside the editor's own terms. Keys, solver and layers stay the editor's, as
-    do the model, the regime and the seed.
+    with lambda times the alignment loss beside the editor's own terms. Keys, solver and layers stay the
+    editor's.
 
     Args:
         editor: The method that edits: any that optimises v*.
@@ -60,11 +62,6 @@ class STEAM(EditorWrapper):
         compare: bool = False,
     ) -> None:
         super().__init__(editor)
-        if compare and self.regime == "sequential":
-            raise KeditError(
-                "model.compare: in the sequential regime edits accumulate, and the editor alone is a run of its own; "
-                "run it, or use single or batch"
-            )
         self.compare = compare
         self._alone = False  # the term is left out
         self.anchor_config, self.align = anchors, align
@@ -74,6 +71,16 @@ class STEAM(EditorWrapper):
         self._centre: torch.Tensor | None = None
         self._terms: dict[str, tuple[Alignment, int]] = {}  # case -> its term and lane
         editor.add_terms(self._more_terms, self._more_info)
+
+    def configure(self, lm: LMConfig | None = None, edit: EditConfig | None = None) -> Self:
+        """As every wrapper's; `compare` goes without the sequential regime."""
+        super().configure(lm, edit)
+        if self.compare and self.regime == "sequential":
+            raise KeditError(
+                "model.compare: in the sequential regime edits accumulate, and the editor alone is a run of its own; "
+                "run it, or use single or batch"
+            )
+        return self
 
     def setup(self, stage: str) -> None:
         """The editor's, and the layers, as far as they can be known without running the model."""

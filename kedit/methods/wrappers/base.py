@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 from kedit.delta.delta import Delta
 from kedit.methods.base.edit_batch import EditBatch
+from kedit.methods.base.edit_config import EditConfig
 from kedit.methods.base.module import EditingModule
 from kedit.methods.locate_then_edit.base import LocateThenEdit
-from kedit.model.lm import LM
+from kedit.model.lm import LM, LMConfig
 from kedit.request import EditRecord
 
 
@@ -21,8 +23,14 @@ class EditorWrapper(EditingModule):
     """
 
     def __init__(self, editor: LocateThenEdit) -> None:
-        super().__init__(lm=editor.lm_config, regime=editor.regime, lanes=editor.lanes, seed=editor.seed)
+        super().__init__()
         self._editor = editor
+        super().configure(editor.lm_config, EditConfig(editor.regime, editor.lanes, editor.seed))
+
+    def configure(self, lm: LMConfig | None = None, edit: EditConfig | None = None) -> Self:
+        """Configures the editor, whose regime, where it is left out, is this method's."""
+        self.editor.configure(lm, edit)
+        return super().configure(lm, None if edit is None else replace(edit, regime=self.editor.regime))
 
     @property
     def editor(self) -> LocateThenEdit:

@@ -31,7 +31,7 @@ def stats_commands(configs: Iterable[Any]) -> list[list[str]]:
         layers = _layers(args)
         if args.get("stats") is None or not args.get("mom2_adjustment", True) or layers is None:
             continue
-        words = [*_words("lm", args.lm, LMConfig()), *_words("stats", args.stats, StatsConfig())]
+        words = [*_words("lm", config.lm, LMConfig()), *_words("stats", args.stats, StatsConfig())]
         of_all = found.setdefault(json.dumps([words, bool(layers)]), (words, set()))
         of_all[1].update(layers)
     return [[*words, *([f"--layers={sorted(layers)}"] if layers else [])] for words, layers in found.values()]

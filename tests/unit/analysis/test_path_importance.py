@@ -36,8 +36,8 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
     data.write_text("".join(json.dumps(dict(zip(names, fact, strict=True))) + "\n" for fact in FACTS))
     options = {
         "model": "PAC",
-        "model.lm.name": tiny_folder("llama", n_layers=3),
-        "model.regime": "sequential",
+        "lm.name": tiny_folder("llama", n_layers=3),
+        "edit.regime": "sequential",
         "model.trace.nodes": 5,
         "model.train.passes": 2,
         "model.train.stop": "false",

@@ -198,7 +198,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
     """A quick run on both cases, one of which says "Norway speaks" a second time otherwise."""
     again = ONE | {"requested_rewrite": [ADA, SPEECH | {"target_new": "Greek"}]}
     options = {
-        "model.lm.name": tiny_folder("llama", n_layers=3),
+        "lm.name": tiny_folder("llama", n_layers=3),
         "model.v_num_grad_steps": 2,
         "model.contexts.lengths": "[]",
         "data": "MQuAKE",
@@ -212,7 +212,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
 
 ROME = ["fit", "--model", "ROME", "--model.layer", "1", "--model.mom2_adjustment", "false"]
 MEMIT = ["fit", "--model", "MEMIT", "--model.layers", "[1]", "--model.stats.tokens", "400"]
-MEMIT += ["--model.stats.corpus", "self", "--model.regime", "batch", "--data.batch_size", "2"]
+MEMIT += ["--model.stats.corpus", "self", "--edit.regime", "batch", "--data.batch_size", "2"]
 
 
 def asked(row: Tree) -> Counter[str]:
@@ -228,7 +228,7 @@ def test_runs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    main([*(MEMIT if regime == "batch" else [*ROME, "--model.regime", regime]), *words])
+    main([*(MEMIT if regime == "batch" else [*ROME, "--edit.regime", regime]), *words])
     rows = [row for row in rows_of(tmp_path / "runs" / "one") if row["measured_at"] == "edit"]
     found = {row["case_id"]: asked(row)["portability"] for row in rows}
     said = [record.message for record in caplog.records if record.message.startswith("mquake/mquake: ")]

@@ -69,8 +69,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Swe
             write(tmp_path / f"{name}.yaml", {"model": {"class_path": "ROME"}})
         file = write(
             Path("demo.yaml"),
-            {"configs": ["rome_smollm2.yaml", "memit_smollm2.yaml"], "grid": {"model.init_args.seed": [0, 1]}}
-            | content,
+            {"configs": ["rome_smollm2.yaml", "memit_smollm2.yaml"], "grid": {"edit.seed": [0, 1]}} | content,
         )
         plan = SweepFolder(Path("runs/sweeps/demo")).planned(read_sweep(file), file)
         plan.write()
@@ -103,7 +102,7 @@ def test_numbers_are_those_of_the_summaries(
     values = {("rome_smollm2", "seed0"): 91.234567, ("rome_smollm2", "seed1"): 95.5, ("memit_smollm2", "seed0"): 70.25}
 
     def result(labels: dict[str, str]) -> dict[str, Any] | None:
-        seed = labels["model.init_args.seed"]
+        seed = labels["edit.seed"]
         after = values.get((labels["config"], seed))
         return None if after is None else summary(after, int(seed[-1]))
 
@@ -126,7 +125,7 @@ def test_numbers_are_those_of_the_summaries(
     row = next(row for row in written if (row["kind"], row["metric"], row["seed"]) == ("rewrite", "success", "0"))
     assert float(row["after"]) == 91.234567
     assert (float(row["ci_low"]), float(row["ci_high"])) == (91.234567 - 5.4321, 91.234567 + 4.3219)
-    assert row["grid:model.init_args.seed"] == "0"
+    assert row["grid:edit.seed"] == "0"
     assert (row["measured_at"], row["commit"], row["records"], row["n_probes"]) == ("edit", "abc", "8", "16")
     assert {row["metric"] for row in written} == {"success", "exact", "p_answer", "unchanged"}
 
@@ -165,7 +164,7 @@ def test_terminal_fits_80_columns(folder: Callable[..., SweepFolder], capsys: py
             return summary(88.0)
         return {"state": "failed", "status": 2, "reason": "model.layer: there is no layer [99]; this model has 3"}
 
-    folder(result, grid={"model.init_args.lm.name": ["x/a-long-name-of-a-model", "y/another-one"]})
+    folder(result, grid={"lm.name": ["x/a-long-name-of-a-model", "y/another-one"]})
     main(["collect", "runs/sweeps/demo"])
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80

@@ -31,7 +31,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
 
 def test_expansion_is_in_the_files_order(file: Callable[..., Path]) -> None:
     grid = {
-        "model.init_args.seed": [0, 1],
+        "edit.seed": [0, 1],
         "dataset": {"mine": {"data.init_args.limit": 3}, "all": {"data.init_args.limit": None}},
         "model.init_args.mom2_adjustment": [False],
     }
@@ -48,7 +48,7 @@ def test_expansion_is_in_the_files_order(file: Callable[..., Path]) -> None:
     assert re.fullmatch(r"a-seed0-all-mom2_adjustment_false-[0-9a-f]{6}", sweep.tasks[1].name)
     assert sweep.tasks[1].words() == [
         *("--config", "a.yaml", "--metrics.scoring.generate=[]", "--run_=1", "--model.init_args.lr=5e-1"),
-        *("--model.init_args.seed=0", "--data.init_args.limit=null", "--model.init_args.mom2_adjustment=false"),
+        *("--edit.seed=0", "--data.init_args.limit=null", "--model.init_args.mom2_adjustment=false"),
     ]
     assert sweep.name == "sweep"
     assert len({task.name for task in sweep.tasks}) == 8
@@ -56,14 +56,14 @@ def test_expansion_is_in_the_files_order(file: Callable[..., Path]) -> None:
 
 def test_values_have_short_names(file: Callable[..., Path]) -> None:
     values = ["meta-llama/Meta-Llama-3-8B", "5e-1", 0.25, True, None, [1, 2], "../x y"]
-    sweep = read_sweep(file(configs="a.yaml", grid={"model.init_args.lm.name": values}))
+    sweep = read_sweep(file(configs="a.yaml", grid={"lm.name": values}))
     names = [re.sub("^a-|-[0-9a-f]{6}$", "", task.name) for task in sweep.tasks]
     assert names == ["Meta_Llama_3_8B", "name5e_1", "name0.25", "name_true", "name_null", "name_1_2", "x_y"]
 
 
 def test_a_sweep_can_grow(file: Callable[..., Path]) -> None:
-    small = read_sweep(file(configs=["b.yaml"], grid={"model.init_args.seed": [1]}))
-    large = read_sweep(file(grid={"model.init_args.seed": [0, 1]}))
+    small = read_sweep(file(configs=["b.yaml"], grid={"edit.seed": [1]}))
+    large = read_sweep(file(grid={"edit.seed": [0, 1]}))
     assert {task.name for task in small.tasks} <= {task.name for task in large.tasks}
     assert small.fingerprint != large.fingerprint
 
@@ -80,21 +80,21 @@ def test_a_sweep_can_grow(file: Callable[..., Path]) -> None:
 
 
 def test_the_fingerprint_is_of_what_decides_the_results(file: Callable[..., Path]) -> None:
-    first = read_sweep(file(grid={"model.init_args.seed": [0]}))
-    assert read_sweep(file(grid={"model.init_args.seed": [0]}, exclude=[])).fingerprint == first.fingerprint
-    common = read_sweep(file(grid={"model.init_args.seed": [0]}, options={"data.init_args.limit": 1}))
+    first = read_sweep(file(grid={"edit.seed": [0]}))
+    assert read_sweep(file(grid={"edit.seed": [0]}, exclude=[])).fingerprint == first.fingerprint
+    common = read_sweep(file(grid={"edit.seed": [0]}, options={"data.init_args.limit": 1}))
     assert [task.name for task in common.tasks] == [task.name for task in first.tasks]
     assert common.fingerprint != first.fingerprint
     text = Path("a.yaml").read_text()
     Path("a.yaml").write_text("# a comment\n" + text)
-    assert read_sweep(file(grid={"model.init_args.seed": [0]})).fingerprint == first.fingerprint
+    assert read_sweep(file(grid={"edit.seed": [0]})).fingerprint == first.fingerprint
     Path("a.yaml").write_text(text.replace("layer: 1", "layer: 2"))
-    assert read_sweep(file(grid={"model.init_args.seed": [0]})).fingerprint != first.fingerprint
+    assert read_sweep(file(grid={"edit.seed": [0]})).fingerprint != first.fingerprint
 
 
 def test_exclude(file: Callable[..., Path]) -> None:
-    grid = {"model.init_args.seed": [0, 1, 2], "dataset": {"x": {"data.init_args.limit": 1}, "y": {}}}
-    exclude = [{"config": "a", "model.init_args.seed": [0, 1]}, {"config": "b.yaml", "dataset": "y"}]
+    grid = {"edit.seed": [0, 1, 2], "dataset": {"x": {"data.init_args.limit": 1}, "y": {}}}
+    exclude = [{"config": "a", "edit.seed": [0, 1]}, {"config": "b.yaml", "dataset": "y"}]
     left = [tuple(task.labels.values()) for task in read_sweep(file(grid=grid, exclude=exclude)).tasks]
     assert left == [("a", "seed2", "x"), ("a", "seed2", "y"), *(("b", f"seed{n}", "x") for n in range(3))]
 
@@ -109,10 +109,10 @@ def test_exclude(file: Callable[..., Path]) -> None:
         ({"configs": ["a.yaml", "./a.yaml"]}, "configs: ./a.yaml is listed twice"),
         ({"configs": ["broken.yaml"]}, "configs: broken.yaml: not valid YAML at line 2, column 1"),
         ({"grid": [1]}, "grid: expects a mapping"),
-        ({"grid": {"model.seed": 1}}, "grid: model.seed: expects a list of values"),
-        ({"grid": {"model.seed": []}}, "grid: model.seed: expects a list of values"),
-        ({"grid": {"model.seed": [1, 1]}}, "grid: model.seed: seed1 is there twice"),
-        ({"grid": {"--model.seed": [1]}}, "grid: '--model.seed' is no option"),
+        ({"grid": {"edit.seed": 1}}, "grid: edit.seed: expects a list of values"),
+        ({"grid": {"edit.seed": []}}, "grid: edit.seed: expects a list of values"),
+        ({"grid": {"edit.seed": [1, 1]}}, "grid: edit.seed: seed1 is there twice"),
+        ({"grid": {"--edit.seed": [1]}}, "grid: '--edit.seed' is no option"),
         ({"grid": {"x": {"y": 3}}}, "grid: x: y: expects a mapping of options"),
         ({"grid": {"run.name": ["x"]}}, "grid: run.name cannot be set, the sweep does that itself"),
         ({"options": {"ckpt_path": "x"}}, "options: ckpt_path cannot be set"),

@@ -295,8 +295,8 @@ class TestTooLong:
         def run(records: list[dict[str, Any]], regime: str = "single", *more: str) -> Path:
             options = {
                 "model": "ROME",
-                "model.regime": regime,
-                "model.lm.name": tiny_folder("llama", context=64),
+                "edit.regime": regime,
+                "lm.name": tiny_folder("llama", context=64),
                 "model.layer": 1,
                 "model.mom2_adjustment": "false",
                 "model.v_num_grad_steps": 3,

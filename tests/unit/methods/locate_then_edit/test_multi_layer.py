@@ -32,6 +32,7 @@ from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.request import EditRecord, EditRequest
 from kedit.runtime.run_folder import CHECKPOINT
+from tests.support.small_runs import configured
 from tests.support.tiny_models import tiny_lm
 
 REQUESTS = [
@@ -104,7 +105,7 @@ def bits(lm: LM) -> dict[str, Tensor]:
 @pytest.mark.parametrize("regime", ["single", "batch"])
 def test_weights_are_left_as_they_were(method: type[MultiLayerEditor], regime: Any, lm: LM) -> None:
     before = bits(lm)
-    (batch,) = run(method(**options(regime=regime)), lm)
+    (batch,) = run(configured(method, **options(regime=regime)), lm)
     assert [outcome.error for outcome in batch.outcomes] == [None] * 5
     assert len(batch.deltas) == (5 if regime == "single" else 1)
     assert all(dense(delta).any() for delta in batch.deltas)
@@ -113,7 +114,7 @@ def test_weights_are_left_as_they_were(method: type[MultiLayerEditor], regime: A
 
 
 def test_sequential_commits_the_sum(lm: LM) -> None:
-    module, before = MEMIT(**options(regime="sequential")), bits(lm)
+    module, before = configured(MEMIT, **options(regime="sequential")), bits(lm)
     batches = run(module, lm, batch_size=2)
     assert [len(batch.records) for batch in batches] == [2, 2, 1]
     total = Delta.concat(module.deltas)
@@ -129,7 +130,7 @@ def test_sequential_commits_the_sum(lm: LM) -> None:
 @pytest.mark.parametrize("regime", ["single", "batch"])
 def test_lanes_are_only_a_matter_of_speed(regime: Any, lm: LM) -> None:
     """Side by side or one after the other: the same edits; in the batch regime lanes cut v* into chunks."""
-    fast, slow = MEMIT(**options(regime=regime)), MEMIT(**options(regime=regime, lanes=1))
+    fast, slow = configured(MEMIT, **options(regime=regime)), configured(MEMIT, **options(regime=regime, lanes=1))
     (together,) = run(fast, lm)
     alone = run(slow, lm)
     assert slow.steps_per_batch == (4 if regime == "single" else 20)
@@ -156,7 +157,7 @@ def test_an_exact_edit_on_bare_keys_reaches_z(kind: str, layers: list[int]) -> N
     """Identity 11: lambda ~ 0 and the bare prompt's own key bring h to z; averaged keys leave a gap."""
     left = {}
     for name, contexts in (("bare", BARE), ("averaged", TEXTS)):
-        module = MEMIT(**options(layers=layers, mom2_update_weight=1e-8, contexts=contexts, regime="batch"))
+        module = configured(MEMIT, **options(layers=layers, mom2_update_weight=1e-8, contexts=contexts, regime="batch"))
         (batch,) = run(module, tiny_lm(kind, n_layers=4, d_model=16, d_ff=40))
         left[name] = [outcome.info["residual_left"] for outcome in batch.outcomes]
     assert max(left["bare"]) < 1e-3
@@ -222,7 +223,7 @@ def test_statistics_are_made_as_far_as_they_are_needed(inverse: bool, lm: LM, tm
 def test_every_layer_sees_the_changes_below_it(regime: Any, lm: LM) -> None:
     """With exact solves Delta_i k_i = (z - h_i) / (L - i), k_i and h_i on the model that has the changes so far."""
     layers = [0, 1, 2]
-    module = EMMET(**options(layers=layers, emmet_lambda=0.0, contexts=BARE, regime=regime))
+    module = configured(EMMET, **options(layers=layers, emmet_lambda=0.0, contexts=BARE, regime=regime))
     (batch,) = run(module, lm, REQUESTS[:3])
     paths = [lm.arch.path("mlp_out", layer) for layer in layers]
     of_delta = [[outcome] for outcome in batch.outcomes] if regime == "single" else [batch.outcomes]
@@ -245,7 +246,7 @@ def test_every_layer_sees_the_changes_below_it(regime: Any, lm: LM) -> None:
 
 
 def test_the_strength_is_the_share_that_lambda_leaves(lm: LM) -> None:
-    module = MEMIT(**options(regime="single", mom2_update_weight=30.0))
+    module = configured(MEMIT, **options(regime="single", mom2_update_weight=30.0))
     (batch,) = run(module, lm)
     keys = mean_keys(lm, REQUESTS, module.contexts, [0.5, 0.25, 0.25], 1)
     q = module.covariances[1].quad(keys, keys) / 30.0
@@ -258,28 +259,28 @@ def test_the_strength_is_the_share_that_lambda_leaves(lm: LM) -> None:
 @pytest.mark.parametrize("regime", ["single", "batch"])
 def test_two_requests_with_one_subject(regime: Any, lm: LM) -> None:
     twins = [EditRequest("a", "{} is", "Berlin", "Rome"), EditRequest("b", "{} was", "Berlin", "Tokyo")]
-    (batch,) = run(EMMET(**options(regime=regime, emmet_lambda=0.0, layers=[1])), lm, twins)
+    (batch,) = run(configured(EMMET, **options(regime=regime, emmet_lambda=0.0, layers=[1])), lm, twins)
     errors = [outcome.error for outcome in batch.outcomes]
     if regime == "single":
         assert errors == [None, None]
         return
     assert all(error is not None and "Set emmet_lambda above 0" in error for error in errors)
     assert batch.deltas == [None]
-    (batch,) = run(EMMET(**options(regime="batch", layers=[1])), lm, twins)
+    (batch,) = run(configured(EMMET, **options(regime="batch", layers=[1])), lm, twins)
     assert [outcome.error for outcome in batch.outcomes] == [None, None]
 
 
 @pytest.mark.parametrize("regime", ["single", "batch"])
 def test_a_request_without_a_value_is_left_out(regime: Any, lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     three = REQUESTS[:3]
-    (want,) = run(MEMIT(**options(regime=regime)), lm, three[:2])
+    (want,) = run(configured(MEMIT, **options(regime=regime)), lm, three[:2])
 
     def last_fails(lanes: ValueOptimization, i: int) -> str | None:
         return "no" if i == lanes.objective.n_lanes - 1 else None
 
     monkeypatch.setattr(multi_layer, "lane_error", last_fails)
     monkeypatch.setattr(multi_layer, "suffix_length", lambda record: int(record.request.case_id))
-    (batch,) = run(MEMIT(**options(regime=regime)), lm, three)
+    (batch,) = run(configured(MEMIT, **options(regime=regime)), lm, three)
     failed = [outcome.record.request.case_id for outcome in batch.outcomes if outcome.error == "no"]
     assert failed == ["3"]
     if regime == "single":
@@ -297,7 +298,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
         return tiny_lm("gpt2", n_layers=3, d_model=16, d_ff=40)
 
     def module() -> MEMIT:
-        return MEMIT(**options(regime="sequential", layers=[0, 1], lanes=1))
+        return configured(MEMIT, **options(regime="sequential", layers=[0, 1], lanes=1))
 
     whole, first, second = fresh(), fresh(), fresh()
     run(module(), whole, batch_size=2)

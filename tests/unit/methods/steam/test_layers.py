@@ -15,6 +15,7 @@ from kedit.errors import KeditError
 from kedit.methods import MEMIT, ROME, STEAM
 from kedit.methods.steam import AlignConfig, AnchorConfig, LayerProbe, align_layers, best_window, probe, telling
 from kedit.methods.steam.probe import Within
+from tests.support.small_runs import configured
 from tests.support.steam_cases import Given, records, run, world
 from tests.support.tiny_models import tiny_lm
 from tests.unit.methods.locate_then_edit.test_multi_layer import TEXTS
@@ -153,7 +154,7 @@ def two_objects() -> Given:
 @pytest.mark.parametrize("editor", ["ROME", "MEMIT"])
 def test_auto(editor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The window of the probe over the run's own anchors, above the edited layers; it is written down."""
-    method = ROME(layer=1, **SMALL) if editor == "ROME" else MEMIT(layers=[1, 2], **SMALL)
+    method = configured(ROME, layer=1, **SMALL) if editor == "ROME" else configured(MEMIT, layers=[1, 2], **SMALL)
     module = STEAM(method, AnchorConfig(n_min=3), AlignConfig(layers="auto"))
     lm = tiny_lm("llama", n_layers=9, d_model=16, d_ff=40)
     batches = run(module, lm, two_objects())
@@ -171,13 +172,13 @@ def test_auto(editor: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return [LayerProbe(i, 0.0, 0.0, float(i in (5, 6)), 0.0) for i in range(9)]
 
     monkeypatch.setattr("kedit.methods.steam.bank.probe", other)
-    module = STEAM(ROME(layer=1, **SMALL), AnchorConfig(n_min=3), AlignConfig(layers="auto"))
+    module = STEAM(configured(ROME, layer=1, **SMALL), AnchorConfig(n_min=3), AlignConfig(layers="auto"))
     run(module, tiny_lm("llama", n_layers=9, d_model=16, d_ff=40), two_objects())
     assert module.layers == [5, 6]
 
 
 def test_auto_needs_two_objects() -> None:
-    module = STEAM(ROME(layer=1, **SMALL), align=AlignConfig(layers="auto"))
+    module = STEAM(configured(ROME, layer=1, **SMALL), align=AlignConfig(layers="auto"))
     with pytest.raises(KeditError, match="the anchor probe needs two objects with references, this run has 1; give"):
         run(module, tiny_lm("llama", n_layers=9, d_model=16, d_ff=40), Given(records(), world()))
 
@@ -189,6 +190,6 @@ def test_layers_are_checked_before_anything_is_computed(
     layers: list[int], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(STEAM, "start", lambda self: pytest.fail("the run began"))
-    module = STEAM(ROME(layer=1, **SMALL), align=AlignConfig(layers=layers))
+    module = STEAM(configured(ROME, layer=1, **SMALL), align=AlignConfig(layers=layers))
     with pytest.raises(KeditError, match=f"model.align.layers: .*{message}"):
         run(module, tiny_lm("gpt2"), Given(records()))
