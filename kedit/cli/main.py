@@ -89,6 +89,9 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
     """Command -> what runs it; imported when needed, so that `kedit --help` is quick."""
 
     def fit(words: list[str]) -> None:
+        from kedit.cli.options.first_look import first_look
+
+        first_look(words)
         from kedit.cli.commands.fit import fit
 
         fit(words)

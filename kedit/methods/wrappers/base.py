@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from kedit.delta.delta import Delta
 from kedit.methods.base.edit_batch import EditBatch
-from kedit.methods.base.edit_config import EditConfig
+from kedit.methods.base.edit_config import EditConfig, Regime
 from kedit.methods.base.module import EditingModule
 from kedit.methods.locate_then_edit.base import LocateThenEdit
 from kedit.model.lm import LM, LMConfig
@@ -31,6 +31,11 @@ class EditorWrapper(EditingModule):
         """Configures the editor, whose regime, where it is left out, is this method's."""
         self.editor.configure(lm, edit)
         return super().configure(lm, None if edit is None else replace(edit, regime=self.editor.regime))
+
+    @property
+    def regimes(self) -> tuple[Regime, ...]:  # type: ignore[override]
+        """The editor's."""
+        return self._editor.regimes
 
     @property
     def editor(self) -> LocateThenEdit:

@@ -1,0 +1,258 @@
+"""What every editing method promises, whatever it does inside. A new method adds one entry to `ENTRIES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from kedit import methods
+from kedit.callbacks import EditCallback, EditCheckpoint
+from kedit.cli.options.parts import TRAINER_DEFAULTS
+from kedit.covariance import StatsConfig
+from kedit.data import EditData
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.serialization import load_delta, save_delta
+from kedit.errors import KeditError
+from kedit.keyvalue.contexts import ContextConfig
+from kedit.methods import EMMET, MEMIT, PAC, REP, ROME, RROME, STEAM, EditingModule
+from kedit.methods.base.edit_batch import EditBatch
+from kedit.methods.base.edit_config import EditConfig
+from kedit.methods.pac import LocalityConfig, TraceConfig, TrainConfig
+from kedit.methods.rep import AdapterConfig
+from kedit.model.lm import LM
+from kedit.request import EditRecord, EditRequest
+from kedit.runtime.run_folder import CHECKPOINT
+from tests.support.process_cases import CASES
+from tests.support.tiny_models import tiny_lm
+
+STEPS = 6
+TEXTS = ContextConfig(texts=["The meeting was. {}", "Because of the rain. {}"])
+SMALL: dict[str, Any] = {"v_num_grad_steps": STEPS + 1, "contexts": TEXTS, "stats": StatsConfig(tokens=400)}
+ADAPTER = AdapterConfig(
+    steps=4, positives=6, negatives=8, rank=2, others=3, phrases=2, confusable_names=2, corpus_tokens=60
+)
+TINY: dict[str, Any] = {"n_layers": 4, "d_model": 16, "d_ff": 40}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method, small enough for tests.
+
+    Attributes:
+        make: A new one.
+        steps: Optimiser steps of its first phase.
+        lanes: Whether requests are optimised side by side.
+    """
+
+    make: Callable[[], EditingModule]
+    steps: int = STEPS
+    lanes: bool = True
+
+
+ENTRIES = {
+    "ROME": Entry(partial(ROME, layer=1, **SMALL)),
+    "RROME": Entry(partial(RROME, layer=1, **SMALL)),
+    "MEMIT": Entry(partial(MEMIT, layers=[1, 2], **SMALL)),
+    "EMMET": Entry(partial(EMMET, layers=[1], **SMALL)),
+    "REP": Entry(lambda: REP(ROME(layer=1, **SMALL), adapter=ADAPTER)),
+    "STEAM": Entry(lambda: STEAM(MEMIT(layers=[1, 2], **SMALL))),
+    "PAC": Entry(
+        partial(
+            PAC,
+            train=TrainConfig(lr=0.02, passes=STEPS),
+            trace=TraceConfig(nodes=4, contrast_nodes=2),
+            locality=LocalityConfig(0.0),
+        ),
+        lanes=False,
+    ),
+}
+NAMES = sorted(ENTRIES)
+REQUESTS = [
+    EditRequest("1", "The capital of {} is", "France", "Rome"),
+    EditRequest("2", "The mother tongue of {} is", "Danielle Darrieux", "English tea"),
+    EditRequest("3", "{} is located in", "The Space Needle", "Tokyo"),
+]
+
+
+class Given(EditData):
+    """Records that are there already."""
+
+    def read(self) -> list[EditRecord]:
+        return [EditRecord(request, ()) for request in REQUESTS]
+
+
+class Watch(EditCallback):
+    """Keeps edit batches and losses; perhaps breaks after a batch."""
+
+    def __init__(self, breaks_after: int | None = None) -> None:
+        self.batches: list[EditBatch] = []
+        self.losses: list[float] = []
+        self.breaks_after = breaks_after
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *more: Any) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+    def on_edit_end(self, trainer: Trainer, module: object, batch: EditBatch) -> None:
+        self.batches.append(batch)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if len(self.batches) == self.breaks_after:
+            raise ZeroDivisionError
+
+
+def run(name: str, lm: LM, regime: Any = "single", lanes: int = 0, watch: Watch | None = None, **trainer: Any) -> Watch:
+    """A run of a method over three requests: in one edit batch, one each where edits accumulate."""
+    watch = watch or Watch()
+    lanes = lanes if ENTRIES[name].lanes else 0
+    module = ENTRIES[name].make().configure(edit=EditConfig(regime, lanes=lanes or (3 if ENTRIES[name].lanes else 0)))
+    module.use_lm(lm)
+    resume = trainer.pop("ckpt_path", None)
+    callbacks = [watch, *trainer.pop("callbacks", [])]
+    settings = TRAINER_DEFAULTS | {"accelerator": "cpu", "logger": False, "enable_checkpointing": len(callbacks) > 1}
+    Trainer(**(settings | trainer), callbacks=callbacks).fit(
+        module, datamodule=Given(batch_size=3 if regime == "batch" else 1), ckpt_path=resume, weights_only=True
+    )
+    return watch
+
+
+def bits(lm: LM) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in lm.model.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def deltas_of(watch: Watch) -> list[Delta]:
+    """The deltas of a run, none of which has failed."""
+    assert [outcome.error for batch in watch.batches for outcome in batch.outcomes] == [None] * len(REQUESTS)
+    deltas = [delta for batch in watch.batches for delta in batch.deltas]
+    assert all(delta is not None for delta in deltas)
+    return [delta for delta in deltas if delta is not None]
+
+
+def numbers(delta: Delta) -> list[Tensor]:
+    return [tensor for _, tensor in delta.numbers()]
+
+
+def logits(lm: LM, delta: Delta) -> Tensor:
+    ids = torch.tensor([lm.encode(REQUESTS[0].text)])
+    with torch.no_grad(), edited(lm.model, delta):
+        return lm.model(input_ids=ids).logits
+
+
+def test_every_method_has_an_entry() -> None:
+    assert set(ENTRIES) == set(methods.__all__) - {"EditingModule"}
+
+
+def test_every_method_is_run_by_two_processes() -> None:
+    """`tests/runs/test_processes.py` compares these with one process, to the bit."""
+    assert {case.split("-")[0] for case in CASES} == set(ENTRIES)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", NAMES)
+def test_fast_dev_run_is_one_honest_edit(name: str, kind: str) -> None:
+    lm = tiny_lm(kind, **TINY)
+    before = bits(lm)
+    watch = run(name, lm, fast_dev_run=True)
+    assert len(watch.batches) == len(watch.losses) == 1
+    assert any(tensor.any() for tensor in numbers(watch.batches[0].deltas[0] or Delta()))
+    assert same(bits(lm), before)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_edit_and_its_end(name: str, kind: str) -> None:
+    """The loss falls; only what the delta names is changed; outside of `edited` all bits are the old ones."""
+    lm = tiny_lm(kind, **TINY)
+    before = bits(lm)
+    watch = run(name, lm)
+    first = watch.losses[: ENTRIES[name].steps]
+    assert len(first) == ENTRIES[name].steps
+    assert first[-1] < first[0]
+    assert same(bits(lm), before)
+    for delta in deltas_of(watch):
+        assert delta.paths
+        with edited(lm.model, delta):
+            changed = {key for key, value in bits(lm).items() if not torch.equal(value, before[key])}
+            assert changed
+            assert {key.rpartition(".")[0] for key in changed} <= set(delta.paths)
+        assert same(bits(lm), before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_delta_that_was_saved_is_the_same(name: str, tmp_path: Path) -> None:
+    lm = tiny_lm("llama", **TINY)
+    for i, delta in enumerate(deltas_of(run(name, lm))):
+        save_delta(tmp_path / str(i), delta, {"model_fingerprint": lm.fingerprint})
+        loaded, _ = load_delta(tmp_path / str(i), lm)
+        assert set(loaded.paths) == set(delta.paths)
+        assert torch.equal(logits(lm, loaded), logits(lm, delta))
+        assert not torch.equal(logits(lm, loaded), logits(lm, Delta()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_broken_run_that_is_resumed_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    whole, lm = tiny_lm("llama", **TINY), tiny_lm("llama", **TINY)
+    wanted = deltas_of(run(name, whole, "sequential"))
+    settings: dict[str, Any] = {"default_root_dir": str(tmp_path), "callbacks": [EditCheckpoint()]}
+    with pytest.raises(ZeroDivisionError):
+        run(name, lm, "sequential", watch=(broken := Watch(breaks_after=1)), **settings)
+    lm = tiny_lm("llama", **TINY)
+    resumed = run(name, lm, "sequential", ckpt_path=str(tmp_path / CHECKPOINT), **settings)
+    assert (len(broken.batches), len(resumed.batches)) == (1, len(REQUESTS) - 1)
+    found = [delta for watch in (broken, resumed) for batch in watch.batches for delta in batch.deltas]
+    for one, other in zip(found, wanted, strict=True):
+        assert one is not None
+        assert all(torch.equal(a, b) for a, b in zip(numbers(one), numbers(other), strict=True))
+    assert same(bits(lm), bits(whole))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lanes_are_edits_by_themselves(name: str) -> None:
+    if not ENTRIES[name].lanes:
+        with pytest.raises(KeditError, match=r"^edit\.lanes"):
+            ENTRIES[name].make().configure(edit=EditConfig(lanes=2))
+        return
+    alone, together = (deltas_of(run(name, tiny_lm("llama", **TINY), lanes=lanes)) for lanes in (1, 3))
+    ids = [tiny_lm("llama", **TINY) for _ in range(2)]
+    for one, other in zip(sorted(alone, key=Delta.norm), sorted(together, key=Delta.norm), strict=True):
+        torch.testing.assert_close(logits(ids[0], other), logits(ids[1], one), atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_weights(name: str) -> None:
+    """Solved in more than half precision, and put back bit for bit."""
+    lm = tiny_lm("llama", **TINY, dtype=torch.bfloat16)
+    before = bits(lm)
+    for delta in deltas_of(run(name, lm)):
+        assert all(tensor.isfinite().all() for tensor in numbers(delta))
+        assert all(tensor.dtype == torch.float32 for tensor in numbers(delta) if tensor.is_floating_point())
+        assert not torch.equal(logits(lm, delta), logits(lm, Delta()))
+    assert same(bits(lm), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_regimes(name: str) -> None:
+    """Every regime that a method says it knows leaves a delta for each edit batch; another one is refused by name."""
+    for regime in ("single", "batch", "sequential"):
+        lm = tiny_lm("llama", **TINY)
+        before = bits(lm)
+        if regime not in ENTRIES[name].make().regimes:
+            with pytest.raises(KeditError, match=r"^edit\.regime"):
+                run(name, lm, regime)
+            continue
+        batches = run(name, lm, regime).batches
+        assert sum(len(batch.records) for batch in batches) == len(REQUESTS)
+        assert same(bits(lm), before) == (regime != "sequential")
