@@ -13,8 +13,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from kedit.errors import at_least
 from kedit.methods.base.callback import EditCallback, editing
 from kedit.methods.base.edit_batch import EditBatch
+from kedit.runtime.files import writing
 from kedit.runtime.journal import Entry, Journal
-from kedit.runtime.run_folder import CHECKPOINT, writing
+from kedit.runtime.run_folder import CHECKPOINT
 
 if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule

@@ -12,7 +12,7 @@ from kedit.analysis.path_importance_figure import as_csv, draw
 from kedit.errors import KeditError
 from kedit.methods.base.callback import EditCallback, data_of, editing, schedule_of
 from kedit.runtime import distributed
-from kedit.runtime.run_folder import write_text
+from kedit.runtime.files import write_text
 
 if TYPE_CHECKING:
     from kedit.methods.pac.module import PAC

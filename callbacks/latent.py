@@ -32,8 +32,8 @@ from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.views import arms_of
 from kedit.request import EditRecord
 from kedit.runtime import distributed
+from kedit.runtime.files import write_figure, write_text
 from kedit.runtime.progress import stage
-from kedit.runtime.run_folder import write_figure, write_text
 
 if TYPE_CHECKING:
     from kedit.methods.steam import AnchorBank

@@ -20,11 +20,12 @@ from kedit.results.intervals import RESAMPLES
 from kedit.results.rows import MEASURED, edit_row, without_probes
 from kedit.results.run_results import RunResults
 from kedit.runtime import distributed
+from kedit.runtime.files import make_folder, write_json, write_text
 from kedit.runtime.folder_name import folder_name
 from kedit.runtime.kept import bytes_kept
 from kedit.runtime.provenance import provenance
 from kedit.runtime.results_file import ResultsFile
-from kedit.runtime.run_folder import SUMMARY, make_folder, write_json, write_text
+from kedit.runtime.run_folder import SUMMARY
 
 if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule

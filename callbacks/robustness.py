@@ -16,7 +16,7 @@ from kedit.methods.base.callback import Row, editing
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.results.intervals import RESAMPLES
 from kedit.results.robustness import as_csv, robustness_table, summary_rows
-from kedit.runtime.run_folder import write_json, write_text
+from kedit.runtime.files import write_json, write_text
 
 if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule

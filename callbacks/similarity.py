@@ -18,7 +18,7 @@ from kedit.errors import KeditError
 from kedit.methods.base.callback import EditCallback, Row, editing
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.views import arms_of
-from kedit.runtime.run_folder import write_text
+from kedit.runtime.files import write_text
 
 if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule

@@ -18,7 +18,7 @@ from kedit.methods.base.callback import Row, editing
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.request import EditRecord
 from kedit.results.intervals import RESAMPLES
-from kedit.runtime.run_folder import write_json
+from kedit.runtime.files import write_json
 
 if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule

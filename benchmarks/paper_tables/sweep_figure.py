@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kedit.runtime.run_folder import csv_text, write_figure, write_text
+from kedit.runtime.files import csv_text, write_figure, write_text
 
 COLUMNS = ("arm", "x", "measure", "before", "after", "ci_low", "ci_high")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedit.analysis.anchor_probe_report import Windows, span
-from kedit.runtime.run_folder import write_figure
+from kedit.runtime.files import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

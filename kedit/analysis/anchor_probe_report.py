@@ -16,7 +16,7 @@ from rich.table import Table
 from kedit.methods.steam.layers import align_layers
 from kedit.methods.steam.positioning import SOURCES, Anchor
 from kedit.methods.steam.probe import LayerProbe, Within
-from kedit.runtime.run_folder import csv_text
+from kedit.runtime.files import csv_text
 
 LEAST = 0.1
 """Where no layer's margin exceeds that of layer 0 by this, none carries the object."""

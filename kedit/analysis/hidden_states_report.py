@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kedit.analysis.hidden_states import BASE, Curves, Lens, Native, Scene
-from kedit.runtime.run_folder import csv_text
+from kedit.runtime.files import csv_text
 
 COSINE_COLUMNS = ("layer", "view", "arm", "mean", "se", "n")
 LENS_COLUMNS = ("layer", "arm", "p_mean", "p_se", "rank_median", "n")

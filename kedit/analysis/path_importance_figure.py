@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kedit.runtime.run_folder import csv_text, write_figure
+from kedit.runtime.files import csv_text, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ import numpy as np
 
 from kedit.analysis.similarity import KINDS
 from kedit.analysis.similarity_report import Row, layers_of, measured, values_of
-from kedit.runtime.run_folder import write_figure
+from kedit.runtime.files import write_figure
 
 MEAN = "mean of random"
 EDGES = np.linspace(-0.05, 1.05, 12)

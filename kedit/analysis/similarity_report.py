@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from kedit.analysis.similarity import EQUIVALENT, KINDS
-from kedit.runtime.run_folder import csv_text
+from kedit.runtime.files import csv_text
 
 DELIVERED = 0.8
 """An r from here on counts as the edit having arrived."""

@@ -26,7 +26,7 @@ from kedit.errors import KeditError
 from kedit.model.lm import LM
 from kedit.runtime import checksum
 from kedit.runtime.file_modes import as_umask
-from kedit.runtime.run_folder import write_json, writing
+from kedit.runtime.files import write_json, writing
 
 TENSORS, CARD = "delta.safetensors", "card.json"
 FORMAT = 3

@@ -15,7 +15,7 @@ from rich.table import Table
 from kedit.errors import KeditError
 from kedit.results.summary import TITLES
 from kedit.results.tables import interval, number
-from kedit.runtime.run_folder import csv_text, write_figure
+from kedit.runtime.files import csv_text, write_figure
 
 COLUMNS = (
     "edits", "kind", "metric", "before", "after", "ci_low", "ci_high", "change", "change_ci_low", "change_ci_high",

@@ -14,7 +14,7 @@ from kedit.results.intervals import paired_cell
 from kedit.results.rows import edits_of
 from kedit.results.summary import summarise
 from kedit.results.tables import MEASURED_AT
-from kedit.runtime.run_folder import csv_text
+from kedit.runtime.files import csv_text
 
 FIGURES = (
     ("rewrite", "exact"),

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import TracebackType
 
 from kedit.errors import CannotWrite, KeditError
+from kedit.runtime.files import make_folder
 from kedit.runtime.lock import held, hold
-from kedit.runtime.run_folder import CHECKPOINT, CONFIG, LOGS, RESULTS, RUN, finished, make_folder
+from kedit.runtime.run_folder import CHECKPOINT, CONFIG, LOGS, RESULTS, RUN, finished
 
 LOCK = ".run.lock"
 

@@ -19,7 +19,7 @@ import torch
 
 from kedit.errors import KeditError
 from kedit.runtime import checksum
-from kedit.runtime.run_folder import writing
+from kedit.runtime.files import writing
 
 _HEAD = struct.Struct("<QI")  # bytes of an entry and their CRC-32
 _SLACK = 2**20

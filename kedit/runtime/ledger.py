@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from kedit.errors import KeditError
-from kedit.runtime.run_folder import read_rows, writing
+from kedit.runtime.files import writing
+from kedit.runtime.run_folder import read_rows
 
 LEDGER = "lines.txt"  # in the checkpoints' folder
 

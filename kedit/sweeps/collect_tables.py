@@ -12,7 +12,7 @@ from rich.table import Table
 from kedit.results.rows import edits_of
 from kedit.results.summary import TITLES
 from kedit.results.tables import MEASURED_AT, interval, number
-from kedit.runtime.run_folder import csv_text
+from kedit.runtime.files import csv_text
 from kedit.sweeps.collect import Alike, Collected, Group, Line, csv_rows
 
 COLUMNS = ("setting", "before", "after", "95 % interval")

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from kedit.runtime.run_folder import csv_text
+from kedit.runtime.files import csv_text
 from kedit.sweeps.arm_statistics import Cell
 from kedit.sweeps.collect_tables import title
 from kedit.sweeps.compare import Arm, Comparison, Table

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kedit.errors import KeditError, shown
+from kedit.runtime.files import write_json
 from kedit.runtime.lock import flock, held
-from kedit.runtime.run_folder import RESULTS, finished, write_json
+from kedit.runtime.run_folder import RESULTS, finished
 from kedit.sweeps.spec import Sweep, Task
 
 PLAN = "sweep.json"

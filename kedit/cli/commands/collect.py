@@ -12,8 +12,8 @@ from rich.console import Console
 
 from kedit.cli.commands.sweep import WHICH, open_sweep
 from kedit.errors import KeditError
+from kedit.runtime.files import make_folder, write_text
 from kedit.runtime.option_values import check_path
-from kedit.runtime.run_folder import make_folder, write_text
 from kedit.sweeps.collect import Collected, collected
 from kedit.sweeps.collect_tables import LEGEND, as_csv, as_markdown, heading, tables
 from kedit.sweeps.folder import PLAN

@@ -12,8 +12,8 @@ from rich.console import Console
 from kedit.cli.commands.sweep import open_sweep
 from kedit.errors import KeditError, within
 from kedit.results.intervals import RESAMPLES
+from kedit.runtime.files import make_folder, write_figure, write_text
 from kedit.runtime.option_values import check_path
-from kedit.runtime.run_folder import make_folder, write_figure, write_text
 from kedit.sweeps.arms import Runs, of_folders, of_sweep
 from kedit.sweeps.compare import Comparison
 from kedit.sweeps.compare import compare as compared

@@ -43,7 +43,8 @@ from kedit.methods.base.edit_config import EditConfig
 from kedit.model.lm import LMConfig
 from kedit.runtime import launcher
 from kedit.runtime.claim import Claim, begun, numbered
-from kedit.runtime.run_folder import CHECKPOINT, finished, make_folder, writing
+from kedit.runtime.files import make_folder, writing
+from kedit.runtime.run_folder import CHECKPOINT, finished
 from kedit.runtime.signals import Stopped, Stopper
 from kedit.runtime.strategy import ShardedEdits
 

@@ -26,9 +26,9 @@ from kedit.methods.steam.module import pool_of
 from kedit.model.architecture import check_layers
 from kedit.model.lm import LM, LMConfig
 from kedit.request import EditRecord
+from kedit.runtime.files import make_folder, write_text
 from kedit.runtime.option_values import check_values
 from kedit.runtime.progress import stage
-from kedit.runtime.run_folder import make_folder, write_text
 
 ABOUT = "In which layers do anchors carry the object? Run it before choosing model.align.layers of STEAM."
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kedit.errors import KeditError
-from kedit.runtime.run_folder import write_json, write_text
+from kedit.runtime.files import write_json, write_text
 from kedit.sweeps.folder import Numbered, SweepFolder
 from kedit.sweeps.slurm import queue
 from kedit.sweeps.slurm.options import SlurmOptions
