@@ -103,8 +103,8 @@ D_FF, N_SITES = 40, 4
         (
             {
                 "trace.coverage": 0.5,
-                "keep.weight": 2,
-                "keep.prompts": 4,
+                "locality.weight": 2,
+                "locality.prompts": 4,
                 "train.layer_weights": "true",
                 "train.rollback": 0.9,
             },

@@ -31,7 +31,7 @@ TRAINED = ("--model.train.lr", "--model.train.passes")
         ({"parity": "true", "scope": "edit", "train": "null"}, "model.parity: the released run traces an edit set"),
         ({"contrast.theta": "instead", "train.shared_adam": "true"}, "model.contrast.theta: instead keeps T- apart"),
         ({"contrast.lr": 0.1, "train.shared_adam": "true"}, "model.contrast.lr: one Adam has one learning rate"),
-        ({"keep.prompts": 0}, "model.locality.prompts: 0 is less than 1"),
+        ({"locality.prompts": 0}, "model.locality.prompts: 0 is less than 1"),
         ({"contrast.weight": -1}, "model.contrast.weight: -1 is negative"),
         ({"trace.coverage": 1.5}, "model.trace.coverage: 1.5 is not above 0 and at most 1"),
         ({"train.objective": "both"}, "model.train.objective: expects one of alternate, joint, not 'both'"),
