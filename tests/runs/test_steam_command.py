@@ -26,10 +26,10 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> Callable[..., list
     def command(editor: str, steam: bool = True, name: str = "one") -> list[str]:
         folder = tiny_folder("llama", n_layers=5, context=128)
         layers = LAYERS.get(editor, ("layer", "1"))
-        of_editor = {"lm.name": folder, "contexts.lengths": "[[3,2]]", "stats.tokens": 400, layers[0]: layers[1]}
+        of_editor = {"contexts.lengths": "[[3,2]]", "stats.tokens": 400, layers[0]: layers[1]}
         options: dict[str, Any] = {"model": "STEAM", "model.editor": editor} if steam else {"model": editor}
         options |= {f"model.{'editor.' if steam else ''}{key}": value for key, value in of_editor.items()}
-        options |= {"data": "Records", "data.path": RECORDS, "data.limit": 3}
+        options |= {"lm.name": folder, "data": "Records", "data.path": RECORDS, "data.limit": 3}
         options |= {"run.root": tmp_path, "run.name": name, "trainer.accelerator": "cpu"}
         options |= {"metrics.scoring.generate": "[]", "results.resamples": 50}
         return ["fit", *option_words(options)]
