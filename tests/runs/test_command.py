@@ -206,6 +206,7 @@ def test_a_run_finds_what_stats_left(
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.safetensors")} == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_interrupted(
     sent: signal.Signals, status: int, words: list[str], tmp_path: Path, rows_of: Callable[[Path], Any]

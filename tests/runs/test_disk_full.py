@@ -16,6 +16,8 @@ from kedit.cli import main
 from tests.runs.test_resume import assert_same_run
 from tests.support.small_runs import QUICK_ROME, city_facts, sequential_run
 
+pytestmark = pytest.mark.slow
+
 N = 8
 Rows = list[dict[str, Any]]
 

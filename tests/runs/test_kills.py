@@ -22,6 +22,8 @@ from kedit.runtime.run_folder import CHECKPOINT, finished
 from tests.support.killing import at_write, difference, same, start, wait
 from tests.support.small_runs import QUICK_ROME, city_facts, sequential_run
 
+pytestmark = pytest.mark.slow
+
 N = 6
 METHODS: dict[str, dict[str, Any]] = {
     "ROME": QUICK_ROME,

@@ -25,6 +25,8 @@ from kedit.delta.serialization import load_delta
 from kedit.delta.slices import Slices
 from tests.support.process_cases import CASES, STATS, case_words
 
+pytestmark = pytest.mark.slow
+
 Rows = list[dict[str, Any]]
 OF_FOUR = ("ROME-single", "EMMET-sequential", "REP-sequential-MEMIT", "PAC-single", "STEAM-batch-MEMIT")
 RUNS = [(2, name) for name in CASES] + [(4, name) for name in OF_FOUR]

@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from kedit.cli import main
 from tests.support.small_runs import option_words
 
+pytestmark = pytest.mark.slow
+
 N = 60
 Rows = list[dict[str, Any]]
 

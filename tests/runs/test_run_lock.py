@@ -22,6 +22,8 @@ from kedit.runtime.run_folder import RESULTS
 from tests.support.killing import start, wait
 from tests.support.small_runs import QUICK_ROME, city_facts, sequential_run
 
+pytestmark = pytest.mark.slow
+
 HOLD = """\
 import pathlib, sys, time
 from kedit.runtime.lock import hold

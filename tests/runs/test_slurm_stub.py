@@ -183,6 +183,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return error.removeprefix("kedit: error: ")
 
 
+@pytest.mark.slow
 def test_an_array_ends_as_a_local_sweep(
     stub: Path,
     tmp_path: Path,

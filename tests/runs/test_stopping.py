@@ -21,6 +21,8 @@ from tests.runs.test_resume import assert_same_run
 from tests.support.small_runs import QUICK_ROME, sequential_run
 from tests.support.sweep_cases import RECORDS
 
+pytestmark = pytest.mark.slow
+
 N, STEPS = 4, 3
 
 

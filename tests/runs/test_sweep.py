@@ -21,6 +21,8 @@ from kedit.sweeps.folder import SweepFolder
 from kedit.sweeps.spec import read_sweep
 from tests.support.sweep_cases import sweep_file
 
+pytestmark = pytest.mark.slow
+
 
 def test_runs_skips_and_goes_on(
     tmp_path: Path, tiny_folder: Callable[..., str], caplog: pytest.LogCaptureFixture
