@@ -162,7 +162,7 @@ def test_a_value_for_a_group_that_a_base_class_has(refused: Refused, tmp_path: P
         ("--model MEMIT --model.layers [1,1]", "model.layers names a layer twice"),
         ("--model EMMET --model.emmet_lambda -1", "model.emmet_lambda: -1.0 is less than 0"),
         ("--data.known true", "data.known: "),
-        ("stray", "unrecognized arguments: stray"),
+        ("stray", "'stray': there is no option before it"),
     ],
 )
 def test_option(refused: Refused, option: str, message: str) -> None:

@@ -16,7 +16,7 @@ from kedit.methods import REP
 from tests.runs.test_resume import assert_same_run
 from tests.support.paths import ROOT
 from tests.support.ridge import Ridge
-from tests.support.small_runs import FEW_STEPS, city_facts, sequential_run
+from tests.support.small_runs import FEW_STEPS, city_facts, configured, sequential_run
 from tests.support.tiny_models import tiny_lm
 from tests.unit.methods.locate_then_edit.test_multi_layer import REQUESTS, bits, dense, options, run
 
@@ -37,7 +37,7 @@ def test_it_is_one_short_file() -> None:
 
 @pytest.mark.parametrize("regime", ["single", "batch", "sequential"])
 def test_every_regime(regime: str, words: list[str], tmp_path: Path, rows_of: Rows) -> None:
-    main([*words, "--model.regime", regime, "--run.name", regime])
+    main([*words, "--edit.regime", regime, "--run.name", regime])
     rows = [row for row in rows_of(tmp_path / regime) if row["measured_at"] == "edit"]
     assert [row["status"] for row in rows] == ["edited"] * 6
     assert all(0 < strength <= 1 for row in rows for strength in row["edit"]["strength"])
@@ -59,7 +59,7 @@ def root(words: list[str]) -> list[str]:
 
 
 def ridge(**changed: Any) -> Ridge:
-    return Ridge(**(options(layers=[1], regime="sequential") | changed))
+    return configured(Ridge, **(options(layers=[1], regime="sequential") | changed))
 
 
 def test_the_keys_that_were_solved_with_are_remembered() -> None:

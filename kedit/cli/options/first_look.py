@@ -46,7 +46,8 @@ def first_look(words: Sequence[str]) -> None:
         _check_class(part, name)
     for config in configs:
         for name, value in (config or {}).items():
-            _check_tree(str(name), value, classes)
+            if isinstance(name, str):
+                _check_tree(name, value, classes)
     for name, _ in given:
         if name != "c":
             _check(name.removesuffix("+").split("."), classes)

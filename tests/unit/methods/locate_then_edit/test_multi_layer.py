@@ -178,7 +178,7 @@ class TwoSites(EMMET):
 @pytest.mark.parametrize("regime", ["single", "batch", "sequential"])
 def test_two_sites_and_another_divisor(regime: Any, lm: LM) -> None:
     """The MLP's value is reached in the last layer; the first one got its residual divided by the root of 2."""
-    module = TwoSites(**options(emmet_lambda=0.0, contexts=BARE, regime=regime))
+    module = configured(TwoSites, **options(emmet_lambda=0.0, contexts=BARE, regime=regime))
     clean = tiny_lm("llama", n_layers=4, d_model=16, d_ff=40)
     (batch,) = run(module, lm, REQUESTS[:3])
     assert max(outcome.info["residual_left"] for outcome in batch.outcomes) < 1e-3
@@ -210,7 +210,7 @@ def test_statistics_are_made_as_far_as_they_are_needed(inverse: bool, lm: LM, tm
     text = tmp_path / "text.txt"
     text.write_text("The capital of France is Paris. Windows")
     few = StatsConfig(corpus=str(text), tokens=30, ridge=0.0)
-    module = Projects(**options(stats=few, regime="batch"))
+    module = configured(Projects, **options(stats=few, regime="batch"))
     if inverse:
         with pytest.raises(KeditError, match="cannot be inverted"):
             run(module, lm)

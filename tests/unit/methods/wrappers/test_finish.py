@@ -20,7 +20,7 @@ from kedit.model.lm import LM
 from kedit.runtime.run_folder import CHECKPOINT
 from tests.support.halving import Halving
 from tests.support.ridge import Ridge
-from tests.support.small_runs import city_facts, sequential_run
+from tests.support.small_runs import city_facts, configured, sequential_run
 from tests.support.tiny_models import tiny_lm
 from tests.unit.methods.locate_then_edit.test_multi_layer import bits, dense, options, run
 
@@ -40,10 +40,10 @@ def changed(lm: LM, before: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def test_a_sequential_run_ends_with_what_takes_the_place_of_the_sum() -> None:
-    lm, plain = fresh(), MEMIT(**options(regime="sequential"))
+    lm, plain = fresh(), configured(MEMIT, **options(regime="sequential"))
     before = bits(lm)
     run(plain, fresh(), batch_size=2)
-    module = Halving(MEMIT(**options(regime="sequential")))
+    module = Halving(configured(MEMIT, **options(regime="sequential")))
     batches = run(module, lm, batch_size=2)
     total = Delta.concat(plain.deltas)
     assert torch.equal(dense(Delta.concat([batch.deltas[0] for batch in batches if batch.deltas[0]])), dense(total))
@@ -61,8 +61,8 @@ def test_a_sequential_run_ends_with_what_takes_the_place_of_the_sum() -> None:
 def test_where_edits_do_not_accumulate_every_delta_is_the_whole(regime: Any) -> None:
     lm = fresh()
     before = bits(lm)
-    plain = run(MEMIT(**options(regime=regime)), fresh(), batch_size=3)
-    module = Halving(MEMIT(**options(regime=regime)))
+    plain = run(configured(MEMIT, **options(regime=regime)), fresh(), batch_size=3)
+    module = Halving(configured(MEMIT, **options(regime=regime)))
     halved = run(module, lm, batch_size=3)
     n = 0
     for one, other in zip(plain, halved, strict=True):
@@ -77,12 +77,12 @@ def test_where_edits_do_not_accumulate_every_delta_is_the_whole(regime: Any) -> 
 def test_a_resumed_run_never_changes_what_was_changed(done: int, tmp_path: Path) -> None:
     """Also one that had come to its end, and was finished, before."""
     whole, second = fresh(), fresh()
-    run(Halving(MEMIT(**options(regime="sequential"))), whole, batch_size=2)
+    run(Halving(configured(MEMIT, **options(regime="sequential"))), whole, batch_size=2)
     kept = {"default_root_dir": str(tmp_path), "callbacks": [EditCheckpoint()], "max_epochs": done}
-    first = Halving(MEMIT(**options(regime="sequential")))
+    first = Halving(configured(MEMIT, **options(regime="sequential")))
     run(first, fresh(), batch_size=2, **kept)
     assert first.finished, "the end of a shorter run is an end"
-    module = Halving(MEMIT(**options(regime="sequential")))
+    module = Halving(configured(MEMIT, **options(regime="sequential")))
     run(module, second, batch_size=2, ckpt_path=str(tmp_path / CHECKPOINT))
     assert len(module.totals) == 1
     assert sum(f.rank for f in module.totals[0].of_kind(Factors).values()) == 2 * 5, "all five edits, as they were made"
@@ -90,7 +90,7 @@ def test_a_resumed_run_never_changes_what_was_changed(done: int, tmp_path: Path)
 
 
 def test_hooks_of_a_run_without_edits() -> None:
-    module = Halving(Ridge(**options(regime="sequential", layers=[1])))
+    module = Halving(configured(Ridge, **options(regime="sequential", layers=[1])))
     module.finish_run()
     assert not module.totals
 
@@ -105,12 +105,9 @@ def test_only_the_end_is_measured_on_it(
     data = city_facts(tmp_path / "facts.jsonl", 6)
     alone = {"model": "tests.support.ridge.Ridge"} | {f"model.{name}": value for name, value in few.items()}
     main([*sequential_run(tiny_folder, data, alone | common), "--run.name", "alone"])
-    inner = {"lm.name": tiny_folder("llama", n_layers=3, d_model=16, d_ff=40), "regime": "sequential", **few}
     wrapped = {"model": "tests.support.halving.Halving", "model.editor": "tests.support.ridge.Ridge"}
-    wrapped |= {f"model.editor.{name}": value for name, value in inner.items()}
-    words = sequential_run(tiny_folder, data, wrapped | common)
-    drop = {words.index("--model.lm.name"), words.index("--model.regime")}
-    main([word for i, word in enumerate(words) if i not in drop and i - 1 not in drop] + ["--run.name", "halved"])
+    wrapped |= {f"model.editor.{name}": value for name, value in few.items()}
+    main([*sequential_run(tiny_folder, data, wrapped | common), "--run.name", "halved"])
     rows = {name: rows_of(tmp_path / name) for name in ("alone", "halved")}
     moments = {row["measured_at"] for row in rows["alone"]}
     assert moments == {"edit", "end"} | (set() if eval_at == "null" else {"at_2", "at_6"})
