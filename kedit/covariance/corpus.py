@@ -133,10 +133,12 @@ def _self_texts(lm: LM, ids: Tensor) -> Iterator[str]:
 
 
 def _pieces(config: StatsConfig) -> Iterator[Piece]:
+    """The text of a file or a data set, piece by piece."""
     return _hf_pieces(config) if config.corpus.startswith("hf:") else _file_pieces(config.corpus)
 
 
 def _between(lm: LM, needed: bool) -> list[int]:
+    """What stands between two documents: EOS, where the model has one."""
     return [lm.eos_id] if needed and lm.eos_id is not None else []
 
 

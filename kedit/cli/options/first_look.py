@@ -102,6 +102,9 @@ def _check_class(part: str, name: str | None) -> None:
     """Refuse a misspelt class; one of the user's own has a dot, and one like no other is left to the option parser."""
     folder = {"model": ROOT / "methods", "data": ROOT / "data"}[part]
     known = classes_in(folder)
+    if part == "data" and name is not None and name.endswith((".json", ".jsonl")):
+        hint = f"--data Records --data.path {name} (kedit ls lists the other forms)"
+        raise KeditError(f"data: expects a class, and its file as its path: {hint}")
     if name is None or "." in name or name in known:
         return
     if close := get_close_matches(name, known, n=1):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 _CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
-_PLAIN = ("Any", "bool", "dict", "float", "int", "list", "str", "tuple", "Literal", "None", "Path", "Regime", "Joiner")
 
 
 def options(name: str) -> dict[str, str] | None:
@@ -83,6 +82,5 @@ def _below(annotation: ast.expr | None) -> str:
     """The class of kedit that an option's type names; empty where it names none, or several."""
     if annotation is None:
         return ""
-    names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} - set(_PLAIN)
-    name = names.pop() if len(names) == 1 else ""
-    return name if name in _homes() else ""
+    names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} & _homes().keys()
+    return names.pop() if len(names) == 1 else ""

@@ -94,7 +94,7 @@ class TrainConfig:
         rollback: Where after a pass fewer than this share of the requests are answered than were after the best one, a
             step was too large: the edit batch goes back to the best pass, and on from there with half the learning
             rates and Adam begun anew. Needs `best`. 0: never.
-        margin: How many nats the target must be ahead of every other token for that.
+        margin: How many nats every target token must be ahead of all others for a request to count as answered.
         per_edit: Every request weighs the same in a loss; false: every target token does (the released code).
         shared_adam: One Adam trains T+ and T- and goes on when paths are traced again, so that nodes move by their
             momentum while they are masked (the released code). false: each side has its own, begun anew with the

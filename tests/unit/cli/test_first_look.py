@@ -32,6 +32,11 @@ DATA = [name for name, _, _ in data.datasets_index()]
         (CONFIG, f"'{CONFIG}': there is no option before it; a configuration is given by --config {CONFIG}"),
         ("--modle ROME", "modle: there is no such option; did you mean model?"),
         ("--model ROMEE --data Facts", "model: there is no class 'ROMEE' for it; did you mean ROME?"),
+        (
+            "--model ROME --data my3.jsonl",
+            "data: expects a class, and its file as its path: --data Records --data.path my3.jsonl "
+            "(kedit ls lists the other forms)",
+        ),
         ("--model ROME --data Fact", "data: there is no class 'Fact' for it; did you mean Facts?"),
         (f"--config {CONFIG} --run.nmae x", "run.nmae: there is no such option; did you mean name?"),
         (f"--config {CONFIG} --edit.regmie single", "edit.regmie: there is no such option; did you mean regime?"),
