@@ -33,6 +33,10 @@ class GateContext:
     real: Tensor | None = None
     widest: Tensor | None = None
 
+    def widen(self, widest: Tensor) -> None:
+        """Takes up how wide the gates have been with what was read just now, `[n, J]`."""
+        self.widest = widest
+
     def rows(self, index: Tensor, gates: int) -> GateContext:
         """Those of some rows, `index: [m]` int64, and of the first gates."""
         real, widest = (None if t is None else t[index.to(t.device)] for t in (self.real, self.widest))

@@ -185,7 +185,7 @@ class PathwayRouter:
             over = over * texts.real[..., None]
         before = torch.zeros_like(over[..., :1, :]) if texts.widest is None else texts.widest[..., None, :]
         widest = torch.cat([before, over], -2).cummax(-2).values  # [..., 1 + T, J]
-        texts.widest = widest[..., -1, :]
+        texts.widen(widest[..., -1, :])
         return (LENT * widest[..., :-1, :]).minimum(cast(Tensor, self._again))
 
     def install(

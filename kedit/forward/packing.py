@@ -40,8 +40,9 @@ def logits_of(lm: LM, texts: Texts, rows: Tensor, cols: Tensor) -> Tensor:
 def packs(lm: LM) -> bool:
     """Whether the model gives packed texts their own logits; found out once for a model."""
     if lm.packs is None:
-        lm.packs = lm.model.config.get_text_config()._attn_implementation in ("sdpa", "eager") and _agrees(lm)
-    return lm.packs
+        kernel = lm.model.config.get_text_config()._attn_implementation
+        lm.note_packing(kernel in ("sdpa", "eager") and _agrees(lm))
+    return bool(lm.packs)
 
 
 def _agrees(lm: LM) -> bool:

@@ -46,6 +46,17 @@ class JointSolve:
     shares: list[Tensor] = field(default_factory=list)
     error: str | None = None
 
+    def add(self, layer: int, path: str, factors: Factors, keys: Tensor, shares: Tensor) -> None:
+        """Takes up what was solved at a layer."""
+        self.changes[path], self.keys[layer] = factors, keys
+        self.shares.append(shares)
+
+    def fail(self, error: str) -> None:
+        """Empties itself and remembers why."""
+        self.error = error
+        self.changes.clear()
+        self.keys.clear()
+
 
 def solve_layers(
     lm: LM,
@@ -119,9 +130,6 @@ def _solve(system: JointSolve, path: str, keys: Tensor, residuals: Tensor, layer
         if not bool(factors.left.isfinite().all() and factors.right.isfinite().all()):
             raise KeditError(f"the update of layer {layer} is not finite")
     except KeditError as error:
-        system.error = str(error)
-        system.changes.clear()
-        system.keys.clear()
+        system.fail(str(error))
         return
-    system.changes[path], system.keys[layer] = factors, keys
-    system.shares.append((exact.right * keys.to(exact.right)).sum(-1))
+    system.add(layer, path, factors, keys, (exact.right * keys.to(exact.right)).sum(-1))

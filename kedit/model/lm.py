@@ -72,7 +72,7 @@ class LM:
         self.context_length: int = next((n for n in lengths if n), 2048)
         self._n_front, self._n_back = _special_tokens(tokenizer)
         self.check_ids(tokenizer("a")["input_ids"][: self._n_front], f"{name}: what its tokenizer puts before texts")
-        self.packs: bool | None = None  # whether texts can be packed into one row; kedit.forward.packing finds out
+        self._packs: bool | None = None
 
     @property
     def device(self) -> torch.device:
@@ -88,6 +88,15 @@ class LM:
     def vocab_size(self) -> int:
         """Width of the logits; some models pad it beyond the tokenizer's last token."""
         return self.model.config.get_text_config().vocab_size
+
+    @property
+    def packs(self) -> bool | None:
+        """Whether texts can be packed into one row; None: nobody has tried yet (`kedit.forward.packing` does)."""
+        return self._packs
+
+    def note_packing(self, possible: bool) -> None:
+        """Remembers whether texts can be packed into one row."""
+        self._packs = possible
 
     @cached_property
     def fingerprint(self) -> str:
