@@ -28,7 +28,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
     with data.open("a") as file:
         file.write(json.dumps(long | {"neighbors": ["is and was and will be " * 40 + "in"]}) + "\n")
     options = QUICK_ROME | FEW_STEPS | {
-        "model.lm.name": tiny_folder("llama", n_layers=3),
+        "lm.name": tiny_folder("llama", n_layers=3),
         "data": "Records",
         "data.path": data,
         "data.queries": json.dumps({"shuffles": 2, "long_words": [20], "train_long": 2, "corpus": str(text)}),
@@ -56,7 +56,7 @@ def written(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("regime", ["single", "sequential"])
 def test_reversed(regime: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [*words, "--model.regime", regime]
+    words = [*words, "--edit.regime", regime]
     words += ["--metrics.eval_at", "[2]"] if regime == "sequential" else []
     main([*words, "--run.name", "as-they-are"])
     monkeypatch.setattr("kedit.cli.commands.fit.CALLBACKS", dict(list(CALLBACKS.items())[::-1]))

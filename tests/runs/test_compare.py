@@ -20,9 +20,11 @@ def test_a_method_beside_its_editor(
     tiny_folder: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """REP and ROME alone, on the same edits: the numbers are the summary's, differences those of their means."""
-    editor = {"layer": 1, "mom2_adjustment": "false", "lm.name": tiny_folder("llama", n_layers=3, d_model=16, d_ff=40)}
+    editor = {"layer": 1, "mom2_adjustment": "false"}
+    model = tiny_folder("llama", n_layers=3, d_model=16, d_ff=40)
     editor |= {name.removeprefix("model."): value for name, value in FEW_STEPS.items()}
     options = {
+        "lm.name": model,
         "model": "REP",
         "model.editor": "ROME",
         **{f"model.editor.{name}": value for name, value in editor.items()},

@@ -23,7 +23,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepFolder:
     random = np.random.default_rng(0)
     for name in ("rome", "memit"):
         write(Path(f"{name}.yaml"), {"model": {"class_path": "ROME"}})
-    grid = {"model.init_args.seed": [0, 1]}
+    grid = {"edit.seed": [0, 1]}
     file = write(Path("demo.yaml"), {"configs": ["rome.yaml", "memit.yaml"], "grid": grid})
     plan = SweepFolder(Path("runs/sweeps/demo")).planned(read_sweep(file), file)
     plan.write()
