@@ -225,8 +225,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 def fit(words: list[str]) -> None:
-    """Parse `words`, edit and measure."""
-    check_moved_words(words)
+    """Parse `words`, edit and measure; `first_look` has passed them."""
     if asked := asked_for(words):
         _cli(type("Help", (KeditCLI,), {"help": asked}), ["--help"], Stopper(), Claim())
     with quiet_lightning(), Stopper() as stopper:

@@ -36,9 +36,9 @@ def first_look(words: Sequence[str]) -> None:
     Raises:
         KeditError: Names the file or the option.
     """
-    if any(word.split("=")[0] in ("-h", "--help") or word.startswith("--help") for word in words):
-        return
     check_moved_words(words)
+    if any(word == "-h" or word.startswith("--help") for word in words):
+        return
     given = _pairs(words)
     configs = [_content(value) for name, value in given if name in ("config", "c")]
     classes = {part: _class(part, configs, given) for part in CHOSEN}
