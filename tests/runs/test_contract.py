@@ -51,11 +51,15 @@ class Entry:
         make: A new one.
         steps: Optimiser steps of its first phase.
         lanes: Whether requests are optimised side by side.
+        trains: Whether the loss of that phase falls: false where a step only reads gradients, or there is none.
+        writes: Whether parameters of the model change: false where a text or an activation does.
     """
 
     make: Callable[[], EditingModule]
     steps: int = STEPS
     lanes: bool = True
+    trains: bool = True
+    writes: bool = True
 
 
 ENTRIES = {
@@ -165,7 +169,8 @@ def test_fast_dev_run_is_one_honest_edit(name: str, kind: str) -> None:
     lm = tiny_lm(kind, **TINY)
     before = bits(lm)
     watch = run(name, lm, fast_dev_run=True)
-    assert len(watch.batches) == len(watch.losses) == 1
+    assert len(watch.batches) == 1
+    assert len(watch.losses) == min(ENTRIES[name].steps, 1)
     assert any(tensor.any() for tensor in numbers(watch.batches[0].deltas[0] or Delta()))
     assert same(bits(lm), before)
 
@@ -179,13 +184,14 @@ def test_an_edit_and_its_end(name: str, kind: str) -> None:
     watch = run(name, lm)
     first = watch.losses[: ENTRIES[name].steps]
     assert len(first) == ENTRIES[name].steps
-    assert first[-1] < first[0]
+    if ENTRIES[name].trains:
+        assert first[-1] < first[0]
     assert same(bits(lm), before)
     for delta in deltas_of(watch):
         assert delta.paths
         with edited(lm.model, delta):
             changed = {key for key, value in bits(lm).items() if not torch.equal(value, before[key])}
-            assert changed
+            assert bool(changed) == ENTRIES[name].writes
             assert {key.rpartition(".")[0] for key in changed} <= set(delta.paths)
         assert same(bits(lm), before)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules())
@@ -204,6 +210,8 @@ def test_a_delta_that_was_saved_is_the_same(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_broken_run_that_is_resumed_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    if "sequential" not in ENTRIES[name].make().regimes:
+        pytest.skip("a single edit leaves nothing to resume")
     whole, lm = tiny_lm("llama", **TINY), tiny_lm("llama", **TINY)
     wanted = deltas_of(run(name, whole, "sequential"))
     settings: dict[str, Any] = {"default_root_dir": str(tmp_path), "callbacks": [EditCheckpoint()]}
@@ -255,4 +263,4 @@ def test_regimes(name: str) -> None:
             continue
         batches = run(name, lm, regime).batches
         assert sum(len(batch.records) for batch in batches) == len(REQUESTS)
-        assert same(bits(lm), before) == (regime != "sequential")
+        assert same(bits(lm), before) == (regime != "sequential" or not ENTRIES[name].writes)

@@ -8,12 +8,16 @@ from typing import Any
 
 from kedit.delta.delta import Delta
 from kedit.methods.base.edit_batch import EditBatch
+from kedit.methods.base.method_card import MethodCard
 from kedit.methods.base.phase import EditProgram
 from kedit.request import EditRecord
 
 
 class Contract(ABC):
     """A method, as `EditingModule` runs it."""
+
+    card: MethodCard
+    """Paper, what is changed and what is needed, for `kedit ls methods`."""
 
     steps_per_batch: int
     """Most optimiser steps an edit batch can take, over all its phases."""

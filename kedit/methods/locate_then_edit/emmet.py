@@ -11,6 +11,7 @@ from kedit.delta.factors import Factors
 from kedit.errors import above_zero, at_least
 from kedit.keyvalue import solvers
 from kedit.keyvalue.published import GPT2_XL, GPT_J, LLAMA_2, LLAMA_3, SMOLLM2, Published
+from kedit.methods.base.method_card import MethodCard
 from kedit.methods.locate_then_edit.base import required
 from kedit.methods.locate_then_edit.multi_layer import MultiLayerEditor
 from kedit.methods.locate_then_edit.rome import ROME
@@ -27,6 +28,8 @@ class EMMET(MultiLayerEditor):
             same layers; 0 is the equality constraint itself, and needs linearly independent keys.
         **kwargs: The options of `MultiLayerEditor`.
     """
+
+    card = MethodCard("Gupta et al., EMNLP Findings 2024", "FFN matrices, a rank per fact", ("subject", "statistics"))
 
     # mom2_update_weight as in the authors' own settings; EasyEdit has 10 000 for gpt2-xl and 100 000 for the others.
     published = Published(

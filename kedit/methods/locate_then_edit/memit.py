@@ -23,6 +23,7 @@ from kedit.keyvalue.published import (
     layers_up_to,
     shape_of,
 )
+from kedit.methods.base.method_card import MethodCard
 from kedit.methods.locate_then_edit.base import required
 from kedit.methods.locate_then_edit.multi_layer import MultiLayerEditor
 from kedit.model.lm import LM
@@ -48,6 +49,8 @@ class MEMIT(MultiLayerEditor):
         mom2_update_weight: lambda, the weight of the covariance; null: published value.
         **kwargs: The options of `MultiLayerEditor`.
     """
+
+    card = MethodCard("Meng et al., ICLR 2023", "FFN matrices, a rank per fact", ("subject", "statistics"))
 
     published = Published(
         by_depth=_by_depth,

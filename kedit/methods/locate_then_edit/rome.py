@@ -10,6 +10,7 @@ from torch import Tensor
 from kedit.delta.factors import Factors
 from kedit.keyvalue import solvers
 from kedit.keyvalue.published import Published, layer_at
+from kedit.methods.base.method_card import MethodCard
 from kedit.methods.locate_then_edit.single_layer import SingleLayerEditor
 
 _OF_GPT = MappingProxyType({"v_num_grad_steps": 20, "v_weight_decay": 0.5})
@@ -24,6 +25,8 @@ class ROME(SingleLayerEditor):
             the direction is that of the mean key over the contexts.
         **kwargs: The options of `SingleLayerEditor`.
     """
+
+    card = MethodCard("Meng et al., NeurIPS 2022", "one FFN matrix, rank 1", ("subject", "statistics"))
 
     published = Published(
         by_depth=lambda lm: {"layer": layer_at(lm, 0.17)},

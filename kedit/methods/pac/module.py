@@ -13,6 +13,7 @@ from kedit.data import read_facts
 from kedit.errors import KeditError
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.edit_config import EditConfig
+from kedit.methods.base.method_card import MethodCard
 from kedit.methods.base.module import EditingModule
 from kedit.methods.base.phase import EditProgram, Phase
 from kedit.methods.locate_then_edit.base import finite
@@ -66,6 +67,8 @@ class PAC(EditingModule):
         contrast: The contrastive term.
         locality: The locality term.
     """
+
+    card = MethodCard("Zhai et al., ACL 2025", "rows and columns of all FFN matrices", cost="high")
 
     usual_regime = "batch"
     needs_subject = False

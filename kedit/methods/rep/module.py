@@ -20,6 +20,7 @@ from kedit.delta.pathways import Pathways
 from kedit.errors import KeditError
 from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.methods.base.edit_batch import EditBatch
+from kedit.methods.base.method_card import MethodCard
 from kedit.methods.base.phase import Barrier, EditProgram, Phase
 from kedit.methods.locate_then_edit.base import LocateThenEdit
 from kedit.methods.locate_then_edit.rome import ROME
@@ -54,6 +55,13 @@ class REP(EditorWrapper):
             whitened) instead of `adapter`, which must then be left as it is.
         adapter: How the adapter is built and trained.
     """
+
+    card = MethodCard(
+        "Yan et al., ACL 2025",
+        "its editor's matrices, and a gated move of keys",
+        ("subject", "statistics"),
+        "high",
+    )
 
     def __init__(
         self,

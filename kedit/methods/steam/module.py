@@ -16,6 +16,7 @@ from kedit.errors import KeditError
 from kedit.keyvalue import Term
 from kedit.methods.base.edit_batch import EditBatch, batch_seed
 from kedit.methods.base.edit_config import EditConfig
+from kedit.methods.base.method_card import MethodCard
 from kedit.methods.base.phase import EditProgram, Phase
 from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, required
 from kedit.methods.steam import (
@@ -51,6 +52,8 @@ class STEAM(EditorWrapper):
         compare: Also optimise every v* without the alignment term, and measure what the editor alone does: twice the
             steps. For the single and batch regimes.
     """
+
+    card = MethodCard("Jeong et al., EMNLP Findings 2025", "its editor's matrices", ("subject", "statistics"), "high")
 
     found_out = (*EditorWrapper.found_out, "aligned_layers", "anchor_sources")
 

@@ -28,12 +28,12 @@ from tests.support.tiny_models import tiny_lm
 
 
 @dataclass(frozen=True)
-class Dense(WeightChange):
+class Foreign(WeightChange):
     """`W' = W + matrix`, as plain fine-tuning makes it."""
 
     matrix: Tensor
 
-    kind: ClassVar[str] = "dense"
+    kind: ClassVar[str] = "foreign"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -42,27 +42,27 @@ class Dense(WeightChange):
     def dense(self) -> Tensor:
         return self.matrix
 
-    def to(self, device: torch.device | str) -> Dense:
-        return Dense(self.matrix.to(device))
+    def to(self, device: torch.device | str) -> Foreign:
+        return Foreign(self.matrix.to(device))
 
     @classmethod
-    def add(cls, parts: Sequence[Dense]) -> Dense:
-        return Dense(torch.stack([part.matrix for part in parts]).sum(0))
+    def add(cls, parts: Sequence[Foreign]) -> Foreign:
+        return Foreign(torch.stack([part.matrix for part in parts]).sum(0))
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"dense.matrix": self.matrix}
+        return {"foreign.matrix": self.matrix}
 
     @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Dense | None:
-        return Dense(tensors["dense.matrix"]) if "dense.matrix" in tensors else None
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Foreign | None:
+        return Foreign(tensors["foreign.matrix"]) if "foreign.matrix" in tensors else None
 
     @classmethod
-    def stack(cls, parts: Mapping[int, Dense], n_lanes: int) -> Sequence[LaneStack]:
-        return [_DenseStack(parts, n_lanes)]
+    def stack(cls, parts: Mapping[int, Foreign], n_lanes: int) -> Sequence[LaneStack]:
+        return [_OwnStack(parts, n_lanes)]
 
 
-class _DenseStack(LaneStack):
-    def __init__(self, parts: Mapping[int, Dense], n: int) -> None:
+class _OwnStack(LaneStack):
+    def __init__(self, parts: Mapping[int, Foreign], n: int) -> None:
         first = next(iter(parts.values())).matrix
         self.matrices = first.new_zeros(n, *first.T.shape)
         for i, part in parts.items():
@@ -106,7 +106,7 @@ class Shift(Change):
         return Shift(tensors["shift.vector"]) if "shift.vector" in tensors else None
 
 
-ALL = (*KINDS, Dense, Shift)
+ALL = (*KINDS, Foreign, Shift)
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -115,7 +115,7 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 def a_delta(lm: LM, seed: int, *also: Mapping[str, Change]) -> Delta:
     path = lm.arch.path("mlp_out", 1)
-    return Delta({path: Dense(rand(*weight(lm.model.get_submodule(path)).shape, seed=seed))}, *also)
+    return Delta({path: Foreign(rand(*weight(lm.model.get_submodule(path)).shape, seed=seed))}, *also)
 
 
 def logits(lm: LM, n_rows: int = 1) -> Tensor:
@@ -141,7 +141,7 @@ def test_it_is_written_and_taken_back(kind: str, dtype: torch.dtype) -> None:
     deltas = [a_delta(lm, 1), a_delta(lm, 2, {path: Shift(rand(w.shape[1]))}, {path: Factors(*two(lm, path))})]
     want, plain = w.float(), logits(lm)
     for delta in deltas:
-        for own in (delta.of_kind(Factors), delta.of_kind(Dense)):
+        for own in (delta.of_kind(Factors), delta.of_kind(Foreign)):
             want = want + sum(change.dense() for change in own.values())
     weights = Weights(lm.model)
     for delta in deltas:
@@ -187,13 +187,13 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     delta = a_delta(lm, 1, {path: shift}, {path: Factors(*two(lm, path))})
     save_delta(tmp_path, delta, {"model_fingerprint": lm.fingerprint})
     for found in (load_delta(tmp_path, lm, kinds=ALL)[0], unpack(pack(delta), kinds=ALL)):
-        assert [type(change) for change in dict(found.items())[path]] == [Factors, Dense, Shift]
-        assert torch.equal(found.of_kind(Dense)[path].matrix, delta.of_kind(Dense)[path].matrix)
+        assert [type(change) for change in dict(found.items())[path]] == [Factors, Foreign, Shift]
+        assert torch.equal(found.of_kind(Foreign)[path].matrix, delta.of_kind(Foreign)[path].matrix)
         with edited(lm.model, delta):
             want = logits(lm)
         with edited(lm.model, found):
             assert torch.equal(logits(lm), want)
-    with pytest.raises(KeditError, match=r"damaged \(tensors without their counterpart: .*/dense.matrix"):
+    with pytest.raises(KeditError, match=r"damaged \(tensors without their counterpart: .*/foreign.matrix"):
         load_delta(tmp_path, lm)
     with pytest.raises(ValueError, match=r"not known here: .*dense"):
         unpack(pack(delta))
@@ -207,7 +207,7 @@ def test_it_adds_up() -> None:
     lines = Slices(torch.tensor([1, 4]), rand(2, d_in, seed=5), 0, (d_out, d_in))
     deltas = [a_delta(lm, 1), Delta({path: Factors(*two(lm, path))}), a_delta(lm, 2, {path: lines})]
     joined = Delta.concat(deltas)
-    assert [type(change) for change in dict(joined.items())[path]] == [Factors, Slices, Dense]
+    assert [type(change) for change in dict(joined.items())[path]] == [Factors, Slices, Foreign]
     total = sum(change.dense().double() for delta in deltas for own in dict(delta.items()).values() for change in own)  # type: ignore[attr-defined]
     assert isinstance(total, Tensor)
     assert joined.norm() == pytest.approx(float(total.norm()), rel=1e-6)
@@ -221,7 +221,7 @@ def test_one_of_another_model_is_refused(tmp_path: Path) -> None:
     lm = tiny_lm("llama")
     path, before = lm.arch.path("mlp_out", 1), state(lm)
     bad = {
-        "of shape \\(3, 4\\), here it is": Delta({path: Dense(rand(3, 4))}),
+        "of shape \\(3, 4\\), here it is": Delta({path: Foreign(rand(3, 4))}),
         "reads something else": Delta({path: Shift(rand(3))}),
         "not finite": Delta({path: Shift(torch.full((weight(lm.model.get_submodule(path)).shape[1],), torch.nan))}),
     }
@@ -230,7 +230,7 @@ def test_one_of_another_model_is_refused(tmp_path: Path) -> None:
             pass
         assert_untouched(lm, before)
     factors = Factors(*two(lm, path))
-    save_delta(tmp_path, Delta({path: factors}, {path: Dense(rand(3, 4))}), {})
+    save_delta(tmp_path, Delta({path: factors}, {path: Foreign(rand(3, 4))}), {})
     with pytest.raises(KeditError, match="are of different matrices"):
         load_delta(tmp_path, kinds=ALL)
     with pytest.raises(ValueError, match=r"two changes of .* are Factors"):
