@@ -8,5 +8,6 @@ from kedit.methods.locate_then_edit.rrome import RROME
 from kedit.methods.pac.module import PAC
 from kedit.methods.rep.module import REP
 from kedit.methods.steam.module import STEAM
+from kedit.methods.ultraedit.module import UltraEdit
 
-__all__ = ["EMMET", "MEMIT", "PAC", "REP", "ROME", "RROME", "STEAM", "EditingModule"]
+__all__ = ["EMMET", "MEMIT", "PAC", "REP", "ROME", "RROME", "STEAM", "EditingModule", "UltraEdit"]

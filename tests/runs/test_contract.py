@@ -23,7 +23,7 @@ from kedit.delta.delta import Delta
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.keyvalue.contexts import ContextConfig
-from kedit.methods import EMMET, MEMIT, PAC, REP, ROME, RROME, STEAM, EditingModule
+from kedit.methods import EMMET, MEMIT, PAC, REP, ROME, RROME, STEAM, EditingModule, UltraEdit
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.edit_config import EditConfig
 from kedit.methods.pac import LocalityConfig, TraceConfig, TrainConfig
@@ -77,6 +77,9 @@ ENTRIES = {
             locality=LocalityConfig(0.0),
         ),
         lanes=False,
+    ),
+    "UltraEdit": Entry(
+        partial(UltraEdit, gate_layers=[], up_layers=[1], down_layers=[1, 2], eta=1e-3, warmup=6), steps=1, trains=False
     ),
 }
 NAMES = sorted(ENTRIES)

@@ -1,0 +1,1 @@
+"""UltraEdit's mathematics: what one backward pass gives, its running statistics, and the closed form."""
