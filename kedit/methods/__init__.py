@@ -5,9 +5,10 @@ from kedit.methods.locate_then_edit.emmet import EMMET
 from kedit.methods.locate_then_edit.memit import MEMIT
 from kedit.methods.locate_then_edit.rome import ROME
 from kedit.methods.locate_then_edit.rrome import RROME
+from kedit.methods.memory.grace import GRACE
 from kedit.methods.pac.module import PAC
 from kedit.methods.rep.module import REP
 from kedit.methods.steam.module import STEAM
 from kedit.methods.ultraedit.module import UltraEdit
 
-__all__ = ["EMMET", "MEMIT", "PAC", "REP", "ROME", "RROME", "STEAM", "EditingModule", "UltraEdit"]
+__all__ = ["EMMET", "GRACE", "MEMIT", "PAC", "REP", "ROME", "RROME", "STEAM", "EditingModule", "UltraEdit"]

@@ -23,7 +23,7 @@ from kedit.delta.delta import Delta
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.keyvalue.contexts import ContextConfig
-from kedit.methods import EMMET, MEMIT, PAC, REP, ROME, RROME, STEAM, EditingModule, UltraEdit
+from kedit.methods import EMMET, GRACE, MEMIT, PAC, REP, ROME, RROME, STEAM, EditingModule, UltraEdit
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.edit_config import EditConfig
 from kedit.methods.pac import LocalityConfig, TraceConfig, TrainConfig
@@ -78,6 +78,7 @@ ENTRIES = {
         ),
         lanes=False,
     ),
+    "GRACE": Entry(partial(GRACE, layer=2, eps=1e3, lr=0.3, steps=STEPS), writes=False),  # every token is near enough
     "UltraEdit": Entry(
         partial(UltraEdit, gate_layers=[], up_layers=[1], down_layers=[1, 2], eta=1e-3, warmup=6), steps=1, trains=False
     ),

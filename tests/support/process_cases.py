@@ -33,6 +33,8 @@ def model(name: str) -> dict[str, Any]:
     if method == "PAC":
         train = {"lr": 0.01, "passes": 3, "mini_batch": 2}
         return {"class_path": "PAC", "init_args": {"train": train}}
+    if method == "GRACE":
+        return {"class_path": method, "init_args": {"layer": 2, "steps": 4}}
     if method == "UltraEdit":
         return {"class_path": method, "init_args": {"eta": 1e-4, "warmup": 6, "chunk": 2}}
     more: dict[str, Any] = {"adapter": ADAPTER} if method == "REP" else {}
@@ -53,6 +55,8 @@ MORE: dict[str, dict[str, Any]] = {
     "PAC-sequential": {"data.batch_size": 4},
     "STEAM-single-ROME-compare": {"latent.enabled": True, "latent.max_edits": 3},
     "STEAM-batch-MEMIT": {"data.batch_size": 6},
+    "GRACE-single": {"metrics.scoring.generate": []},
+    "GRACE-sequential": {},
     "UltraEdit-single": {"metrics.scoring.generate": []},
     "UltraEdit-batch": {"data.batch_size": 3, "metrics.scoring.generate": []},
     "UltraEdit-sequential": {"data.batch_size": 3, "metrics.scoring.generate": []},

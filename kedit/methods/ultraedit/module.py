@@ -106,6 +106,17 @@ class UltraEdit(EditingModule):
 
     def setup(self, stage: str) -> None:
         """Fills in the model's own layers and checks them before anything is computed."""
+        self.choose_modules()
+        super().setup(stage)
+        largest = max((len(batch) for batch in self.schedule.batches), default=1)
+        self.steps_per_batch = 1 if self.regime == "single" else -(-largest // self.chunk)
+
+    def choose_modules(self) -> None:
+        """Fills in what the user left null, and looks the modules up.
+
+        Raises:
+            KeditError: There is no such layer or no gate, or no layer at all; names the option.
+        """
         fill_in(self, self.published, self.lm)
         if self.warmup is None:
             self.warmup = FACTS if self.regime == "single" else 0
@@ -119,9 +130,6 @@ class UltraEdit(EditingModule):
         if not paths:
             raise KeditError("model.gate_layers, up_layers, down_layers: all are empty; name a layer in one of them")
         self.modules_edited = {path: self.lm.model.get_submodule(path) for path in paths}
-        super().setup(stage)
-        largest = max((len(batch) for batch in self.schedule.batches), default=1)
-        self.steps_per_batch = 1 if self.regime == "single" else -(-largest // self.chunk)
 
     def start(self) -> None:
         """The normaliser: that of the checkpoint, or one that has seen the warm-up's facts."""
