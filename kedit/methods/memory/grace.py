@@ -13,7 +13,7 @@ from torch import Tensor
 from kedit.delta.codebook import Codebook
 from kedit.delta.delta import Delta
 from kedit.errors import KeditError, above_zero, at_least
-from kedit.keyvalue.published import GPT2_XL, GPT_J, LLAMA_2, QWEN_2, Published, fill_in, layer_at
+from kedit.keyvalue.published import GPT2_XL, GPT_J, LLAMA_2, QWEN_2, SMOLLM2, Published, fill_in, layer_at
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.ffn_maps import FfnMap, ffn_path
 from kedit.methods.base.method_card import MethodCard
@@ -50,6 +50,7 @@ class GRACE(EditingModule):
     card = MethodCard("Hartvigsen et al., NeurIPS 2023", "no weight: outputs of one map near remembered inputs")
 
     regimes = ("single", "sequential")
+    usual_regime = "sequential"
     needs_subject = False
 
     published = Published(
@@ -60,6 +61,7 @@ class GRACE(EditingModule):
             GPT_J: MappingProxyType({"layer": 25, "steps": 200}),
             LLAMA_2: MappingProxyType({"layer": 27}),
             QWEN_2: MappingProxyType({"layer": 18}),
+            SMOLLM2: MappingProxyType({"layer": 25}),  # our choice: Llama 2's depth
         },
     )
 

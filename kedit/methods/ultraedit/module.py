@@ -15,12 +15,13 @@ from kedit.delta.delta import Delta
 from kedit.delta.dense import Dense
 from kedit.delta.factors import Factors
 from kedit.errors import KeditError, above_zero, at_least
-from kedit.keyvalue.published import GPT_J, LLAMA_3, MISTRAL, QWEN_2, Published, fill_in, layer_at
+from kedit.keyvalue.published import GPT_J, LLAMA_3, MISTRAL, QWEN_2, SMOLLM2, Published, fill_in, layer_at
 from kedit.methods.base.edit_batch import EditBatch, Outcome
 from kedit.methods.base.ffn_maps import FfnMap, ffn_path, has_gate
 from kedit.methods.base.method_card import MethodCard
 from kedit.methods.base.module import EditingModule
 from kedit.methods.base.phase import EditProgram
+from kedit.methods.locate_then_edit.base import required
 from kedit.methods.ultraedit.normaliser import Normaliser
 from kedit.methods.ultraedit.pairs import PairPhase, Which, all_finite, chunk_of
 from kedit.methods.ultraedit.solve import dense_is_smaller, solve, wanted
@@ -29,7 +30,7 @@ from kedit.model.lm import LM
 from kedit.request import EditRequest
 
 ROLES: tuple[FfnMap, ...] = ("gate", "up", "down")
-FACTS = 100  # of the single regime's warm-up
+FACTS = 100  # of a warm-up
 
 
 def _by_depth(lm: LM) -> Mapping[str, Any]:
@@ -58,13 +59,13 @@ class UltraEdit(EditingModule):
         up_layers: The same of the map beside the gate, which is the only one before the activation where there is no
             gate.
         down_layers: The same of the feed-forward output map.
-        eta: The step; larger edits more and disturbs more.
+        eta: The step; larger edits more and disturbs more; null: published value.
         chunk: Requests of an edit batch that share a forward and a backward pass, and a mean of the loss.
         tokens: Where keys and gradients are read. `answer`: the tokens whose logits predict the target. `all`: every
             token.
         target_eos: Let the end-of-text token be part of the target.
         warmup: Requests of kedit's own training facts that the normaliser sees before the first edit; null: 100 in the
-            single regime, none elsewhere, as published.
+            single regime and where `data.batch_size` is smaller than `chunk`, else none, as published.
     """
 
     card = MethodCard("Gu et al., 2025", "FFN matrices, a rank per target token", cost="low")
@@ -74,11 +75,13 @@ class UltraEdit(EditingModule):
 
     published = Published(
         by_depth=_by_depth,
+        usual={"eta": 1e-6},
         models={
             GPT_J: _row(down=range(18, 27)),
             LLAMA_3: _row(gate=range(11, 16), up=range(18, 25)),
             MISTRAL: _row(down=range(29, 31)),
             QWEN_2: _row(gate=range(18, 27), up=range(18, 27)),
+            SMOLLM2: {**_row(gate=range(19, 29), up=range(19, 29)), "eta": 3e-5},  # our choice; 1e-6 changes nothing
         },
     )
 
@@ -87,7 +90,7 @@ class UltraEdit(EditingModule):
         gate_layers: list[int] | None = None,
         up_layers: list[int] | None = None,
         down_layers: list[int] | None = None,
-        eta: float = 1e-6,
+        eta: float | None = None,
         chunk: int = 10,
         tokens: Which = "answer",
         target_eos: bool = False,
@@ -105,8 +108,10 @@ class UltraEdit(EditingModule):
         self._given: list[Mapping[str, Any]] | None = None
 
     def setup(self, stage: str) -> None:
-        """Fills in the model's own layers and checks them before anything is computed."""
+        """Fills in the model's own values and checks the layers before anything is computed."""
         self.choose_modules()
+        if self.warmup is None:
+            self.warmup = FACTS if self.regime == "single" or self._data.batch_size < self.chunk else 0
         super().setup(stage)
         largest = max((len(batch) for batch in self.schedule.batches), default=1)
         self.steps_per_batch = 1 if self.regime == "single" else -(-largest // self.chunk)
@@ -118,8 +123,6 @@ class UltraEdit(EditingModule):
             KeditError: There is no such layer or no gate, or no layer at all; names the option.
         """
         fill_in(self, self.published, self.lm)
-        if self.warmup is None:
-            self.warmup = FACTS if self.regime == "single" else 0
         paths: list[str] = []
         for role in ROLES:
             layers, option = sorted(getattr(self, f"{role}_layers")), f"model.{role}_layers"
@@ -215,7 +218,7 @@ class UltraEdit(EditingModule):
             return None
         changes: dict[str, Change] = {}
         for path, (keys, gradients) in pairs.items():
-            gains = wanted(*normaliser.normalised(keys, gradients), self.eta)
+            gains = wanted(*normaliser.normalised(keys, gradients), required(self.eta))
             changes[path] = solve(keys.double(), gains)
         delta = Delta(changes)
         size = sum(float(weight(module).float().norm()) ** 2 for module in self.modules_edited.values()) ** 0.5
