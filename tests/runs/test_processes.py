@@ -19,10 +19,9 @@ import torch
 
 from kedit.cli import main
 from kedit.covariance import store
+from kedit.delta.delta import Delta
 from kedit.delta.factors import Factors
-from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta
-from kedit.delta.slices import Slices
 from tests.support.process_cases import CASES, STATS, case_words
 
 pytestmark = pytest.mark.slow
@@ -113,15 +112,14 @@ def written(folder: Path) -> list[Path]:
     return sorted(path for path in paths if "logs" not in path.parts)
 
 
-def tensors(delta: Any) -> dict[str, torch.Tensor]:
+def tensors(delta: Delta) -> dict[str, torch.Tensor]:
     """All that a delta holds."""
-    found = {f"{path} left": factors.left for path, factors in delta.of_kind(Factors).items()}
-    found |= {f"{path} right": factors.right for path, factors in delta.of_kind(Factors).items()}
-    found |= {f"{path} values": own.values for path, own in delta.of_kind(Slices).items()}
-    found |= {f"{path} index": own.index for path, own in delta.of_kind(Slices).items()}
-    for path, pathways in delta.of_kind(Pathways).items():
-        found |= {f"{path} {i} {key}": v for i, own in enumerate(pathways.adapters) for key, v in own.tensors().items()}
-    return found
+    return {
+        f"{path} {name}": tensor
+        for path, changes in delta.items()
+        for change in changes
+        for name, tensor in change.tensors().items()
+    }
 
 
 def test_statistics_are_shared(folders: Path, rows_of: Callable[[Path], Rows]) -> None:
