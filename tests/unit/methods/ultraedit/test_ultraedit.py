@@ -150,6 +150,21 @@ def test_both_systems_give_one_delta() -> None:
         torch.testing.assert_close(change.dense().double(), other, atol=1e-5, rtol=1e-5)
 
 
+def test_the_sum_of_many_edits_is_kept_in_the_smaller_form() -> None:
+    module = UltraEdit()
+    small = Delta({"a": Factors(torch.randn(5, 2), torch.randn(2, 8))})
+    assert module.finish(small) is None
+    large = Delta(
+        {"a": Factors(torch.randn(5, 4), torch.randn(4, 8)), "b": Factors(torch.randn(5, 2), torch.randn(2, 8))}
+    )
+    total = Delta.concat([large, Delta({"a": Dense(torch.randn(5, 8))})])
+    found = module.finish(total)
+    assert found is not None
+    assert [type(change) for path in ("a", "b") for change in dict(found.items())[path]] == [Dense, Factors]
+    wanted = sum(change.dense() for change in dict(total.items())["a"] if isinstance(change, WeightChange))
+    torch.testing.assert_close(found.of_kind(Dense)["a"].matrix, wanted)
+
+
 def test_the_normaliser_of_a_checkpoint_is_the_same_to_the_bit() -> None:
     normaliser, other = Normaliser(torch.device("cpu")), Normaliser(torch.device("cpu"))
     normaliser.update(torch.randn(4, 3), torch.randn(4, 2))
