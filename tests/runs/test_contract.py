@@ -23,7 +23,7 @@ from kedit.delta.delta import Delta
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.keyvalue.contexts import ContextConfig
-from kedit.methods import EMMET, MEMIT, PAC, REP, ROME, RROME, STEAM, EditingModule
+from kedit.methods import EMMET, MEMIT, PAC, REP, ROME, RROME, STEAM, EditingModule, LoRA
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.edit_config import EditConfig
 from kedit.methods.pac import LocalityConfig, TraceConfig, TrainConfig
@@ -78,6 +78,7 @@ ENTRIES = {
         ),
         lanes=False,
     ),
+    "LoRA": Entry(partial(LoRA, steps=STEPS), lanes=False),
 }
 NAMES = sorted(ENTRIES)
 REQUESTS = [

@@ -33,6 +33,8 @@ def model(name: str) -> dict[str, Any]:
     if method == "PAC":
         train = {"lr": 0.01, "passes": 3, "mini_batch": 2}
         return {"class_path": "PAC", "init_args": {"train": train}}
+    if method == "LoRA":
+        return {"class_path": "LoRA", "init_args": {"steps": 3, "mini_batch": 2}}
     more: dict[str, Any] = {"adapter": ADAPTER} if method == "REP" else {}
     if method == "STEAM":
         more = {"anchors": {"knowledge": ["base.jsonl"]}, "compare": "compare" in rest}
@@ -49,6 +51,8 @@ MORE: dict[str, dict[str, Any]] = {
     "REP-sequential-MEMIT": {"data.batch_size": 4},
     "PAC-single": {"importance.enabled": True},
     "PAC-sequential": {"data.batch_size": 4},
+    "LoRA-single": {"metrics.scoring.generate": []},
+    "LoRA-sequential": {"data.batch_size": 4},
     "STEAM-single-ROME-compare": {"latent.enabled": True, "latent.max_edits": 3},
     "STEAM-batch-MEMIT": {"data.batch_size": 6},
 }
@@ -63,7 +67,7 @@ def case_words(name: str, lm: str, root: Path, count: int) -> list[str]:
     files.mkdir(parents=True, exist_ok=True)
     data, base = write_files(files)
     (files / "text.txt").write_text(TEXT)
-    edit = {"regime": name.split("-")[1], "lanes": 0 if name.startswith("PAC") else 2}  # two requests side by side
+    edit = {"regime": name.split("-")[1], "lanes": 0 if name.startswith(("PAC", "LoRA")) else 2}  # two requests side by side
     whole = {
         "lm": {"name": lm},
         "edit": edit,
