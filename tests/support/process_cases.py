@@ -67,7 +67,8 @@ def case_words(name: str, lm: str, root: Path, count: int) -> list[str]:
     files.mkdir(parents=True, exist_ok=True)
     data, base = write_files(files)
     (files / "text.txt").write_text(TEXT)
-    edit = {"regime": name.split("-")[1], "lanes": 0 if name.startswith(("PAC", "LoRA")) else 2}  # two requests side by side
+    lanes = 0 if name.startswith(("PAC", "LoRA")) else 2  # two requests side by side
+    edit = {"regime": name.split("-")[1], "lanes": lanes}
     whole = {
         "lm": {"name": lm},
         "edit": edit,

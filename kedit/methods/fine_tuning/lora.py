@@ -94,7 +94,8 @@ class LoRA(EditingModule):
         above_zero("model.lr", lr)
         if dropout >= 1:
             raise KeditError(f"model.dropout: {dropout:g} leaves the adapter nothing; give less than 1")
-        self.kind, self.target_modules, self.layers, self.r = kind, target_modules, layers, r
+        self.kind: Kind | None = kind
+        self.target_modules, self.layers, self.r = target_modules, layers, r
         self.alpha, self.dropout, self.lr, self.weight_decay = alpha, dropout, lr, weight_decay
         self.steps, self.mini_batch, self.stop_loss, self.target_eos = steps, mini_batch, stop_loss, target_eos
         self._kept: dict[str, dict[str, Tensor]] = {}  # the adapter that later edit batches go on with

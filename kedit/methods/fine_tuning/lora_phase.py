@@ -111,8 +111,10 @@ class LoraPhase:
         """How the texts fare now, without dropout: their losses, and which are answered, every token the argmax.
 
         Raises:
-            KeditError: A loss is not finite.
+            KeditError: A loss or the adapter is not finite.
         """
+        if not all(bool(parameter.isfinite().all()) for parameter in self.adapter.parameters()):
+            raise KeditError("the adapter is not finite after the last step; a smaller model.lr may help")
         losses: list[float] = []
         answered: list[bool] = []
         for batch in self._batches:
