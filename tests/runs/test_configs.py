@@ -21,7 +21,7 @@ from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta
 from kedit.delta.slices import Slices
 from kedit.forward.binding import load_lm
-from kedit.methods import EMMET, MEMIT, REP, ROME, RROME
+from kedit.methods import EMMET, MEMIT, REP, ROME, RROME, LoRA
 from kedit.methods.rep import AdapterConfig, parity_config
 from kedit.methods.steam import AlignConfig, AnchorConfig
 from kedit.model.lm import LMConfig
@@ -160,9 +160,10 @@ def test_the_configs_are_there() -> None:
     wanted |= {f"steam_{editor}_{model}" for editor in ("rome", "memit") for model in STEAM_MODELS}
     wanted |= {f"emmet_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3")}
     wanted |= {"pac_smollm2", "pac_parity_smollm2"}
+    wanted |= {f"lora_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3", "qwen25")}
     wanted |= {f"pac_{data}_{model}" for data in DATA_OF_PAC for model in ("smollm2", "gptj", "llama2", "llama3")}
     assert wanted == {f.stem for f in CONFIGS}
-    methods = {"rome", "rrome", "memit", "emmet", "rep", "steam", "pac"}
+    methods = {"rome", "rrome", "memit", "emmet", "rep", "steam", "pac", "lora"}
     assert {f.stem for f in REFERENCES} == methods
     assert {f.stem.split("_")[0] for f in CONFIGS} == methods
     assert {task.labels["arm"] for task in ARMS} == {"default", "edit", *CONTROLS}
@@ -277,10 +278,13 @@ def test_a_config_says_what_differs_from_the_defaults(file: Path) -> None:
 def test_values_are_those_of_the_table(file: Path) -> None:
     method, args = editor_of(yaml.safe_load(file.read_text()))
     model = next(model for model in KINDS if file.stem.endswith(f"_{model}"))
-    row = {m.__name__: m for m in (ROME, RROME, MEMIT, EMMET)}[method].published.row((*SHAPES[model], WIDTHS[model]))
+    row = {m.__name__: m for m in (ROME, RROME, MEMIT, EMMET, LoRA)}[method].published.row(
+        (*SHAPES[model], WIDTHS[model])
+    )
     assert row is not None
     assert {name: args[name] for name in row} == {n: list(v) if n == "layers" else v for n, v in row.items()}
-    assert {"v_num_grad_steps", "v_weight_decay", "clamp_norm_factor", "v_lr"} < row.keys()
+    of_v = {"v_num_grad_steps", "v_weight_decay", "clamp_norm_factor", "v_lr"}
+    assert ({"kind", "r", "target_modules", "steps"} if method == "LoRA" else of_v) <= row.keys()
 
 
 REP_CONFIGS = [file for file in CONFIGS if file.stem.startswith("rep_")]

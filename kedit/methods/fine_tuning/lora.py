@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any, Self
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from kedit.delta.delta import Delta
 from kedit.delta.factors import Factors
 from kedit.errors import KeditError, above_zero, at_least
-from kedit.keyvalue.published import GPT2_XL, GPT_J, LLAMA_2, LLAMA_3, QWEN_2, Published, fill_in
+from kedit.keyvalue.published import GPT2_XL, GPT_J, LLAMA_2, LLAMA_3, QWEN_2, SMOLLM2, Published, fill_in
 from kedit.methods.base.edit_batch import EditBatch, Outcome, batch_seed
 from kedit.methods.base.edit_config import EditConfig
 from kedit.methods.base.method_card import MethodCard
@@ -26,7 +27,8 @@ from kedit.model.tokenization import Tokens
 from kedit.request import EditRecord
 from kedit.runtime import distributed
 
-_ADALORA: dict[str, Any] = {"kind": "adalora", "r": 12}
+_ADALORA = MappingProxyType({"kind": "adalora", "r": 12})  # EasyEdit's files say 8, which peft's AdaLoRA does not read
+_QUERY_VALUE = MappingProxyType({"target_modules": ["q_proj", "v_proj"]})
 
 
 class LoRA(EditingModule):
@@ -54,11 +56,12 @@ class LoRA(EditingModule):
         by_depth=lambda lm: {},
         usual={"kind": "lora", "r": 8, "steps": 60},
         models={
-            GPT2_XL: _ADALORA | {"steps": 30},
-            GPT_J: _ADALORA | {"target_modules": ("fc_in", "fc_out"), "steps": 50},
-            LLAMA_2: _ADALORA | {"steps": 70},
-            LLAMA_3: _ADALORA | {"steps": 70},
-            QWEN_2: {},
+            GPT2_XL: _ADALORA | {"target_modules": ["c_attn"], "steps": 30},
+            GPT_J: _ADALORA | {"target_modules": ["fc_in", "fc_out"], "steps": 50},
+            LLAMA_2: _ADALORA | _QUERY_VALUE | {"steps": 70},
+            LLAMA_3: _ADALORA | _QUERY_VALUE | {"steps": 70},
+            QWEN_2: _QUERY_VALUE,
+            SMOLLM2: _QUERY_VALUE,
         },
     )
 
