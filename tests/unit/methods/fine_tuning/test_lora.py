@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,7 +95,7 @@ def test_accumulated_edits_are_one_adapter_that_is_trained_on(kind: Kind, model:
     for path in both:  # the weights hold the sum
         now, before = (w.get_submodule(path).weight for w in (lm.model, small(model).model))
         change = both[path].T if model == "gpt2" else both[path]
-        torch.testing.assert_close(now, before + change)
+        torch.testing.assert_close(now, before + change)  # type: ignore[operator]
     kept = {f"{path}.weight" for path in both}
     assert all(torch.equal(value, old[name]) for name, value in lm.model.state_dict().items() if name not in kept)
     assert (module.steps_per_batch, batches[0].outcomes[0].info["steps"]) == ((8, 8) if size == 1 else (4, 4))
@@ -223,3 +225,9 @@ def test_published_values() -> None:
         module.describe().items()
         >= {"kind": "lora", "r": 8, "steps": 60, "target_modules": ["q_proj", "v_proj"]}.items()
     )
+
+
+def test_peft_is_imported_by_a_run_alone() -> None:
+    code = "import sys, kedit.methods, kedit.cli.commands.fit; print('peft' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
