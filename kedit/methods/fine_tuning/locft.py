@@ -37,6 +37,7 @@ class LocFT(FineTuning):
     card = MethodCard("LocFT-BF, ICLR 2026", "one FFN matrix")
 
     usual_regime = "batch"
+    layer_option = "model.layer"
 
     published = Published(
         by_depth=_by_depth,

@@ -17,7 +17,7 @@ from kedit.methods.base.phase import EditProgram
 from kedit.methods.fine_tuning.all_parameters import AllParameters, check_memory
 from kedit.methods.fine_tuning.dense_changes import DenseChanges
 from kedit.methods.fine_tuning.matrices import check_matrices, trained_paths
-from kedit.methods.fine_tuning.texts import text_of
+from kedit.methods.fine_tuning.texts import end_of_text, text_of
 from kedit.methods.fine_tuning.tune_phase import Recipe, TunePhase
 from kedit.methods.locate_then_edit.base import finite
 from kedit.model.architecture import check_layers, weight
@@ -37,6 +37,9 @@ class FineTuning(EditingModule):
     """
 
     needs_subject = False
+
+    layer_option = "model.layers"
+    """The option that names the layers."""
 
     def __init__(
         self,
@@ -81,8 +84,10 @@ class FineTuning(EditingModule):
     def setup(self, stage: str) -> None:
         """Fills in the model's own values, finds what is trained, and sizes the run."""
         self.fill_in()
+        if self.target_eos:
+            end_of_text(self.lm)
         if not self.whole:
-            check_layers(self.lm.arch, self.edited_layers, "model.layers")
+            check_layers(self.lm.arch, self.edited_layers, self.layer_option)
             self.paths = trained_paths(self.lm, self.edited_layers, list(self.matrices or ()))
         super().setup(stage)
         recipe = self.recipe()

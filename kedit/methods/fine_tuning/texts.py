@@ -49,13 +49,22 @@ def text_of(lm: LM, request: EditRequest, loss: Loss, eos: bool) -> Text:
     tokens = encode(lm, request.text, request.target_new, request.name, request.joiner)
     ids = tokens.ids
     if eos:
-        if lm.eos_id is None:
-            raise KeditError(f"model.target_eos: the tokenizer of {lm.name} has no end of text; set it to false")
-        ids += (lm.eos_id,)
+        ids += (end_of_text(lm),)
     labels, last = ids[tokens.n_prompt :], tokens.n_prompt - 1
     if loss == "prompt_last":
         return Text(ids[: last + 1], (last,) * len(labels), labels)
     return Text(ids[:-1], tuple(range(last, len(ids) - 1)), labels)
+
+
+def end_of_text(lm: LM) -> int:
+    """The token that ends a text.
+
+    Raises:
+        KeditError: The tokenizer has none.
+    """
+    if lm.eos_id is None:
+        raise KeditError(f"model.target_eos: the tokenizer of {lm.name} has no end of text; set it to false")
+    return lm.eos_id
 
 
 @dataclass(frozen=True)
