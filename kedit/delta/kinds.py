@@ -12,10 +12,11 @@ from kedit.delta.biases import BiasChange
 from kedit.delta.change import Change
 from kedit.delta.dense import Dense
 from kedit.delta.factors import Factors
+from kedit.delta.parameters import ParameterChange
 from kedit.delta.pathways import Pathways
 from kedit.delta.slices import Slices
 
-KINDS: tuple[type[Change], ...] = (Factors, Slices, Dense, BiasChange, Pathways)
+KINDS: tuple[type[Change], ...] = (Factors, Slices, Dense, BiasChange, ParameterChange, Pathways)
 
 
 def in_order(kinds: Iterable[type[Change]]) -> list[type[Change]]:

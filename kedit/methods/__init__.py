@@ -1,6 +1,8 @@
 """The editing methods, each a LightningModule."""
 
 from kedit.methods.base.module import EditingModule
+from kedit.methods.fine_tuning.ft import FT
+from kedit.methods.fine_tuning.locft import LocFT
 from kedit.methods.fine_tuning.lora import LoRA
 from kedit.methods.locate_then_edit.emmet import EMMET
 from kedit.methods.locate_then_edit.memit import MEMIT
@@ -10,4 +12,4 @@ from kedit.methods.pac.module import PAC
 from kedit.methods.rep.module import REP
 from kedit.methods.steam.module import STEAM
 
-__all__ = ["EMMET", "MEMIT", "PAC", "REP", "ROME", "RROME", "STEAM", "EditingModule", "LoRA"]
+__all__ = ["EMMET", "FT", "MEMIT", "PAC", "REP", "ROME", "RROME", "STEAM", "EditingModule", "LoRA", "LocFT"]

@@ -35,6 +35,8 @@ def model(name: str) -> dict[str, Any]:
         return {"class_path": "PAC", "init_args": {"train": train}}
     if method == "LoRA":
         return {"class_path": "LoRA", "init_args": {"steps": 3, "mini_batch": 2}}
+    if method in ("FT", "LocFT"):
+        return {"class_path": method, "init_args": {"steps" if method == "FT" else "epochs": 3, "mini_batch": 2}}
     more: dict[str, Any] = {"adapter": ADAPTER} if method == "REP" else {}
     if method == "STEAM":
         more = {"anchors": {"knowledge": ["base.jsonl"]}, "compare": "compare" in rest}
@@ -47,6 +49,8 @@ MORE: dict[str, dict[str, Any]] = {
     "MEMIT-single": {"metrics.scoring.generate": []},
     "MEMIT-batch": {"data.batch_size": 5},
     "EMMET-sequential": {"data.batch_size": 3, "metrics.scoring.batch_tokens": 60},
+    "FT-single": {},
+    "LocFT-batch": {"data.batch_size": 5},
     "REP-single-ROME": {"similarity.enabled": True, "data.queries": {"shuffles": 2, "long_words": []}},
     "REP-sequential-MEMIT": {"data.batch_size": 4},
     "PAC-single": {"importance.enabled": True},

@@ -1,1 +1,1 @@
-"""Methods that fine-tune weights."""
+"""Fine-tuning: plain gradient steps on matrices or on every parameter."""
