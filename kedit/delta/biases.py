@@ -42,7 +42,7 @@ class BiasChange(Change):
 
     def check(self, path: str, module: nn.Module) -> None:
         """There must be a bias, of this length."""
-        shape, b = tuple(self.change.shape), _bias(module)
+        shape, b = tuple(self.change.shape), bias(module)
         if b is None or tuple(b.shape) != shape:
             here = "there is none" if b is None else f"it is {tuple(b.shape)}"
             raise KeditError(
@@ -51,8 +51,8 @@ class BiasChange(Change):
 
     def write(self, place: Place) -> None:
         """Adds the change to the bias."""
-        b = _bias(place.module)
-        place.backup(_bias).add(b, self.change.to(b.device))
+        b = bias(place.module)
+        place.backup(bias).add(b, self.change.to(b.device))
 
     def square_norm(self) -> float:
         """Sum of all squares."""
@@ -87,7 +87,7 @@ class BiasChange(Change):
         return [_BiasStack(parts, n_lanes)]
 
 
-def _bias(module: nn.Module) -> Any:
+def bias(module: nn.Module) -> Any:
     """b of a linear map `v = W k + b`; None where there is none."""
     weight(module)  # refuses what is no linear map
     return module.bias

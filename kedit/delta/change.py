@@ -54,9 +54,11 @@ class Change(ABC):
 
     Attributes:
         kind: Its name in checkpoints. Names of its tensors should begin with it, as in `"slices.index"`.
+        fits_lanes: Whether changes of this kind run side by side (`stack`); otherwise each is measured in the weights.
     """
 
     kind: ClassVar[str]
+    fits_lanes: ClassVar[bool] = True
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:

@@ -51,6 +51,11 @@ class Delta:
         """The kinds of its changes, in order."""
         return in_order(type(change) for own in self._changes.values() for change in own)
 
+    @property
+    def fits_lanes(self) -> bool:
+        """Whether it can run beside others in lanes."""
+        return all(kind.fits_lanes for kind in self.kinds)
+
     def items(self) -> ItemsView[str, tuple[Change, ...]]:
         """Module path and its changes, in the order in which they are written."""
         return self._changes.items()

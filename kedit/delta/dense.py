@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kedit.delta.change import LaneStack, OutputPart, WeightChange
+from kedit.delta.factors import Factors
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,25 @@ class Dense(WeightChange):
     def dense(self) -> Tensor:
         """The matrix."""
         return self.matrix
+
+    def low_rank(self, error: float) -> Factors:
+        """The matrix by its singular value decomposition, of the smallest rank that is near enough, for export.
+
+        Args:
+            error: Most of ||matrix - left @ right|| / ||matrix|| (Frobenius), from 0 to 1. Rounding adds about 1e-7.
+
+        Returns:
+            Factors in float32, `left` with orthogonal columns; of rank 0 where the matrix is zero.
+
+        Raises:
+            ValueError: The error is not in that range.
+        """
+        if not 0 <= error <= 1:
+            raise ValueError(f"the error of a low rank is {error}, not from 0 to 1")
+        left, sizes, right = torch.linalg.svd(self.matrix.double(), full_matrices=False)
+        lost = sizes.square().flip(0).cumsum(0).flip(0)  # of the rank i: what the sizes from i on add up to
+        rank = int((lost > error**2 * lost[0]).sum())
+        return Factors((left[:, :rank] * sizes[:rank]).float(), right[:rank].float())
 
     def to(self, device: torch.device | str) -> Dense:
         """The same matrix on `device`."""

@@ -13,10 +13,11 @@ from kedit.delta.change import Change
 from kedit.delta.codebook import Codebook
 from kedit.delta.dense import Dense
 from kedit.delta.factors import Factors
+from kedit.delta.parameters import ParameterChange
 from kedit.delta.pathways import Pathways
 from kedit.delta.slices import Slices
 
-KINDS: tuple[type[Change], ...] = (Factors, Slices, Dense, BiasChange, Pathways, Codebook)
+KINDS: tuple[type[Change], ...] = (Factors, Slices, Dense, BiasChange, ParameterChange, Pathways, Codebook)
 
 
 def in_order(kinds: Iterable[type[Change]]) -> list[type[Change]]:

@@ -1,6 +1,9 @@
 """The editing methods, each a LightningModule."""
 
 from kedit.methods.base.module import EditingModule
+from kedit.methods.fine_tuning.ft import FT
+from kedit.methods.fine_tuning.locft import LocFT
+from kedit.methods.fine_tuning.lora import LoRA
 from kedit.methods.locate_then_edit.emmet import EMMET
 from kedit.methods.locate_then_edit.memit import MEMIT
 from kedit.methods.locate_then_edit.rome import ROME
@@ -11,4 +14,18 @@ from kedit.methods.rep.module import REP
 from kedit.methods.steam.module import STEAM
 from kedit.methods.ultraedit.module import UltraEdit
 
-__all__ = ["EMMET", "GRACE", "MEMIT", "PAC", "REP", "ROME", "RROME", "STEAM", "EditingModule", "UltraEdit"]
+__all__ = [
+    "EMMET",
+    "FT",
+    "GRACE",
+    "MEMIT",
+    "PAC",
+    "REP",
+    "ROME",
+    "RROME",
+    "STEAM",
+    "EditingModule",
+    "LoRA",
+    "LocFT",
+    "UltraEdit",
+]

@@ -23,7 +23,8 @@ from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta
 from kedit.delta.slices import Slices
 from kedit.forward.binding import load_lm
-from kedit.methods import EMMET, GRACE, MEMIT, REP, ROME, RROME, UltraEdit
+from kedit.methods import REP, ROME
+from kedit.methods.locate_then_edit.base import LocateThenEdit
 from kedit.methods.rep import AdapterConfig, parity_config
 from kedit.methods.steam import AlignConfig, AnchorConfig
 from kedit.model.lm import LMConfig
@@ -162,11 +163,12 @@ def test_the_configs_are_there() -> None:
     wanted |= {f"steam_{editor}_{model}" for editor in ("rome", "memit") for model in STEAM_MODELS}
     wanted |= {f"emmet_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3")}
     wanted |= {"pac_smollm2", "pac_parity_smollm2"}
+    wanted |= {f"lora_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3", "qwen25")}
     wanted |= {f"pac_{data}_{model}" for data in DATA_OF_PAC for model in ("smollm2", "gptj", "llama2", "llama3")}
     wanted |= {f"ultraedit_{model}" for model in ("smollm2", "gptj", "llama3", "mistral", "qwen25")}
     wanted |= {f"grace_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "qwen25")}
     assert wanted == {f.stem for f in CONFIGS}
-    names = {"rome", "rrome", "memit", "emmet", "rep", "steam", "pac", "ultraedit", "grace"}
+    names = {"emmet", "grace", "lora", "memit", "pac", "rep", "rome", "rrome", "steam", "ultraedit"}
     assert {f.stem for f in REFERENCES} == names
     assert {f.stem.split("_")[0] for f in CONFIGS} == names
     assert {task.labels["arm"] for task in ARMS} == {"default", "edit", *CONTROLS}
@@ -281,11 +283,10 @@ def test_a_config_says_what_differs_from_the_defaults(file: Path) -> None:
 def test_values_are_those_of_the_table(file: Path) -> None:
     method, args = editor_of(yaml.safe_load(file.read_text()))
     model = next(model for model in KINDS if file.stem.endswith(f"_{model}"))
-    table = {m.__name__: m.published for m in (ROME, RROME, MEMIT, EMMET, UltraEdit, GRACE)}[method]
-    row = table.row((*SHAPES[model], WIDTHS[model]))
+    row = getattr(methods, method).published.row((*SHAPES[model], WIDTHS[model]))
     assert row is not None
     assert {name: args[name] for name in row} == {n: list(v) if isinstance(v, tuple) else v for n, v in row.items()}
-    if method not in ("UltraEdit", "GRACE"):
+    if issubclass(getattr(methods, method), LocateThenEdit):
         assert {"v_num_grad_steps", "v_weight_decay", "clamp_norm_factor", "v_lr"} < row.keys()
 
 

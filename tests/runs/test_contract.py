@@ -23,7 +23,7 @@ from kedit.delta.delta import Delta
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.keyvalue.contexts import ContextConfig
-from kedit.methods import EMMET, GRACE, MEMIT, PAC, REP, ROME, RROME, STEAM, EditingModule, UltraEdit
+from kedit.methods import EMMET, FT, GRACE, MEMIT, PAC, REP, ROME, RROME, STEAM, EditingModule, LocFT, LoRA, UltraEdit
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.edit_config import EditConfig
 from kedit.methods.pac import LocalityConfig, TraceConfig, TrainConfig
@@ -67,6 +67,8 @@ ENTRIES = {
     "RROME": Entry(partial(RROME, layer=1, **SMALL)),
     "MEMIT": Entry(partial(MEMIT, layers=[1, 2], **SMALL)),
     "EMMET": Entry(partial(EMMET, layers=[1], **SMALL)),
+    "FT": Entry(partial(FT, layers=[1, 2], lr=0.01, steps=STEPS)),
+    "LocFT": Entry(partial(LocFT, layer=1, lr=0.01, epochs=STEPS)),
     "REP": Entry(lambda: REP(ROME(layer=1, **SMALL), adapter=ADAPTER)),
     "STEAM": Entry(lambda: STEAM(MEMIT(layers=[1, 2], **SMALL))),
     "PAC": Entry(
@@ -82,6 +84,7 @@ ENTRIES = {
     "UltraEdit": Entry(
         partial(UltraEdit, gate_layers=[], up_layers=[1], down_layers=[1, 2], eta=1e-3, warmup=6), steps=1, trains=False
     ),
+    "LoRA": Entry(partial(LoRA, steps=STEPS), lanes=False),
 }
 NAMES = sorted(ENTRIES)
 REQUESTS = [

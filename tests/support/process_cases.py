@@ -37,6 +37,10 @@ def model(name: str) -> dict[str, Any]:
         return {"class_path": method, "init_args": {"layer": 2, "steps": 4}}
     if method == "UltraEdit":
         return {"class_path": method, "init_args": {"eta": 1e-4, "warmup": 6, "chunk": 2}}
+    if method == "LoRA":
+        return {"class_path": "LoRA", "init_args": {"steps": 3, "mini_batch": 2}}
+    if method in ("FT", "LocFT"):
+        return {"class_path": method, "init_args": {"steps" if method == "FT" else "epochs": 3, "mini_batch": 2}}
     more: dict[str, Any] = {"adapter": ADAPTER} if method == "REP" else {}
     if method == "STEAM":
         more = {"anchors": {"knowledge": ["base.jsonl"]}, "compare": "compare" in rest}
@@ -49,10 +53,14 @@ MORE: dict[str, dict[str, Any]] = {
     "MEMIT-single": {"metrics.scoring.generate": []},
     "MEMIT-batch": {"data.batch_size": 5},
     "EMMET-sequential": {"data.batch_size": 3, "metrics.scoring.batch_tokens": 60},
+    "FT-single": {},
+    "LocFT-batch": {"data.batch_size": 5},
     "REP-single-ROME": {"similarity.enabled": True, "data.queries": {"shuffles": 2, "long_words": []}},
     "REP-sequential-MEMIT": {"data.batch_size": 4},
     "PAC-single": {"importance.enabled": True},
     "PAC-sequential": {"data.batch_size": 4},
+    "LoRA-single": {"metrics.scoring.generate": []},
+    "LoRA-sequential": {"data.batch_size": 4},
     "STEAM-single-ROME-compare": {"latent.enabled": True, "latent.max_edits": 3},
     "STEAM-batch-MEMIT": {"data.batch_size": 6},
     "GRACE-single": {"metrics.scoring.generate": []},
@@ -72,7 +80,8 @@ def case_words(name: str, lm: str, root: Path, count: int) -> list[str]:
     files.mkdir(parents=True, exist_ok=True)
     data, base = write_files(files)
     (files / "text.txt").write_text(TEXT)
-    edit = {"regime": name.split("-")[1], "lanes": 0 if name.startswith("PAC") else 2}  # two requests side by side
+    lanes = 0 if name.startswith(("PAC", "LoRA")) else 2  # two requests side by side
+    edit = {"regime": name.split("-")[1], "lanes": lanes}
     whole = {
         "lm": {"name": lm},
         "edit": edit,

@@ -22,7 +22,8 @@ class AppliedEdits:
     """Edits that accumulate in a model.
 
     Args:
-        merges: Keep the sum of the deltas instead of each.
+        merged: Keep the sum of the deltas instead of each: this makes it, from the sum so far and one more. None:
+            keep each.
 
     Attributes:
         deltas: The delta of every committed batch, in order, or their sum.
@@ -30,8 +31,8 @@ class AppliedEdits:
         outcomes: Figures and error of every record edited so far.
     """
 
-    def __init__(self, merges: bool) -> None:
-        self.merges = merges
+    def __init__(self, merged: Callable[[Delta, Delta], Delta] | None) -> None:
+        self._merged = merged
         self.deltas: list[Delta] = []
         self.total: Delta | None = None
         self.outcomes: Outcomes = []
@@ -59,7 +60,7 @@ class AppliedEdits:
         for delta in batch.deltas:
             if delta is None:
                 continue
-            if self.merges and self.deltas:
+            if self._merged is not None and self.deltas:
                 self._weights.restore()  # a resumed run knows the sum alone: this one has the same weights to the bit
                 self._keep(delta)
                 self._weights.add(self.deltas[0])
@@ -91,8 +92,8 @@ class AppliedEdits:
 
     def _keep(self, delta: Delta) -> None:
         """Keeps a delta, by itself or in the sum of all."""
-        if self.merges and self.deltas:
-            delta = Delta.concat([*self.deltas, delta])
+        if self._merged is not None and self.deltas:
+            delta = self._merged(self.deltas[0], delta)
             self.deltas.clear()
         self.deltas.append(delta)
 

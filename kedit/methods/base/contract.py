@@ -48,6 +48,13 @@ class Contract(ABC):
         remembers belongs to `edit_state`. In the other regimes nothing is committed, and this is not called.
         """
 
+    def merged(self, earlier: Delta, delta: Delta) -> Delta:
+        """The sum of all deltas and one more, where checkpoints keep their sum (`merges_deltas`).
+
+        A method whose deltas take out what earlier ones put in can give it in fewer numbers.
+        """
+        return Delta.concat([earlier, delta])
+
     def finish(self, total: Delta) -> Delta | None:
         """What takes the place of everything that was changed, when all is done; None leaves it as it is.
 

@@ -67,7 +67,7 @@ class EditingModule(LightningModule, Contract):
         self.regime: Regime = self.usual_regime
         self._lm: LM | None = None
         self.edits_done = 0
-        self._committed = AppliedEdits(self.merges_deltas)
+        self._committed = AppliedEdits(self.merged if self.merges_deltas else None)
         self._restored: dict[str, Any] | None = None
         self._runner: PhaseRunner | None = None
         self._idle = nn.Parameter(torch.zeros(1))  # what the optimiser holds before the first phase

@@ -1,8 +1,9 @@
 """Where the edits of a batch can be measured: regime and arm decide it here, and nowhere else.
 
 An arm is what the batch changed: the method's deltas, or those of the editor alone that the method adds to. In the
-`single` regime every arm of every record is a lane, and the unedited model another, so all are measured in one go. In
-`batch` an arm is written into the weights while it is measured. In `sequential` the weights are edited already, and the
+`single` regime every arm of every record is a lane, and the unedited model another, so all are measured in one go; what
+cannot run in lanes (a change of every parameter) is written into the weights, one record after another. In `batch` an
+arm is written into the weights while it is measured. In `sequential` the weights are edited already, and the
 unedited model was measured before the first edit.
 """
 
@@ -72,6 +73,7 @@ class View:
         written: Deltas that are in the weights inside `opened()`, besides those that are there anyway.
         lanes: Ask -> its lane, -1 for the unedited model; None where no lanes are used.
         bank: The deltas that the lanes index.
+        only: The one ask that it shows; None where `moment` or `lanes` say.
     """
 
     model: nn.Module
@@ -79,9 +81,12 @@ class View:
     written: list[Delta] = field(default_factory=list)
     lanes: Mapping[Ask, int] | None = None
     bank: BatchedDeltas | None = None
+    only: Ask | None = None
 
     def shows(self, ask: Ask) -> bool:
         """Whether an ask can be measured in it."""
+        if self.only is not None:
+            return ask == self.only
         if self.lanes is not None:
             return ask in self.lanes
         return ask[0] != BEFORE if self.moment is None else ask[0] == self.moment
@@ -108,9 +113,12 @@ def views(regime: str, model: nn.Module, batch: EditBatch | None) -> Iterator[Vi
     else:
         arms, cases = arms_of(regime, batch), [record.request.case_id for record in batch.records]
         asks = product([arm.measured_at for arm in arms], cases)
-        lanes = {ask: lane for lane, ask in enumerate(asks)} | {(BEFORE, case): -1 for case in cases}
-        deltas = [delta or Delta() for arm in arms for delta in arm.deltas]
-        yield View(model, lanes=lanes, bank=BatchedDeltas(model, deltas))
+        changed = dict(zip(asks, [delta or Delta() for arm in arms for delta in arm.deltas], strict=True))
+        in_lanes = {ask: delta for ask, delta in changed.items() if delta.fits_lanes}
+        lanes = {ask: lane for lane, ask in enumerate(in_lanes)} | {(BEFORE, case): -1 for case in cases}
+        yield View(model, lanes=lanes, bank=BatchedDeltas(model, list(in_lanes.values())))
+        for ask in [ask for ask in changed if ask not in in_lanes]:
+            yield View(model, written=[changed[ask]], only=ask)
 
 
 def measure(

@@ -103,6 +103,8 @@ class TrainConfig:
             former alone (`masked`), or `none`.
         rehearse: With `scope: edit`, so many earlier requests of the run are drawn into every step; those that are no
             longer answered train with it (sequential regime, or an edit batch of several). Their nodes stand still.
+        cached_inputs: Run the layers below the lowest of `trace.layers` once for every text, and not in every step.
+            What enters that layer is kept for all texts of the run, d_model numbers a token.
         layer_weights: Learning rates follow the trace: a matrix whose paths score twice the mean gets twice `lr`.
     """
 
@@ -119,6 +121,7 @@ class TrainConfig:
     shared_adam: bool = False
     bias: Bias = "none"
     rehearse: int = 0
+    cached_inputs: bool = False
     layer_weights: bool = False
 
     def __post_init__(self) -> None:

@@ -89,6 +89,11 @@ class LocalityTerm:
     def __len__(self) -> int:
         return len(self._texts)
 
+    @property
+    def prompts(self) -> list[tuple[int, ...]]:
+        """Token ids of all that can be drawn."""
+        return self._ids
+
     def draw(self, cases: Sequence[str], generator: torch.Generator) -> tuple[list[tuple[int, ...]], Reference]:
         """Prompts for a step: half of them the records' own with other subjects, where there are such.
 

@@ -41,7 +41,9 @@ from kedit.methods.pac import (
     released,
     score_requests,
 )
+from kedit.methods.pac.passes import cached_passes
 from kedit.methods.pac.rectify_phase import RectifyPhase
+from kedit.methods.pac.requests import Logits
 from kedit.model.lm import LMConfig
 from kedit.request import EditRecord
 from kedit.runtime import distributed
@@ -92,6 +94,8 @@ class PAC(EditingModule):
             contrast = replace(contrast, lr=None)  # left out
         if train.shared_adam and contrast.lr is not None:
             raise KeditError("model.contrast.lr: one Adam has one learning rate; it needs train.shared_adam: false")
+        if train.cached_inputs and not (trace.layers and min(trace.layers) > 0):
+            raise KeditError("model.train.cached_inputs: nodes may be in layer 0; name higher ones in trace.layers")
         if train.layer_weights and trace.node_source != "traced":
             raise KeditError("model.train.layer_weights: they come from the trace; use trace.node_source: traced")
         self.scope, self.parity = scope, parity
@@ -100,6 +104,7 @@ class PAC(EditingModule):
         self.locality_term: LocalityTerm | None = None
         self.requests: dict[str, Request] = {}
         self._chosen: tuple[Selection, Any] | None = None  # of the whole run
+        self._read: Logits | None = None
 
     def configure(self, lm: LMConfig | None = None, edit: EditConfig | None = None) -> Self:
         """As every method's; the nodes of a group of requests are trained together, so that there are no lanes."""
@@ -136,6 +141,8 @@ class PAC(EditingModule):
         self.requests = {request.case: request for request in self._asked(records)}
         if self.locality.weight > 0:
             self.locality_term = LocalityTerm(self.lm, self.locality, records, read_facts("train"), self.seed)
+        if self.train_config.cached_inputs:
+            self._read = cached_passes(self.lm, self.trace_config, self.requests.values(), self.locality_term)
         if self.scope == "dataset" and len(self.schedule.batches) > 1:
             self.profile = Profile()  # a resumed run traces again what it has in there
             self._chosen = self._choose([self.requests[r.request.case_id] for r in records])
@@ -224,7 +231,7 @@ class PAC(EditingModule):
             size = sum(len(nodes) for nodes in selection.critical.values())
             passes = min(period, t.passes - done)
             parts = (options, self.contrast, self.locality, passes, generator, self.locality_term)
-            loop = RectifyLoop(self.lm, sides, requests, *parts, progress, earlier)
+            loop = RectifyLoop(self.lm, sides, requests, *parts, progress, earlier, self._read)
             phase = RectifyPhase(loop, optimizer)
             yield phase
             if phase.error is not None:
@@ -264,7 +271,7 @@ class PAC(EditingModule):
         Raises:
             KeditError: A loss is not finite.
         """
-        fared = score_requests(self.lm, sides.delta(self.contrast.merge), requests)
+        fared = score_requests(self.lm, sides.delta(self.contrast.merge), requests, self._read)
         for request, loss, yes in zip(requests, *fared, strict=True):
             progress.setdefault(request.case, Progress()).look(loss, yes)
 

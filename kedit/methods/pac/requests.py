@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from kedit.delta.apply import edited
 from kedit.delta.delta import Delta
@@ -13,6 +14,10 @@ from kedit.errors import KeditError
 from kedit.methods.pac.labels import labelled
 from kedit.model.lm import LM
 from kedit.model.tokenization import Tokens
+
+Texts = Sequence[tuple[int, ...]]
+Logits = Callable[[Texts, Tensor, Tensor], Tensor]
+"""Texts, and rows and columns `[m]` of places in them -> the logits there, `[m, vocab]`, with their graph."""
 
 BATCH = 16
 """Requests in a forward or tracing pass that is no training step."""
@@ -65,8 +70,16 @@ class Progress:
 
 
 @torch.no_grad()
-def score_requests(lm: LM, delta: Delta, requests: Sequence[Request]) -> tuple[list[float], list[bool]]:
+def score_requests(
+    lm: LM, delta: Delta, requests: Sequence[Request], read: Logits | None = None
+) -> tuple[list[float], list[bool]]:
     """How requests fare with some changes: their losses, and which are answered, every target token the argmax.
+
+    Args:
+        lm: The model.
+        delta: The changes.
+        requests: The requests.
+        read: Gives logits of their texts; None: the whole model does.
 
     Raises:
         KeditError: A change or a loss is not finite.
@@ -77,8 +90,10 @@ def score_requests(lm: LM, delta: Delta, requests: Sequence[Request]) -> tuple[l
     answered: list[bool] = []
     with edited(lm.model, delta):
         for start in range(0, len(requests), BATCH):
-            batch = labelled(lm, [request.text for request in requests[start : start + BATCH]])
-            logits = batch.logits(lm)
+            texts = [request.text for request in requests[start : start + BATCH]]
+            batch = labelled(lm, texts)
+            ids = [text.ids[:-1] for text in texts]
+            logits = batch.logits(lm) if read is None else read(ids, batch.rows, batch.cols).float()
             means = batch.means(logits)
             if not bool(means.isfinite().all()):
                 raise KeditError("the loss is not finite after the last step; a smaller model.train.lr may help")

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from kedit.forward.packing import logits_of
 from kedit.methods.pac.config import ContrastConfig, LocalityConfig, TrainConfig
 from kedit.methods.pac.labels import Labelled, labelled
 from kedit.methods.pac.locality import LocalityTerm, last_places
-from kedit.methods.pac.requests import Progress, Request, score_requests
+from kedit.methods.pac.requests import Logits, Progress, Request, score_requests
 from kedit.methods.pac.trainable import Changes, TrainableNodes
 from kedit.model.lm import LM
 
@@ -41,6 +42,7 @@ class RectifyLoop:
         locality_term: The prompts of the locality term; None without one.
         progress: Case -> how it fares; filled in.
         earlier: Requests that were edited before, to be rehearsed.
+        read: Gives logits of their texts and of the locality term's prompts; None: the whole model does.
     """
 
     lm: LM
@@ -54,8 +56,10 @@ class RectifyLoop:
     locality_term: LocalityTerm | None = None
     progress: dict[str, Progress] = field(default_factory=dict)
     earlier: Sequence[Request] = ()
+    read: Logits | None = None
 
     def __post_init__(self) -> None:
+        self._read = self.read or partial(logits_of, self.lm)
         self.done = False
         self.terms: dict[str, float] = {}
         self._open = {request.case for request in self.requests}  # not seen answered since the last step
@@ -142,7 +146,7 @@ class RectifyLoop:
 
     def _rank(self) -> tuple[int, float]:
         """How many requests are answered now, and, less being better, their losses."""
-        losses, answered = score_requests(self.lm, self.sides.delta(self.contrast.merge), self.requests)
+        losses, answered = score_requests(self.lm, self.sides.delta(self.contrast.merge), self.requests, self.read)
         return sum(answered), -sum(losses)
 
     def _edit(self, batch: list[Request]) -> Tensor | None:
@@ -189,7 +193,7 @@ class RectifyLoop:
         if prompts:
             more, places = last_places(prompts, self.locality.positions, self.lm.device)
             rows, cols = torch.cat([rows, more + len(texts)]), torch.cat([cols, places])
-        logits = logits_of(self.lm, [*texts, *prompts], rows, cols).float()
+        logits = self._read([*texts, *prompts], rows, cols).float()
         return logits[: len(wanted.labels)], logits[len(wanted.labels) :]
 
     def _contrast(self, batch: list[Request], logits: Tensor | None = None) -> Tensor:
@@ -200,7 +204,7 @@ class RectifyLoop:
         if logits is not None and all(r.original is r.text for r in batch):
             return texts.loss_of(logits)
         originals = [r.original.ids[:-1] for r in batch]
-        return texts.loss_of(logits_of(self.lm, originals, texts.rows, texts.cols).float())
+        return texts.loss_of(self._read(originals, texts.rows, texts.cols).float())
 
     def _note(self, batch: list[Request], wanted: Labelled, logits: Tensor) -> Tensor:
         """Keeps how the requests of the batch fare; which texts go on, `[B]` bool."""

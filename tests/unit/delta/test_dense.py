@@ -82,3 +82,20 @@ def test_what_does_not_fit_is_refused() -> None:
         edited(lm.model, Delta({lm.arch.path("mlp_out", 1): Dense(torch.zeros(3, 2))})),
     ):
         pass
+
+
+def test_a_low_rank_for_export() -> None:
+    """The smallest rank whose error is as small as asked for: by the singular values that are left out."""
+    u, v = torch.linalg.qr(rand(40, 20))[0], torch.linalg.qr(rand(30, 20, seed=1))[0]
+    sizes = 0.5 ** torch.arange(20)
+    change = Dense((u * sizes) @ v.T)
+    for error in (0.3, 0.01, 1e-4):
+        factors = change.low_rank(error)
+        assert float((factors.dense() - change.matrix).norm() / change.matrix.norm()) <= error + 1e-6
+        lost = sizes[factors.rank - 1 :].square().sum() / sizes.square().sum()
+        assert float(lost) ** 0.5 > error, "one rank less is too far"
+    assert change.low_rank(0.0).shape == change.shape
+    torch.testing.assert_close(change.low_rank(0.0).dense(), change.matrix, atol=1e-6, rtol=1e-5)
+    assert (change.low_rank(1.0).rank, Dense(torch.zeros(4, 3)).low_rank(0.1).rank) == (0, 0)
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        change.low_rank(1.5)

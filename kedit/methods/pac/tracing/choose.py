@@ -11,6 +11,7 @@ from kedit.methods.pac.labels import Labelled
 from kedit.methods.pac.tracing.select import Scores, Selection, TraceConfig, check_room, layer_profile, select
 from kedit.methods.pac.tracing.sites import Site, sites
 from kedit.methods.pac.tracing.trace import trace
+from kedit.model.architecture import check_layers
 from kedit.model.lm import LM
 
 
@@ -18,9 +19,12 @@ def nodes_to_choose_from(lm: LM, config: TraceConfig) -> list[Site]:
     """The matrices whose nodes are ranked.
 
     Raises:
-        KeditError: One has too few nodes for T+ and T-.
+        KeditError: One has too few nodes for T+ and T-, or there is no such layer.
     """
     found = sites(lm, config.include_gate)
+    if config.layers is not None:
+        check_layers(lm.arch, config.layers, "model.trace.layers")
+        found = [site for site in found if site.layer in config.layers]
     if config.node_source != "all" and config.mode == "per_matrix":
         check_room(found, config.nodes, config.contrast_nodes)
     return found

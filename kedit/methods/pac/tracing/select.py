@@ -38,6 +38,7 @@ class TraceConfig:
             few nodes, so that they are far fewer.
         tie_kv: A key and the value of the same index count as one node, with their scores' sum (an ablation).
         include_gate: Trace the gate matrices too; the paper's method leaves them as they are.
+        layers: The layers whose matrices have nodes; null: all, as the paper.
         node_source: What T+ and T- are: traced by their scores, or, as controls, random: as many nodes of every
             matrix, drawn; all: every node in T+ and none in T-, which is full fine-tuning of the matrices.
         coverage: T+ is only as large as it need be: the fewest nodes of every matrix whose predicted decrease of the
@@ -55,6 +56,7 @@ class TraceConfig:
     mode: Literal["per_matrix", "kbest"] = "per_matrix"
     tie_kv: bool = False
     include_gate: bool = False
+    layers: list[int] | None = None
     node_source: Literal["traced", "random", "all"] = "traced"
     coverage: float | None = None
     memory: float = 0.1

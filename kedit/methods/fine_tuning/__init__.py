@@ -1,0 +1,1 @@
+"""Fine-tuning: plain gradient steps on matrices or on every parameter."""
