@@ -13,9 +13,10 @@ from kedit.delta.change import Change
 from kedit.delta.dense import Dense
 from kedit.delta.factors import Factors
 from kedit.delta.pathways import Pathways
+from kedit.delta.prompt_memory import PromptMemory
 from kedit.delta.slices import Slices
 
-KINDS: tuple[type[Change], ...] = (Factors, Slices, Dense, BiasChange, Pathways)
+KINDS: tuple[type[Change], ...] = (Factors, Slices, Dense, BiasChange, Pathways, PromptMemory)
 
 
 def in_order(kinds: Iterable[type[Change]]) -> list[type[Change]]:

@@ -5,8 +5,10 @@ from kedit.methods.locate_then_edit.emmet import EMMET
 from kedit.methods.locate_then_edit.memit import MEMIT
 from kedit.methods.locate_then_edit.rome import ROME
 from kedit.methods.locate_then_edit.rrome import RROME
+from kedit.methods.memory.ike import IKE
+from kedit.methods.memory.retrieval import Retrieval
 from kedit.methods.pac.module import PAC
 from kedit.methods.rep.module import REP
 from kedit.methods.steam.module import STEAM
 
-__all__ = ["EMMET", "MEMIT", "PAC", "REP", "ROME", "RROME", "STEAM", "EditingModule"]
+__all__ = ["EMMET", "IKE", "MEMIT", "PAC", "REP", "ROME", "RROME", "STEAM", "EditingModule", "Retrieval"]

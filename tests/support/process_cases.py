@@ -33,6 +33,8 @@ def model(name: str) -> dict[str, Any]:
     if method == "PAC":
         train = {"lr": 0.01, "passes": 3, "mini_batch": 2}
         return {"class_path": "PAC", "init_args": {"train": train}}
+    if method in ("Retrieval", "IKE"):
+        return {"class_path": method, "init_args": {} if method == "Retrieval" else {"k": 2}}
     more: dict[str, Any] = {"adapter": ADAPTER} if method == "REP" else {}
     if method == "STEAM":
         more = {"anchors": {"knowledge": ["base.jsonl"]}, "compare": "compare" in rest}
@@ -51,6 +53,8 @@ MORE: dict[str, dict[str, Any]] = {
     "PAC-sequential": {"data.batch_size": 4},
     "STEAM-single-ROME-compare": {"latent.enabled": True, "latent.max_edits": 3},
     "STEAM-batch-MEMIT": {"data.batch_size": 6},
+    "Retrieval-sequential": {"data.batch_size": 3, "texts.enabled": True},
+    "IKE-single": {"metrics.scoring.generate": ["rewrite", "paraphrase"]},
 }
 CASES = tuple(MORE)
 STATS = "EMMET-sequential-stats"
