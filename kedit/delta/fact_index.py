@@ -37,9 +37,9 @@ class Index(Protocol):
 class WordIndex:
     """The share of a prompt's terms that a text has, each weighed by the cube of its inverse document frequency.
 
-    sum(w of the prompt's terms that the text has) / sum(w of the prompt's terms), where w = ln((2 + n) / (1 + df))^3. n is
-    the number of background texts and prompts, df the number of those that have the term. Other words of the text, as of
-    a long context before a question, take nothing away: it is 1 for a text that holds the prompt. The cube lets the words
+    sum(w of the prompt's terms that the text has) / sum(w of the prompt's terms), w = ln((2 + n) / (1 + df))^3. n is
+    the number of background texts and prompts, df that of those that have the term. Other words of the text, as of
+    a long context before a question, take nothing away: it is 1 for a text that holds the prompt. The cube lets words
     that name a subject outweigh those of a whole question about another one (docs/methods/retrieval.md).
 
     Args:
