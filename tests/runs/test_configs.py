@@ -16,8 +16,10 @@ import yaml
 from kedit.cli import main
 from kedit.cli.options.help import SHOWN
 from kedit.data.robust_queries import QueryConfig
+from kedit.delta.change import Change
 from kedit.delta.factors import Factors
 from kedit.delta.pathways import Pathways
+from kedit.delta.prompt_memory import PromptMemory
 from kedit.delta.serialization import load_delta
 from kedit.delta.slices import Slices
 from kedit.forward.binding import load_lm
@@ -30,7 +32,6 @@ from tests.support.config_files import (
     CONFIGS,
     CONTROLS,
     DATA_OF_PAC,
-    PAC_CONFIGS,
     REFERENCES,
     ROOT,
     Tree,
@@ -89,6 +90,9 @@ SMALL = {
     "train": {"passes": 2},
     "locality": {"prompts": 2, "facts": 8, "others": 2},
 }
+MEMORIES = ("retrieval", "ike")
+BY_THEMSELVES = ("pac", *MEMORIES)  # methods without a table of values by model
+KIND_OF: dict[str, type[Change]] = {"PAC": Slices, "Retrieval": PromptMemory, "IKE": PromptMemory}  # others: Factors
 STEAM_MODELS = ("smollm2", "gpt2_xl", "gptj", "llama3", "qwen2")
 ROBUST = ("robustness", "similarity")  # of runs with robust queries
 ARMS = arms()
@@ -160,9 +164,10 @@ def test_the_configs_are_there() -> None:
     wanted |= {f"steam_{editor}_{model}" for editor in ("rome", "memit") for model in STEAM_MODELS}
     wanted |= {f"emmet_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3")}
     wanted |= {"pac_smollm2", "pac_parity_smollm2"}
+    wanted |= {f"{method}_smollm2" for method in MEMORIES}
     wanted |= {f"pac_{data}_{model}" for data in DATA_OF_PAC for model in ("smollm2", "gptj", "llama2", "llama3")}
     assert wanted == {f.stem for f in CONFIGS}
-    methods = {"rome", "rrome", "memit", "emmet", "rep", "steam", "pac"}
+    methods = {"rome", "rrome", "memit", "emmet", "rep", "steam", "pac", *MEMORIES}
     assert {f.stem for f in REFERENCES} == methods
     assert {f.stem.split("_")[0] for f in CONFIGS} == methods
     assert {task.labels["arm"] for task in ARMS} == {"default", "edit", *CONTROLS}
@@ -222,7 +227,7 @@ def check_run(
     for folder in saved:
         delta, card = load_delta(folder, lm)
         assert card["requests"]
-        changed = delta.of_kind(Slices) if method == "PAC" else delta.of_kind(Factors)
+        changed = delta.of_kind(KIND_OF.get(method, Factors))
         assert changed
         assert changed.keys() == set(delta.paths)
         assert all(bool(tensor.isfinite().all()) for _, tensor in delta.numbers())
@@ -273,7 +278,9 @@ def test_a_config_says_what_differs_from_the_defaults(file: Path) -> None:
     assert f"configs/reference/{file.stem.split('_')[0]}.yaml" in head
 
 
-@pytest.mark.parametrize("file", [file for file in CONFIGS if file not in PAC_CONFIGS], ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", [f for f in CONFIGS if f.stem.split("_")[0] not in BY_THEMSELVES], ids=lambda f: f.stem
+)
 def test_values_are_those_of_the_table(file: Path) -> None:
     method, args = editor_of(yaml.safe_load(file.read_text()))
     model = next(model for model in KINDS if file.stem.endswith(f"_{model}"))

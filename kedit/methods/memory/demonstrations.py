@@ -7,7 +7,7 @@ There are three kinds. `copy`: the edited prompt itself says the new target. `up
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,30 +43,26 @@ class DemonstrationPool:
 
     Args:
         records: Never the edited ones.
-        asked: Prompts and probes of the run, none of which is shown with an answer.
         encoder: Compares facts by embeddings instead of words.
     """
 
-    def __init__(
-        self, records: Sequence[EditRecord], asked: Iterable[str] = (), encoder: SentenceEncoder | None = None
-    ) -> None:
-        self.records = list(records)
-        self._asked, self._encoder = {text.strip() for text in asked}, encoder
+    def __init__(self, records: Sequence[EditRecord], encoder: SentenceEncoder | None = None) -> None:
+        self.records, self._encoder = list(records), encoder
         self._said = [said(record.request) for record in self.records]
 
-    def choose(self, request: EditRequest, k: int) -> list[Demonstration]:
-        """One demonstration of each of the k facts that are most like a request, the most like last.
+    def choose(self, record: EditRecord, k: int) -> list[Demonstration]:
+        """One demonstration of each of the k facts that are most like that of a record, the most like last.
 
         The kinds are mixed as published, evenly over the ranks. A fact that has no text for its kind gives one of
-        another kind. Texts that name the request's subject are not used.
+        another kind. No demonstration answers a probe of the record, and none but of kind `copy` names its subject.
         """
         if not k or not self.records:
             return []
-        near = np.argsort(-self._alike(said(request)), kind="stable")
-        found: list[Demonstration] = []
-        for kind, number in zip(mixture(min(k, len(near))), near.tolist(), strict=False):
-            found.append(self._made(self.records[number], kind, request))
-        return found[::-1]
+        asked = {record.request.text, *(probe.text for probe in record.probes)}
+        order = np.argsort(-self._alike(said(record.request)), kind="stable").tolist()
+        near = [self.records[i] for i in order if self.records[i].request.text not in asked][:k]
+        name = (record.request.subject or record.request.text).casefold()
+        return [_made(other, kind, asked, name) for kind, other in zip(mixture(len(near)), near, strict=True)][::-1]
 
     def _alike(self, text: str) -> np.ndarray:
         if self._encoder is not None:
@@ -86,22 +82,20 @@ class DemonstrationPool:
         assert self._encoder is not None
         return self._encoder.embed(self._said).double().numpy()
 
-    def _made(self, record: EditRecord, kind: str, edited: EditRequest) -> Demonstration:
-        """A demonstration of a kind; of the first other kind that the record has texts for, if not of this one."""
-        own, taboo = record.request, (edited.subject or edited.text).casefold()
-        for wanted in dict.fromkeys((kind, "update", "retain")):
-            texts = [
-                joined(probe.text, probe.answer, probe.joiner)
-                for probe in record.probes
-                if probe.kind in KINDS.get(wanted, ())
-                and probe.text.strip() not in self._asked
-                and taboo not in probe.text.casefold()
-            ]
-            if wanted == "copy":
-                texts = [said(own)]
-            if texts:
-                return Demonstration(wanted, f"{NEW_FACT.format(said(own))}{PROMPT}{texts[0]}\n\n")
-        return Demonstration("copy", f"{NEW_FACT.format(said(own))}{PROMPT}{said(own)}\n\n")
+
+def _made(record: EditRecord, kind: str, asked: Collection[str], name: str) -> Demonstration:
+    """A demonstration of a kind; of another kind, if the record has no text for it that may be used."""
+    fact = said(record.request)
+    for wanted in dict.fromkeys((kind, "update", "retain")):
+        texts = [fact] if wanted == "copy" else []
+        texts += [
+            joined(probe.text, probe.answer, probe.joiner)
+            for probe in record.probes
+            if probe.kind in KINDS.get(wanted, ()) and probe.text not in asked and name not in probe.text.casefold()
+        ]
+        if texts:
+            return Demonstration(wanted, f"{NEW_FACT.format(fact)}{PROMPT}{texts[0]}\n\n")
+    return _made(record, "copy", asked, name)
 
 
 def said(request: EditRequest) -> str:

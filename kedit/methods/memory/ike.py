@@ -61,16 +61,16 @@ class IKE(EditingModule):
         if self.demonstrations is not None:
             found = unrelated(read_any(self.demonstrations, "model.demonstrations"), edited)
         else:
-            splits = [unrelated(read_facts(split), edited) for split in SPLITS]
-            whole = [own for split, own in zip(SPLITS, splits, strict=True) if len(own) == len(read_facts(split))]
-            found = (whole or splits)[0]
+            prompts = {record.request.text for record in edited}
+            splits = [read_facts(split) for split in (*SPLITS, "all")]
+            free = [split for split in splits if all(record.request.text not in prompts for record in split)]
+            found = unrelated([*free, splits[-1]][0], edited)
         if not found:
             raise KeditError(
                 "model.demonstrations: no record is left in it that shares neither prompt nor subject with an edited "
                 "one; give another file, or model.k: 0"
             )
-        asked = [text for r in edited for text in (r.request.text, *(probe.text for probe in r.probes))]
-        self._pool = DemonstrationPool(found, asked, self.encoder)
+        self._pool = DemonstrationPool(found, self.encoder)
 
     def edit(self, batch: EditBatch) -> EditProgram:
         """Remembers each fact with its demonstrations."""
@@ -78,7 +78,7 @@ class IKE(EditingModule):
         deltas = []
         for outcome in batch.outcomes:
             request = outcome.record.request
-            chosen = self._pool.choose(request, self.k)
+            chosen = self._pool.choose(outcome.record, self.k)
             outcome.note(demonstrations=dict(Counter(one.kind for one in chosen)))
             fact = StoredFact(request.text, said(request))
             deltas.append(memory(self._rule, [fact], [one.text for one in chosen]))
