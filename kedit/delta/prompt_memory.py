@@ -52,7 +52,7 @@ class PromptRule:
         for name, kind in wanted.items():
             if not isinstance(getattr(self, name), kind) or isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} of a prompt memory is {getattr(self, name)!r}")
-        if self.template.count("{}") != 1 or self.most < 1 or self.background < 0:
+        if self.template.count("{}") != 1 or self.most < 1 or self.background < 0 or self.threshold != self.threshold:
             raise ValueError(f"no rule of a prompt memory: {self}")
 
     def said(self, sentence: str) -> str:

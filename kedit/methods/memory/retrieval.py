@@ -53,7 +53,8 @@ class Retrieval(EditingModule):
         within("model.threshold", threshold, 0.0, 1.0)
         if template.count("{}") != 1:
             raise KeditError(f"model.template: {shown(template)} needs exactly one {{}}, for the fact's sentence")
-        self.k, self.threshold, self.template, self.calibration = k, threshold, template, calibration
+        self.k, self.template, self.calibration = k, template, calibration
+        self.threshold = None if threshold is None else float(threshold)
         self.encoder = None if encoder is None else SentenceEncoder(encoder)
         self.calibrated: Calibration | None = None
         self._background = Background()
