@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,8 @@ def test_greedy_says_what_transformers_generates_after_the_joined_text(kind: str
     got = greedy(lm, PROMPTS, 6, lanes, bank)
     for before, prompt, text in zip(said, PROMPTS, got, strict=True):
         ids = lm.encode(before + prompt.rstrip(" "))
-        out = lm.model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, pad_token_id=0)[0].tolist()
+        model: Any = lm.model
+        out = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, pad_token_id=0)[0].tolist()
         whole = lm.tokenizer.decode(out, skip_special_tokens=True)
         assert text == whole[len(lm.tokenizer.decode(ids, skip_special_tokens=True)) :]
     with edited(lm.model, delta(FRANCE)):
