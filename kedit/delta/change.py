@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from kedit.delta.gate_state import GateHistory
 from kedit.delta.master_weights import as_rows
 from kedit.delta.place import Place
+from kedit.delta.shelf import Shelf
 from kedit.errors import KeditError
 from kedit.model.architecture import weight
 
@@ -34,6 +36,9 @@ class LaneStack:
     """
 
     remembers: bool = False
+
+    shelves: Mapping[int, Shelf] = MappingProxyType({})
+    """Lane -> what it puts before prompts, where this is such a kind (`kedit.delta.prompts`)."""
 
     def before(self, lanes: Tensor, history: GateHistory) -> InputHook | None:
         """What moves the module's inputs.

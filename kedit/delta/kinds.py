@@ -15,9 +15,19 @@ from kedit.delta.dense import Dense
 from kedit.delta.factors import Factors
 from kedit.delta.parameters import ParameterChange
 from kedit.delta.pathways import Pathways
+from kedit.delta.prompt_memory import PromptMemory
 from kedit.delta.slices import Slices
 
-KINDS: tuple[type[Change], ...] = (Factors, Slices, Dense, BiasChange, ParameterChange, Pathways, Codebook)
+KINDS: tuple[type[Change], ...] = (
+    Factors,
+    Slices,
+    Dense,
+    BiasChange,
+    ParameterChange,
+    Pathways,
+    Codebook,
+    PromptMemory,
+)
 
 
 def in_order(kinds: Iterable[type[Change]]) -> list[type[Change]]:

@@ -18,6 +18,7 @@ from kedit.delta.change import LaneStack, OutputPart
 from kedit.delta.delta import Delta
 from kedit.delta.gate_state import GateHistory
 from kedit.delta.kinds import in_order
+from kedit.delta.shelf import Shelf
 
 
 class BatchedDeltas:
@@ -44,6 +45,11 @@ class BatchedDeltas:
                 parts = {i: own[path] for i, own in enumerate(lanes[kind]) if path in own}
                 if parts:
                     stacks += kind.stack(parts, self.n_lanes + 1)  # one lane more: rows of the unedited model
+
+    def shelf(self, lane: int) -> Shelf | None:
+        """What a lane puts before prompts; None where it does not (`kedit.delta.prompts`)."""
+        stacks = (stack for stacks in self._stacks.values() for stack in stacks)
+        return next((stack.shelves[lane] for stack in stacks if lane in stack.shelves), None)
 
     @contextmanager
     def rows(self, lanes: Tensor) -> Iterator[None]:

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from kedit.delta.gate_state import GateHistory
 from kedit.delta.master_weights import ParameterBackup
 
 T = TypeVar("T")
+
+
+class Removable(Protocol):
+    """A hook, or whatever else can be taken away again."""
+
+    def remove(self) -> None:
+        """Takes it away; once more does nothing."""
 
 
 class Place:
@@ -32,7 +38,7 @@ class Place:
         self._model, self._path = model, path
         self.follow = follow
         self._backups: defaultdict[Callable[[nn.Module], Tensor], ParameterBackup] = defaultdict(ParameterBackup)
-        self._installed: dict[type, tuple[Any, Sequence[RemovableHandle]]] = {}
+        self._installed: dict[type, tuple[Any, Sequence[Removable]]] = {}
 
     @property
     def module(self) -> nn.Module:
@@ -59,7 +65,7 @@ class Place:
         """The change of a kind whose hooks are there."""
         return self._installed[kind][0] if kind in self._installed else None
 
-    def install(self, change: object, hooks: Callable[[], Sequence[RemovableHandle]]) -> None:
+    def install(self, change: object, hooks: Callable[[], Sequence[Removable]]) -> None:
         """Removes the hooks of earlier changes of this kind, and installs those of `change`."""
         for handle in self._installed.pop(type(change), (None, ()))[1]:
             handle.remove()

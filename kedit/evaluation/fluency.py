@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kedit.delta.prompts import prompt_for
 from kedit.forward.sampling import sample
 from kedit.model.lm import LM
 
@@ -68,9 +69,10 @@ def sampled_texts(
     special = set(lm.tokenizer.all_special_ids)
     results: list[str | None] = [None] * len(rows)
     chosen = [i for i, row in enumerate(rows) if len(row) < total]
+    asked = [lm.encode(prompt_for(lm, bank, lane_of[i], prompts[i], total - len(rows[i]))) for i in chosen]
     texts = sample(
         lm,
-        [rows[i] for i in chosen],
+        asked,
         [total - len(rows[i]) for i in chosen],
         top_k=TOP_K,
         stop_at_eos=False,  # texts of one length, or short ones would look monotonous
@@ -79,8 +81,9 @@ def sampled_texts(
         lanes=[lane_of[i] for i in chosen],
         bank=bank,
     )
-    for i, ids in zip(chosen, texts, strict=True):
-        results[i] = lm.decode([token for token in ids if token not in special])
+    for i, whole, ids in zip(chosen, asked, texts, strict=True):
+        new = ids[len(whole) :]  # what an edit puts before the prompt is no part of the text
+        results[i] = lm.decode([token for token in (*rows[i], *new) if token not in special])
     return results
 
 

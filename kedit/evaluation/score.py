@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from kedit.delta.prompts import prompt_for
 from kedit.errors import KeditError, at_least, shown
 from kedit.forward.greedy import greedy, prompt_ids
 from kedit.forward.logits import check_lanes
@@ -19,7 +20,7 @@ from kedit.model.tokenization import encode, surely_fits
 from kedit.request import EditRecord, Probe
 from kedit.results.rows import ProbeScore
 from kedit.text.matching import begins_with, contains
-from kedit.text.prompts import joined
+from kedit.text.prompts import between, joined
 
 if TYPE_CHECKING:
     from kedit.delta.lanes import BatchedDeltas
@@ -87,7 +88,7 @@ def score(
     for probe, lane in zip(probes, lane_of, strict=True):
         for text in (probe.answer, probe.rival):
             if text is not None and (probe.text, probe.joiner, text, lane) not in spans:
-                spans[probe.text, probe.joiner, text, lane] = _span(lm, probe, text, lane)
+                spans[probe.text, probe.joiner, text, lane] = _span(lm, probe, text, lane, bank)
     readings = read(lm, list(spans.values()), bank, config.batch_tokens, progress, shared)
     results = dict(zip(spans, readings, strict=True))
 
@@ -158,11 +159,14 @@ def check_probes(lm: LM, record: EditRecord, config: EvalConfig) -> None:
                 prompt_ids(lm, _ported(probe, config), new_tokens(config, lengths[0]), name)
 
 
-def _span(lm: LM, probe: Probe, answer: str, lane: int) -> Span:
+def _span(lm: LM, probe: Probe, answer: str, lane: int, bank: BatchedDeltas | None) -> Span:
     name = f"{probe.kind} probe {shown(probe.text)}"
     if not answer.strip():
         raise KeditError(f"{name}: its answer or rival is empty; give it a text or leave the probe out")
-    tokens = encode(lm, probe.text, answer, name, probe.joiner)
+    room = 1 + max(len(text.encode(errors="replace")) for text in (probe.answer, probe.rival) if text is not None)
+    prompt = prompt_for(lm, bank, lane, probe.text, room)  # the same for answer and rival
+    joiner = "space" if between(probe.text, answer, probe.joiner) else "none"  # whatever stands before the prompt
+    tokens = encode(lm, prompt, answer, name, joiner)
     return Span(lane, tokens.ids[:-1], tokens.target)
 
 

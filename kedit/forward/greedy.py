@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kedit.delta.gate_state import choose_rows
+from kedit.delta.prompts import prompt_for
 from kedit.errors import shown
 from kedit.forward.logits import check_lanes, default_batch_tokens, frozen, lane_rows, logits_at
 from kedit.model.tokenization import TooLong, encode
@@ -54,7 +55,12 @@ def greedy(
     Raises:
         TooLong: A prompt that leaves no room in the model's context; names the prompt.
     """
-    rows = [prompt_ids(lm, prompt, max_new_tokens) for prompt in prompts]
+    lane_of = [-1] * len(prompts) if lanes is None else list(lanes)
+    check_lanes(lane_of, bank, len(prompts))
+    rows = []
+    for prompt, lane in zip(prompts, lane_of, strict=True):
+        asked = prompt_for(lm, bank, lane, prompt, max_new_tokens)
+        rows.append(prompt_ids(lm, asked, max_new_tokens, f"prompt {shown(prompt)}"))
     new = greedy_ids(lm, rows, max_new_tokens, lanes, bank, stop, batch_tokens, shared)
     texts = []
     for row, ids in zip(rows, new, strict=True):

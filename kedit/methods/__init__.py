@@ -9,6 +9,8 @@ from kedit.methods.locate_then_edit.memit import MEMIT
 from kedit.methods.locate_then_edit.rome import ROME
 from kedit.methods.locate_then_edit.rrome import RROME
 from kedit.methods.memory.grace import GRACE
+from kedit.methods.memory.ike import IKE
+from kedit.methods.memory.retrieval import Retrieval
 from kedit.methods.pac.module import PAC
 from kedit.methods.rep.module import REP
 from kedit.methods.steam.module import STEAM
@@ -18,6 +20,7 @@ __all__ = [
     "EMMET",
     "FT",
     "GRACE",
+    "IKE",
     "MEMIT",
     "PAC",
     "REP",
@@ -27,5 +30,6 @@ __all__ = [
     "EditingModule",
     "LoRA",
     "LocFT",
+    "Retrieval",
     "UltraEdit",
 ]

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.slow
 
 Rows = list[dict[str, Any]]
 OF_FOUR = ("ROME-single", "EMMET-sequential", "REP-sequential-MEMIT", "PAC-single", "STEAM-batch-MEMIT")
+WITHOUT_STEPS = ("IKE", "Retrieval")
 RUNS = [(2, name) for name in CASES] + [(4, name) for name in OF_FOUR]
 
 
@@ -77,7 +78,7 @@ def test_ends_as_one_process_does(count: int, name: str, folders: Path, rows_of:
     one, some = (folders / str(n) / name for n in (1, count))
     rows = rows_of(one)
     assert rows_of(some) == rows
-    assert all(row["edit"]["steps"] > 0 for row in rows)
+    assert name.split("-")[0] in WITHOUT_STEPS or all(row["edit"]["steps"] > 0 for row in rows)
     files = written(one)
     assert written(some) == files
     folders_of_deltas = [path.parent for path in files if path.name == "delta.safetensors"]
@@ -114,12 +115,8 @@ def written(folder: Path) -> list[Path]:
 
 def tensors(delta: Delta) -> dict[str, torch.Tensor]:
     """All that a delta holds."""
-    return {
-        f"{path} {name}": tensor
-        for path, changes in delta.items()
-        for change in changes
-        for name, tensor in change.tensors().items()
-    }
+    changes = ((path, change) for path, own in delta.items() for change in own)
+    return {f"{path} {name}": tensor for path, change in changes for name, tensor in change.tensors().items()}
 
 
 def test_statistics_are_shared(folders: Path, rows_of: Callable[[Path], Rows]) -> None:

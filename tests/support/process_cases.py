@@ -41,6 +41,8 @@ def model(name: str) -> dict[str, Any]:
         return {"class_path": "LoRA", "init_args": {"steps": 3, "mini_batch": 2}}
     if method in ("FT", "LocFT"):
         return {"class_path": method, "init_args": {"steps" if method == "FT" else "epochs": 3, "mini_batch": 2}}
+    if method in ("Retrieval", "IKE"):
+        return {"class_path": method, "init_args": {} if method == "Retrieval" else {"k": 2}}
     more: dict[str, Any] = {"adapter": ADAPTER} if method == "REP" else {}
     if method == "STEAM":
         more = {"anchors": {"knowledge": ["base.jsonl"]}, "compare": "compare" in rest}
@@ -68,6 +70,8 @@ MORE: dict[str, dict[str, Any]] = {
     "UltraEdit-single": {"metrics.scoring.generate": []},
     "UltraEdit-batch": {"data.batch_size": 3, "metrics.scoring.generate": []},
     "UltraEdit-sequential": {"data.batch_size": 3, "metrics.scoring.generate": []},
+    "Retrieval-sequential": {"data.batch_size": 3, "texts.enabled": True},
+    "IKE-single": {"metrics.scoring.generate": ["rewrite", "paraphrase"]},
 }
 CASES = tuple(MORE)
 STATS = "EMMET-sequential-stats"
