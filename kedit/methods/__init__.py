@@ -8,5 +8,7 @@ from kedit.methods.locate_then_edit.rrome import RROME
 from kedit.methods.pac.module import PAC
 from kedit.methods.rep.module import REP
 from kedit.methods.steam.module import STEAM
+from kedit.methods.wrappers.prune import PRUNE
+from kedit.methods.wrappers.rect import RECT
 
-__all__ = ["EMMET", "MEMIT", "PAC", "REP", "ROME", "RROME", "STEAM", "EditingModule"]
+__all__ = ["EMMET", "MEMIT", "PAC", "PRUNE", "RECT", "REP", "ROME", "RROME", "STEAM", "EditingModule"]

@@ -51,6 +51,8 @@ MORE: dict[str, dict[str, Any]] = {
     "PAC-sequential": {"data.batch_size": 4},
     "STEAM-single-ROME-compare": {"latent.enabled": True, "latent.max_edits": 3},
     "STEAM-batch-MEMIT": {"data.batch_size": 6},
+    "PRUNE-sequential-MEMIT": {"data.batch_size": 4},
+    "RECT-single-MEMIT": {},
 }
 CASES = tuple(MORE)
 STATS = "EMMET-sequential-stats"
