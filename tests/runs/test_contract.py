@@ -23,7 +23,7 @@ from kedit.delta.delta import Delta
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.keyvalue.contexts import ContextConfig
-from kedit.methods import EMMET, MEMIT, PAC, PRUNE, RECT, REP, ROME, RROME, STEAM, EditingModule
+from kedit.methods import EMMET, KN, MEMIT, PAC, PRUNE, RECT, REP, ROME, RROME, STEAM, EditingModule
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.edit_config import EditConfig
 from kedit.methods.pac import LocalityConfig, TraceConfig, TrainConfig
@@ -68,6 +68,7 @@ ENTRIES = {
     "MEMIT": Entry(partial(MEMIT, layers=[1, 2], **SMALL)),
     "EMMET": Entry(partial(EMMET, layers=[1], **SMALL)),
     "REP": Entry(lambda: REP(ROME(layer=1, **SMALL), adapter=ADAPTER)),
+    "KN": Entry(partial(KN, steps=5), steps=4, trains=False),
     "PRUNE": Entry(lambda: PRUNE(MEMIT(layers=[1, 2], **SMALL))),
     "RECT": Entry(lambda: RECT(MEMIT(layers=[1, 2], **SMALL))),
     "STEAM": Entry(lambda: STEAM(MEMIT(layers=[1, 2], **SMALL))),

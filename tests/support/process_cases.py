@@ -33,6 +33,8 @@ def model(name: str) -> dict[str, Any]:
     if method == "PAC":
         train = {"lr": 0.01, "passes": 3, "mini_batch": 2}
         return {"class_path": "PAC", "init_args": {"train": train}}
+    if method == "KN":
+        return {"class_path": "KN", "init_args": {"refine": True, "contexts": {"lengths": [[3, 2]]}}}
     more: dict[str, Any] = {"adapter": ADAPTER} if method == "REP" else {}
     if method == "STEAM":
         more = {"anchors": {"knowledge": ["base.jsonl"]}, "compare": "compare" in rest}
@@ -53,6 +55,8 @@ MORE: dict[str, dict[str, Any]] = {
     "STEAM-batch-MEMIT": {"data.batch_size": 6},
     "PRUNE-sequential-MEMIT": {"data.batch_size": 4},
     "RECT-single-MEMIT": {},
+    "KN-single": {},
+    "KN-sequential": {},
 }
 CASES = tuple(MORE)
 STATS = "EMMET-sequential-stats"

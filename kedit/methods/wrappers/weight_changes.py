@@ -41,6 +41,5 @@ def each_matrix(delta: Delta, restrained: Callable[[str, WeightChange], WeightCh
         whole = weights[0] if len(weights) == 1 else Dense(reduce(add, [change.dense() for change in weights]))
         finite = all(bool(numbers.isfinite().all()) for change in weights for numbers in change.numbers())
         found = restrained(path, whole) if finite else whole
-        left: list[WeightChange] = weights if found is whole else [found]
-        changed += [{path: change} for change in left]
+        changed += [dict[str, Change]({path: one}) for one in (weights if found is whole else [found])]
     return Delta(*changed)
