@@ -16,12 +16,14 @@ import yaml
 from kedit.cli import main
 from kedit.cli.options.help import SHOWN
 from kedit.data.robust_queries import QueryConfig
+from kedit.delta.change import WeightChange
+from kedit.delta.dense import Dense
 from kedit.delta.factors import Factors
 from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta
 from kedit.delta.slices import Slices
 from kedit.forward.binding import load_lm
-from kedit.methods import EMMET, MEMIT, REP, ROME, RROME
+from kedit.methods import EMMET, KN, MEMIT, REP, ROME, RROME
 from kedit.methods.rep import AdapterConfig, parity_config
 from kedit.methods.steam import AlignConfig, AnchorConfig
 from kedit.model.lm import LMConfig
@@ -80,6 +82,7 @@ FILES = {
     "RobustQueries": "robust.json",
     "ZsRE": "zsre.json",
 }
+KIND_OF: dict[str, type[WeightChange]] = {"PAC": Slices, "KN": Slices, "RECT": Dense}  # others: factors
 SMALL = {
     "contexts": {"lengths": [[3, 2]]},
     "stats": {"tokens": 400, "corpus": "self"},
@@ -159,10 +162,11 @@ def test_the_configs_are_there() -> None:
     wanted |= {f"rep_{model}" for model in ("llama2", "mistral", "qwen2")}
     wanted |= {f"steam_{editor}_{model}" for editor in ("rome", "memit") for model in STEAM_MODELS}
     wanted |= {f"emmet_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3")}
-    wanted |= {"pac_smollm2", "pac_parity_smollm2"}
+    wanted |= {"pac_smollm2", "pac_parity_smollm2", "prune_memit_smollm2", "rect_memit_smollm2"}
+    wanted |= {f"kn_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3")}
     wanted |= {f"pac_{data}_{model}" for data in DATA_OF_PAC for model in ("smollm2", "gptj", "llama2", "llama3")}
     assert wanted == {f.stem for f in CONFIGS}
-    methods = {"rome", "rrome", "memit", "emmet", "rep", "steam", "pac"}
+    methods = {"rome", "rrome", "memit", "emmet", "rep", "steam", "pac", "prune", "rect", "kn"}
     assert {f.stem for f in REFERENCES} == methods
     assert {f.stem.split("_")[0] for f in CONFIGS} == methods
     assert {task.labels["arm"] for task in ARMS} == {"default", "edit", *CONTROLS}
@@ -222,7 +226,7 @@ def check_run(
     for folder in saved:
         delta, card = load_delta(folder, lm)
         assert card["requests"]
-        changed = delta.of_kind(Slices) if method == "PAC" else delta.of_kind(Factors)
+        changed = delta.of_kind(KIND_OF.get(method, Factors))
         assert changed
         assert changed.keys() == set(delta.paths)
         assert all(bool(tensor.isfinite().all()) for _, tensor in delta.numbers())
@@ -277,10 +281,11 @@ def test_a_config_says_what_differs_from_the_defaults(file: Path) -> None:
 def test_values_are_those_of_the_table(file: Path) -> None:
     method, args = editor_of(yaml.safe_load(file.read_text()))
     model = next(model for model in KINDS if file.stem.endswith(f"_{model}"))
-    row = {m.__name__: m for m in (ROME, RROME, MEMIT, EMMET)}[method].published.row((*SHAPES[model], WIDTHS[model]))
+    methods = {m.__name__: m for m in (ROME, RROME, MEMIT, EMMET, KN)}
+    row = methods[method].published.row((*SHAPES[model], WIDTHS[model]))
     assert row is not None
     assert {name: args[name] for name in row} == {n: list(v) if n == "layers" else v for n, v in row.items()}
-    assert {"v_num_grad_steps", "v_weight_decay", "clamp_norm_factor", "v_lr"} < row.keys()
+    assert method == "KN" or {"v_num_grad_steps", "v_weight_decay", "clamp_norm_factor", "v_lr"} < row.keys()
 
 
 REP_CONFIGS = [file for file in CONFIGS if file.stem.startswith("rep_")]

@@ -46,7 +46,7 @@ class KN(EditingModule):
             prompts. False keeps all that pass at the bare prompt.
         p: That share.
         strength: How often the old answer's embedding is taken from a neuron's column, and the new one's added; of a
-            new answer of several tokens each is added half as often.
+            new answer of several tokens each is added half as often. null: published value.
         contexts: Texts put before the prompt where `refine` is true.
     """
 
@@ -57,7 +57,7 @@ class KN(EditingModule):
 
     published = Published(
         by_depth=lambda lm: {},
-        usual={"steps": 20, "adaptive_threshold": 0.2},
+        usual={"steps": 20, "adaptive_threshold": 0.2, "strength": 2.0},
         models={GPT2_XL: {}, GPT_J: {"adaptive_threshold": 0.1}, LLAMA_2: {}, LLAMA_3: {}, SMOLLM2: {}},
     )
 
@@ -67,7 +67,7 @@ class KN(EditingModule):
         adaptive_threshold: float | None = None,
         refine: bool = False,
         p: float = 0.4,
-        strength: float = 2.0,
+        strength: float | None = None,
         contexts: ContextConfig = ContextConfig(lengths=[[10, 5]]),
     ) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class KN(EditingModule):
             outcome.fail(f"no neuron passes {hint}")
         else:
             outcome.note(attribution=float(scores.max()), neuron_layers=chosen.any(1).nonzero()[:, 0].tolist())
-            delta = Delta(neuron_changes(self.lm, chosen, written(self.lm, old, new, self.strength)))
+            delta = Delta(neuron_changes(self.lm, chosen, written(self.lm, old, new, float(self.strength or 0))))
             outcome.note(delta_norm=delta.norm())
             return delta
         return None

@@ -26,7 +26,7 @@ class RECT(EditorWrapper[EditingModule]):
 
     Args:
         editor: The method that edits: any that changes weights.
-        keep: Percent of each matrix's entries that are kept.
+        percent: How many of each matrix's entries are kept, in percent.
         absolute: Score |Delta| / (|W| + 1e-8) instead of the published |Delta / (W + 1e-8)|.
     """
 
@@ -34,12 +34,12 @@ class RECT(EditorWrapper[EditingModule]):
 
     merges_deltas = True  # as large as the matrices, each of them
 
-    def __init__(self, editor: EditingModule, keep: float = 40.0, absolute: bool = False) -> None:
+    def __init__(self, editor: EditingModule, percent: float = 40.0, absolute: bool = False) -> None:
         super().__init__(editor)
         self.refuse_itself()
-        above_zero("model.keep", keep)
-        within("model.keep", keep, 0.0, 100.0)
-        self.keep, self.absolute = keep, absolute
+        above_zero("model.percent", percent)
+        within("model.percent", percent, 0.0, 100.0)
+        self.percent, self.absolute = percent, absolute
 
     def edit(self, batch: EditBatch) -> EditProgram:
         """The editor's algorithm, then its largest entries, beside the weights that it has edited."""
@@ -58,10 +58,10 @@ class RECT(EditorWrapper[EditingModule]):
 
         def kept(path: str, change: WeightChange) -> WeightChange:
             w = weight(self.lm.model.get_submodule(path))
-            return of_largest(change, w, self.keep, self.absolute)
+            return of_largest(change, w, self.percent, self.absolute)
 
         return each_matrix(delta, kept)
 
     def describe(self) -> dict[str, Any]:
         """Provenance: the editor's, and which entries are kept."""
-        return super().describe() | {"keep": self.keep, "absolute": self.absolute}
+        return super().describe() | {"percent": self.percent, "absolute": self.absolute}

@@ -21,7 +21,8 @@ EPS = 1e-5
 
 
 def fresh(kind: str, **more: Any) -> LM:
-    return tiny_lm(kind, **(SMALL | {"dtype": torch.float64} | more))
+    options: dict[str, Any] = SMALL | {"dtype": torch.float64} | more
+    return tiny_lm(kind, **options)
 
 
 def points(lm: LM) -> list[Point]:

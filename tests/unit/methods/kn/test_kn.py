@@ -135,7 +135,7 @@ def test_what_is_refused(tiny_folder: Callable[..., str], tmp_path: Path, capsys
 def test_published_values() -> None:
     from kedit.keyvalue.published import GPT2_XL, GPT_J
 
-    assert KN.published.row(GPT2_XL) == {"steps": 20, "adaptive_threshold": 0.2}
-    assert KN.published.row(GPT_J) == {"steps": 20, "adaptive_threshold": 0.1}
+    assert KN.published.row(GPT2_XL) == {"steps": 20, "adaptive_threshold": 0.2, "strength": 2.0}
+    assert KN.published.row(GPT_J) == {"steps": 20, "adaptive_threshold": 0.1, "strength": 2.0}
     with pytest.raises(KeditError, match=r"^model\.strength: 0\.0 is not above 0"):
         KN(strength=0.0)

@@ -156,8 +156,8 @@ def test_prune_around_it_and_the_other_way_round() -> None:
     ("make", "message"),
     [
         (lambda: RECT(RECT(ROME())), "model.editor: RECT around RECT"),
-        (lambda: RECT(ROME(), keep=0.0), "model.keep: 0.0 is not above 0"),
-        (lambda: RECT(ROME(), keep=101.0), "model.keep: 101.0 is more than 100"),
+        (lambda: RECT(ROME(), percent=0.0), "model.percent: 0.0 is not above 0"),
+        (lambda: RECT(ROME(), percent=101.0), "model.percent: 101.0 is more than 100"),
     ],
 )
 def test_slips(make: Callable[[], Any], message: str) -> None:
