@@ -19,6 +19,7 @@ import torch
 
 from kedit.cli import main
 from kedit.covariance import store
+from kedit.delta.dense import Dense
 from kedit.delta.factors import Factors
 from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta
@@ -119,6 +120,7 @@ def tensors(delta: Any) -> dict[str, torch.Tensor]:
     found |= {f"{path} right": factors.right for path, factors in delta.of_kind(Factors).items()}
     found |= {f"{path} values": own.values for path, own in delta.of_kind(Slices).items()}
     found |= {f"{path} index": own.index for path, own in delta.of_kind(Slices).items()}
+    found |= {f"{path} matrix": own.matrix for path, own in delta.of_kind(Dense).items()}
     for path, pathways in delta.of_kind(Pathways).items():
         found |= {f"{path} {i} {key}": v for i, own in enumerate(pathways.adapters) for key, v in own.tensors().items()}
     return found

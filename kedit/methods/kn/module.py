@@ -159,7 +159,8 @@ class KN(EditingModule):
         passed = [coarse(scores, float(self.adaptive_threshold or 0)) for scores, _ in found]
         chosen = in_most_prompts(passed, self.p) if self.refine else passed[0]
         scores, p = found[0]
-        outcome.note(p_true=p, prompts=len(found), coarse=int(passed[0].sum()), neurons=int(chosen.sum()))
+        outcome.note(steps=len(scores), p_true=p, prompts=len(found))
+        outcome.note(coarse=int(passed[0].sum()), neurons=int(chosen.sum()))
         if not all(bool(scores.isfinite().all()) for scores, _ in found):
             outcome.fail("the neurons' attributions are not finite")
         elif not bool(chosen.any()):
