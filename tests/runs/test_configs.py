@@ -97,6 +97,8 @@ SMALL = {
 MEMORIES = ("retrieval", "ike")
 KIND_OF: dict[str, tuple[type[Change], ...]] = {  # others: factors, or whole matrices
     "PAC": (Slices,),
+    "KN": (Slices,),
+    "RECT": (Dense,),
     "GRACE": (Codebook,),
     "Retrieval": (PromptMemory,),
     "IKE": (PromptMemory,),
@@ -171,8 +173,9 @@ def test_the_configs_are_there() -> None:
     wanted |= {f"rep_{model}" for model in ("llama2", "mistral", "qwen2")}
     wanted |= {f"steam_{editor}_{model}" for editor in ("rome", "memit") for model in STEAM_MODELS}
     wanted |= {f"emmet_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3")}
-    wanted |= {"pac_smollm2", "pac_parity_smollm2"}
+    wanted |= {"pac_smollm2", "pac_parity_smollm2", "prune_memit_smollm2", "rect_memit_smollm2"}
     wanted |= {f"lora_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3", "qwen25")}
+    wanted |= {f"kn_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3")}
     wanted |= {f"{method}_smollm2" for method in MEMORIES}
     wanted |= {f"pac_{data}_{model}" for data in DATA_OF_PAC for model in ("smollm2", "gptj", "llama2", "llama3")}
     wanted |= {f"ultraedit_{model}" for model in ("smollm2", "gptj", "llama3", "mistral", "qwen25")}

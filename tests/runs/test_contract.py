@@ -29,8 +29,11 @@ from kedit.methods import (
     FT,
     GRACE,
     IKE,
+    KN,
     MEMIT,
     PAC,
+    PRUNE,
+    RECT,
     REP,
     ROME,
     RROME,
@@ -87,6 +90,9 @@ ENTRIES = {
     "FT": Entry(partial(FT, layers=[1, 2], lr=0.01, steps=STEPS)),
     "LocFT": Entry(partial(LocFT, layer=1, lr=0.01, epochs=STEPS)),
     "REP": Entry(lambda: REP(ROME(layer=1, **SMALL), adapter=ADAPTER)),
+    "KN": Entry(partial(KN, steps=5), steps=4, trains=False),
+    "PRUNE": Entry(lambda: PRUNE(MEMIT(layers=[1, 2], **SMALL))),
+    "RECT": Entry(lambda: RECT(MEMIT(layers=[1, 2], **SMALL))),
     "STEAM": Entry(lambda: STEAM(MEMIT(layers=[1, 2], **SMALL))),
     "PAC": Entry(
         partial(

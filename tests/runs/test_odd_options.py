@@ -68,6 +68,7 @@ NUMBERS = {
         "model.stats.ridge progress.log_every trainer.gradient_clip_val trainer.limit_train_batches"
     ),
     "EMMET": "model.emmet_lambda model.mom2_update_weight",
+    "KN": "model.adaptive_threshold model.p model.strength",
     "PAC": (
         "model.train.lr model.train.margin model.train.rollback model.contrast.weight model.contrast.lr "
         "model.locality.weight model.trace.coverage model.trace.memory"

@@ -13,7 +13,7 @@ from kedit.cli.options.help import SHOWN
 from tests.runs.test_configs import kind, overrides
 from tests.support.config_files import ROOT
 
-METHODS = ("rome", "rrome", "memit", "emmet", "rep", "steam_rome", "pac")
+METHODS = ("rome", "rrome", "memit", "emmet", "rep", "steam_rome", "pac", "prune_memit", "rect_memit", "kn")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from kedit.methods.locate_then_edit.base import LocateThenEdit
 from kedit.methods.wrappers.base import EditorWrapper
 
 
-class Halving(EditorWrapper):
+class Halving(EditorWrapper[LocateThenEdit]):
     """The editor's change, halved when all is done.
 
     Args:

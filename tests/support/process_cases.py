@@ -43,6 +43,8 @@ def model(name: str) -> dict[str, Any]:
         return {"class_path": method, "init_args": {"steps" if method == "FT" else "epochs": 3, "mini_batch": 2}}
     if method in ("Retrieval", "IKE"):
         return {"class_path": method, "init_args": {} if method == "Retrieval" else {"k": 2}}
+    if method == "KN":
+        return {"class_path": "KN", "init_args": {"refine": True, "contexts": {"lengths": [[3, 2]]}}}
     more: dict[str, Any] = {"adapter": ADAPTER} if method == "REP" else {}
     if method == "STEAM":
         more = {"anchors": {"knowledge": ["base.jsonl"]}, "compare": "compare" in rest}
@@ -72,6 +74,10 @@ MORE: dict[str, dict[str, Any]] = {
     "UltraEdit-sequential": {"data.batch_size": 3, "metrics.scoring.generate": []},
     "Retrieval-sequential": {"data.batch_size": 3, "texts.enabled": True},
     "IKE-single": {"metrics.scoring.generate": ["rewrite", "paraphrase"]},
+    "PRUNE-sequential-MEMIT": {"data.batch_size": 4},
+    "RECT-single-MEMIT": {},
+    "KN-single": {},
+    "KN-sequential": {},
 }
 CASES = tuple(MORE)
 STATS = "EMMET-sequential-stats"

@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from kedit.cli.options.groups import class_of
+from kedit.cli.options.groups import class_of, editors
 from kedit.cli.options.messages import of_kedit
 from kedit.errors import CannotWrite, KeditError, at_least, shown
 from kedit.runtime.checkpoint_file import read_checkpoint
@@ -33,11 +33,12 @@ def placed(model: Namespace) -> Iterator[None]:
     try:
         yield
     except (KeditError, TypeError, ValueError) as error:
-        message, editor = of_kedit(error) or "", model.init_args.get("editor")
+        message = of_kedit(error) or ""
         option = re.match(r"model\.(\w+)(?=[: ])", message)
-        if editor is None or option is None or option[1] not in editor.init_args:
+        having = [name for name, editor in editors(model) if option is not None and option[1] in editor.init_args]
+        if not having or (option is not None and option[1] == "editor"):
             raise
-        raise KeditError(message.replace("model.", "model.editor.", 1)) from error
+        raise KeditError(message.replace("model.", f"{having[-1]}.", 1)) from error
 
 
 def check_options(config: Namespace) -> None:
@@ -130,8 +131,7 @@ def run_name(config: Any) -> str:
     """method-model-data-regime-seed, from what the user wrote."""
     model, data = config.model, config.data
     method = str(model.class_path).rpartition(".")[2].lower()
-    editor = model.init_args.get("editor")  # of a method that adds to another
-    if editor is not None:
+    for _, editor in editors(model):  # of a method that adds to another
         method = f"{str(editor.class_path).rpartition('.')[2].lower()}-{method}"
         model = editor
     regime = config.edit.regime or class_of(model).usual_regime

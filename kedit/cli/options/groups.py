@@ -40,8 +40,15 @@ def _chosen(config: Namespace) -> Iterator[tuple[str, Namespace]]:
     """The classes that the user chose, by the option that messages name."""
     yield "model", config.model
     yield "data", config.data
-    if config.model.init_args.get("editor") is not None:
-        yield "model.editor", config.model.init_args.editor
+    yield from editors(config.model)
+
+
+def editors(model: Namespace) -> Iterator[tuple[str, Namespace]]:
+    """The editor of a method that has one, the editor's own, and so on, by the options that they are."""
+    name, chosen = "model", model
+    while isinstance(chosen, Namespace) and (chosen := chosen.init_args.get("editor")) is not None:
+        name += ".editor"
+        yield name, chosen
 
 
 def _check(where: str, values: Any, hints: Mapping[str, Any]) -> None:

@@ -60,6 +60,9 @@ class EditingModule(LightningModule, Contract):
     merges_deltas = False
     """Whether checkpoints keep the sum of the deltas: where they touch the same lines again and again (PAC)."""
 
+    takes_out_earlier = False
+    """Whether an edit trains with its own earlier change taken out of the weights (LoRA), so that it must be there."""
+
     def __init__(self) -> None:
         super().__init__()
         self.strict_loading = False

@@ -67,6 +67,7 @@ class LoRA(EditingModule):
 
     needs_subject = False
     merges_deltas = True
+    takes_out_earlier = True
 
     def __init__(
         self,

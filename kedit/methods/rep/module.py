@@ -42,7 +42,7 @@ from kedit.request import EditRecord
 from kedit.runtime import distributed
 
 
-class REP(EditorWrapper):
+class REP(EditorWrapper[LocateThenEdit]):
     """Robust Edit Pathway: an adapter per edit and layer that brings the subject's other forms to the edited key.
 
     An edit has two phases: the editor's own steps, then the adapter's, on keys read once.

@@ -38,7 +38,7 @@ from kedit.runtime.progress import stage
 log = logging.getLogger(__name__)
 
 
-class STEAM(EditorWrapper):
+class STEAM(EditorWrapper[LocateThenEdit]):
     """Draws the edited fact's hidden states to those with which the model says the new object by itself.
 
     Before the first edit every new object is positioned on the unedited model (its anchor); each v* is then optimised

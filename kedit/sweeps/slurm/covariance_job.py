@@ -26,7 +26,7 @@ def stats_commands(configs: Iterable[Any]) -> list[list[str]]:
     found: dict[str, tuple[list[str], set[int]]] = {}
     for config in configs:
         args = config.model.init_args
-        if args.get("editor") is not None:  # of a method that adds to another
+        while args.get("editor") is not None:  # of a method that adds to another
             args = args.editor.init_args
         layers = _layers(args)
         if args.get("stats") is None or not args.get("mom2_adjustment", True) or layers is None:
