@@ -23,7 +23,7 @@ from kedit.delta.delta import Delta
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.keyvalue.contexts import ContextConfig
-from kedit.methods import EMMET, MEMIT, PAC, REP, ROME, RROME, STEAM, EditingModule
+from kedit.methods import EMMET, MEMIT, PAC, PMET, REP, ROME, RROME, STEAM, AlphaEdit, EditingModule
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.edit_config import EditConfig
 from kedit.methods.pac import LocalityConfig, TraceConfig, TrainConfig
@@ -66,6 +66,8 @@ ENTRIES = {
     "ROME": Entry(partial(ROME, layer=1, **SMALL)),
     "RROME": Entry(partial(RROME, layer=1, **SMALL)),
     "MEMIT": Entry(partial(MEMIT, layers=[1, 2], **SMALL)),
+    "PMET": Entry(partial(PMET, layers=[1, 2], **SMALL)),
+    "AlphaEdit": Entry(partial(AlphaEdit, layers=[1, 2], **SMALL)),
     "EMMET": Entry(partial(EMMET, layers=[1], **SMALL)),
     "REP": Entry(lambda: REP(ROME(layer=1, **SMALL), adapter=ADAPTER)),
     "STEAM": Entry(lambda: STEAM(MEMIT(layers=[1, 2], **SMALL))),

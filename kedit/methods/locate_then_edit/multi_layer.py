@@ -1,9 +1,9 @@
-"""What MEMIT and EMMET share: one z per request at the last edited layer, spread over the layers below it."""
+"""What MEMIT and its kin share: one z per request at the last edited layer, spread over the layers below it."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,14 @@ from kedit.keyvalue import ValueObjective, ValueOptimization
 from kedit.keyvalue.contexts import ContextConfig, context_groups
 from kedit.keyvalue.keys import context_weights
 from kedit.keyvalue.multilayer import JointSolve, solve_layers
+from kedit.keyvalue.past_keys import PastKeys
 from kedit.keyvalue.published import fill_in
 from kedit.methods.base.edit_batch import EditBatch, Outcome
 from kedit.methods.base.phase import Barrier, EditProgram, Phase
 from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, lane_error, lane_info, required
 from kedit.methods.locate_then_edit.value_phase import ValuePhase
 from kedit.model.architecture import check_layers, weight
+from kedit.request import EditRecord
 from kedit.runtime import distributed
 from kedit.runtime.progress import stages
 
@@ -48,6 +50,7 @@ class MultiLayerEditor(LocateThenEdit):
         super().__init__(contexts=contexts, **kwargs)
         self.layers = layers
         self.covariances: dict[int, Covariance] = {}
+        self.past: PastKeys | None = None
 
     whitened = False
 
@@ -93,6 +96,26 @@ class MultiLayerEditor(LocateThenEdit):
     def divisor(self, left: int) -> float:
         """What the residual is divided by where `left` layers are still to be solved."""
         return left
+
+    def optimization(self, objective: ValueObjective) -> ValueOptimization:
+        """The optimisation of v* of some requests."""
+        return ValueOptimization(objective, self.stop_loss, required(self.clamp_norm_factor))
+
+    # -- memory: of a method that sets `past` -----------------------------------------------------------
+
+    def after_commit(self, batch: EditBatch) -> None:
+        """Remembers the keys of the edits that were made."""
+        if self.past is not None:
+            self.past.remember([record.request.case_id for record in batch.edited], batch.keys)
+
+    def edit_state(self, records: Sequence[EditRecord]) -> dict[str, Any]:
+        """Their keys."""
+        return {} if self.past is None else self.past.state([record.request.case_id for record in records])
+
+    def load_edit_state(self, state: dict[str, Any]) -> None:
+        """Takes them back."""
+        if self.past is not None:
+            self.past.load(state)
 
     # -- Lightning --------------------------------------------------------------------------------------
 
@@ -190,7 +213,7 @@ class MultiLayerEditor(LocateThenEdit):
             self.terms(records),
             bare_weight=self.bare_weight,
         )
-        lanes = ValueOptimization(objective, self.stop_loss, required(self.clamp_norm_factor))
+        lanes = self.optimization(objective)
         yield ValuePhase(lanes, required(self.v_lr), int(required(self.v_num_grad_steps)))
         lanes.close()
         for lane, i in enumerate(chunk):
