@@ -1,4 +1,4 @@
-"""Curves of `long_sequences.py`: what is left of all edits, of the first 50, and of the model, and what an edit costs."""
+"""Curves of `long_sequences.py`: what is left of all edits, of the first 50, of the model; what an edit costs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Long sequential runs: does the cost of an edit stay flat, and what is left of the first edits after so many?
 
     python benchmarks/endurance/long_sequences.py tiny --method AlphaEdit --save long_sequence_alphaedit_tiny
-    python benchmarks/endurance/long_sequences.py smollm2 --method AlphaEdit --edits 1000 --data counterfact_edit.json \\
+    python benchmarks/endurance/long_sequences.py smollm2 --method AlphaEdit --data counterfact_edit.json \\
         --save long_sequence_alphaedit
     python benchmarks/endurance/long_sequences.py smollm2 --method MEMIT --label "MEMIT with memory" \\
         --set model.past_keys=true --data counterfact_edit.json --save long_sequence_memit_memory
@@ -36,7 +36,11 @@ from benchmarks.endurance.long_run import corpus, facts
 BATCH, FIRST = 50, 50
 WINDOW = 500  # edits whose mean cost is compared
 POINTS = (50, 100, 200, 300, 500, 1000, 2000, 3000, 5000)
-TINY: dict[str, Any] = {"n_layers": 3, "d_model": 32, "d_ff": 512}  # keys so wide that the switch comes after ten batches
+TINY: dict[str, Any] = {
+    "n_layers": 3,
+    "d_model": 32,
+    "d_ff": 512,
+}  # keys so wide that the switch comes after ten batches
 CLOSED = {"model.layers": "[0,1]", "model.v_num_grad_steps": 3, "model.contexts.lengths": "[]"}
 CHEAP: dict[str, dict[str, Any]] = {
     "AlphaEdit": CLOSED | {"model.nullspace_relative": 1.0, "model.l2": 1.0},

@@ -95,9 +95,9 @@ class WithinNullSpace:
 
 
 class GrowingInverse:
-    """B = (A + Kp Kp^T)^-1 for keys Kp that come batch by batch. The order of the keys does not matter but for rounding.
+    """B = (A + Kp Kp^T)^-1 for keys Kp that come batch by batch; their order matters only to rounding.
 
-    While there are fewer keys than `d_in`, B = A^-1 - V^T V, where a batch of n keys adds n rows to V: a step of a block
+    While there are fewer keys than `d_in`, B = A^-1 - V^T V. A batch of n keys adds n rows to V: a step of a block
     Cholesky factorisation of I + Kp^T A^-1 Kp. From then on B is one dense matrix, computed from the sum of all
     k k^T, and a batch takes V^T V from it. What that costs no longer grows with the number of keys. Should rounding
     show, B is computed anew from the sum (`DRIFT`).

@@ -11,6 +11,7 @@ from typing import Any
 from tests.support.hidden_state_cases import write_files
 from tests.support.tiny_models import TEXT
 
+LAYERS = {"MEMIT": "layers", "EMMET": "layers"}
 ADAPTER = {"steps": 4, "positives": 6, "negatives": 8, "rank": 2, "others": 3, "phrases": 0, "confusable_names": 0}
 STATISTICS = {"tokens": 600, "batch_tokens": 100, "sequence_length": 50}
 ADAPTER |= {"corpus_tokens": 60, "contexts": 1}
@@ -18,7 +19,8 @@ ADAPTER |= {"corpus_tokens": 60, "contexts": 1}
 
 def editor(name: str, **more: Any) -> dict[str, Any]:
     """An editor on a tiny model."""
-    layers = {"layers": [0, 1]} if name in ("MEMIT", "PMET", "AlphaEdit") else {"layers": [1]} if name == "EMMET" else {"layer": 1}
+    several = name in ("MEMIT", "PMET", "AlphaEdit")
+    layers = {"layers": [0, 1]} if several else {"layers": [1]} if name == "EMMET" else {"layer": 1}
     args = {"v_num_grad_steps": 4, "contexts": {"lengths": [[3, 1]]}}
     return {"class_path": name, "init_args": args | layers | {"stats": STATISTICS} | more}
 

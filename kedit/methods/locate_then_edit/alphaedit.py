@@ -113,6 +113,7 @@ class AlphaEdit(MultiLayerEditor):
 
     def solve(self, layer: int, keys: Tensor, residuals: Tensor) -> Factors:
         """Delta = R K^T P (Kp Kp^T P + K K^T P + l2 I)^-1."""
+        assert self.past is not None
         return Factors(residuals.T, self.past.gains(layer, keys, self.spaces[layer]))
 
     def describe(self) -> dict[str, Any]:

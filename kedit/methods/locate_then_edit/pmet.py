@@ -83,7 +83,7 @@ class PMET(MEMIT):
         return math.sqrt(left)
 
     def terms(self, records: Sequence[EditRecord]) -> list[Term]:
-        """MEMIT's loss with an NLL that weighs less where the targets are met; the decay is summed over both vectors."""
+        """MEMIT's loss with an NLL that weighs less where targets are met; the decay is summed over both vectors."""
         kl, decay = KLDivergence(required(self.kl_factor)), WeightDecay(required(self.v_weight_decay))
         return [AdaptiveNLL(), kl, decay, *self.more_terms(records)]
 

@@ -161,7 +161,8 @@ def test_two_thousand_updates_do_not_drift(which: int) -> None:
         keys = random(5, D, seed=step % 40) * 10.0 ** (step % 5 - 2)
         inverse.add(keys, metric)
     assert metric.inverses == 1
-    assert inverse.total is not None and inverse.dense is not None
+    assert inverse.dense is not None
+    assert inverse.total is not None
     close(inverse.dense, metric.inverse(inverse.total), 1e-7)
 
 
@@ -169,7 +170,8 @@ def test_two_thousand_updates_do_not_drift(which: int) -> None:
 def test_what_has_drifted_is_computed_anew(which: int, caplog: pytest.LogCaptureFixture) -> None:
     metric, inverse = metrics()[which], GrowingInverse(D)
     inverse.add(random(D, D), metric)
-    assert inverse.dense is not None and inverse.total is not None
+    assert inverse.dense is not None
+    assert inverse.total is not None
     inverse.dense *= 1 + 1e-5
     with caplog.at_level("INFO"):
         inverse.add(random(2, D, seed=5), metric)
