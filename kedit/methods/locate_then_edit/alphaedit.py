@@ -23,7 +23,7 @@ from kedit.model.lm import LM
 log = logging.getLogger(__name__)
 
 _THRESHOLDS = ("nullspace_threshold", "nullspace_relative")
-_OF_V = MEMIT.published.without("mom2_update_weight")  # the issue tracker: v* of a new model begins with its MEMIT's
+_OF_V = MEMIT.published.without("mom2_update_weight")  # the authors: a new model begins with its MEMIT's
 
 
 def _by_depth(lm: LM) -> Mapping[str, Any]:
@@ -62,7 +62,7 @@ class AlphaEdit(MultiLayerEditor):
             GPT_J: _row(GPT_J),
             LLAMA_3: _row(LLAMA_3),
             QWEN_2: _row(QWEN_2, l2=1.0),
-            SMOLLM2: _row(SMOLLM2, l2=1.0),  # our choice: keys are short here (docs/methods/alphaedit.md)
+            SMOLLM2: _row(SMOLLM2),  # our choice: the papers' values serve here too (docs/methods/alphaedit.md)
         },
     )
 
