@@ -12,11 +12,7 @@ Point = dict[str, Any]
 
 
 def _metric(kind: str, metric: str) -> Callable[[Point], float | None]:
-    def value(point: Point) -> float | None:
-        share = point.get("results", {}).get(kind, {}).get(metric, {}).get("after")
-        return None if share is None else 100 * share
-
-    return value
+    return lambda point: point.get("results", {}).get(kind, {}).get(metric, {}).get("after")  # percent
 
 
 def _first(name: str) -> Callable[[Point], float | None]:
@@ -47,6 +43,7 @@ def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
         path: The file.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     panels = [panel for panel in PANELS if any(panel[2](point) is not None for run in runs for point in run["points"])]
     columns = min(3, len(panels))
@@ -60,6 +57,9 @@ def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_ylabel(unit)
         axis.set_xscale("log")
+        edits = sorted({point["edits"] for run in runs for point in run["points"]})
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xticks(edits, [f"{n:,}" for n in edits], fontsize=8)
         axis.set_xlabel("edits, one batch after another")
         axis.set_ylim(*((-3, 103) if unit == "%" else (0, None)))
         axis.grid(axis="y", color="#e4e4e4", linewidth=0.7)

@@ -35,6 +35,7 @@ from benchmarks.endurance.long_run import corpus, facts
 
 BATCH, FIRST = 50, 50
 WINDOW = 500  # edits whose mean cost is compared
+SHOWN = ("success", "exact", "unchanged")
 POINTS = (50, 100, 200, 300, 500, 1000, 2000, 3000, 5000)
 TINY: dict[str, Any] = {
     "n_layers": 3,
@@ -244,7 +245,11 @@ def point_of(run: Path, summary: dict[str, Any], edits: int) -> dict[str, Any]:
     point: dict[str, Any] = {"edits": edits}
     for place in summary["curve"]:
         if place["edits"] == edits:
-            point["results"] = place["results"]
+            point["results"] = {
+                kind: {metric: {name: cell.get(name) for name in ("after", "ci")} for metric, cell in of_kind.items()
+                       if metric in SHOWN}
+                for kind, of_kind in place["results"].items()
+            }  # fmt: skip
     point["first"] = first_edits(run / "results.jsonl", edits)
     looks = seen(run)
     batches = edits // BATCH
