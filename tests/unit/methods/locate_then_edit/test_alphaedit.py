@@ -36,11 +36,13 @@ def fresh(kind: str = "llama") -> LM:
 
 
 def alphaedit(**changed: Any) -> AlphaEdit:
-    return configured(AlphaEdit, **(options(regime="sequential") | {"nullspace_relative": 1.0, "l2": 1.0} | changed))
+    given: dict[str, Any] = {"nullspace_relative": 1.0, "l2": 1.0}
+    return configured(AlphaEdit, **(options(regime="sequential") | given | changed))
 
 
 def with_memory(**changed: Any) -> MEMIT:
-    return configured(MEMIT, **(options(regime="sequential") | {"past_keys": True} | changed))
+    given: dict[str, Any] = {"past_keys": True}
+    return configured(MEMIT, **(options(regime="sequential") | given | changed))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
