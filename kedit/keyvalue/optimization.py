@@ -67,14 +67,14 @@ class ValueOptimization:
                 self.terms.setdefault(name, torch.full_like(self.total, float("nan")))[self._lanes] = value
             finite = torch.isfinite(total)
             self.failed[self._lanes] |= ~finite
-            goes_on = finite & ~self._finished(terms, total)
+            goes_on = finite & ~self.finished(terms, total)
             self.running[self._lanes] = goes_on
             self._kept.copy_(self.delta)
         if not bool(goes_on.any()):
             return self.delta.sum() * 0.0
         return total[goes_on].sum()
 
-    def _finished(self, terms: Mapping[str, Tensor], total: Tensor) -> Tensor:
+    def finished(self, terms: Mapping[str, Tensor], total: Tensor) -> Tensor:
         """Lanes whose counted loss is below `stop_loss`, where all other terms have settled: `[m]` bool."""
         others = [term for term in self.objective.terms if not term.counts]
         if not others:

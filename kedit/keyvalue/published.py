@@ -20,6 +20,7 @@ Shape = tuple[str, int, int] | tuple[str, int, int, int]
 
 GPT2_XL: Shape = ("gpt2", 48, 1600, 6400)
 GPT_J: Shape = ("gptj", 28, 4096, 16384)
+GPT_NEOX: Shape = ("gpt_neox", 44, 6144, 24576)
 LLAMA_2: Shape = ("llama", 32, 4096, 11008)
 LLAMA_3: Shape = ("llama", 32, 4096, 14336)
 MISTRAL: Shape = ("mistral", 32, 4096, 14336)

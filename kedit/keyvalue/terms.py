@@ -77,7 +77,7 @@ class Term(Protocol):
         ...
 
 
-class _Counted:
+class CountedTerm:
     """A term that reads no states and is part of the loss that `stop_loss` bounds."""
 
     @property
@@ -96,7 +96,7 @@ class _Counted:
 
 
 @dataclass(frozen=True)
-class NLL(_Counted):
+class NLL(CountedTerm):
     """Mean over the rewriting rows of the mean over the target's tokens of -log p(token)."""
 
     factor: float = 1.0
@@ -109,7 +109,7 @@ class NLL(_Counted):
 
 
 @dataclass(frozen=True)
-class KLDivergence(_Counted):
+class KLDivergence(CountedTerm):
     """factor * KL(P_edited || P_original) at the subject's last token of the KL prompt.
 
     The edited distribution is the first argument, as in ROME's published code.
@@ -125,7 +125,7 @@ class KLDivergence(_Counted):
 
 
 @dataclass(frozen=True)
-class WeightDecay(_Counted):
+class WeightDecay(CountedTerm):
     """factor * ||delta|| / ||v_init||^2, summed over the sites; the numerator is not squared (baselines 1.0)."""
 
     factor: float = 0.5

@@ -5,8 +5,10 @@ from kedit.methods.fine_tuning.ft import FT
 from kedit.methods.fine_tuning.locft import LocFT
 from kedit.methods.fine_tuning.lora import LoRA
 from kedit.methods.kn.module import KN
+from kedit.methods.locate_then_edit.alphaedit import AlphaEdit
 from kedit.methods.locate_then_edit.emmet import EMMET
 from kedit.methods.locate_then_edit.memit import MEMIT
+from kedit.methods.locate_then_edit.pmet import PMET
 from kedit.methods.locate_then_edit.rome import ROME
 from kedit.methods.locate_then_edit.rrome import RROME
 from kedit.methods.memory.grace import GRACE
@@ -27,12 +29,14 @@ __all__ = [
     "KN",
     "MEMIT",
     "PAC",
+    "PMET",
     "PRUNE",
     "RECT",
     "REP",
     "ROME",
     "RROME",
     "STEAM",
+    "AlphaEdit",
     "EditingModule",
     "LoRA",
     "LocFT",

@@ -19,7 +19,8 @@ ADAPTER |= {"corpus_tokens": 60, "contexts": 1}
 
 def editor(name: str, **more: Any) -> dict[str, Any]:
     """An editor on a tiny model."""
-    layers = {"layers": [0, 1]} if name == "MEMIT" else {"layers": [1]} if name == "EMMET" else {"layer": 1}
+    several = name in ("MEMIT", "PMET", "AlphaEdit")
+    layers = {"layers": [0, 1]} if several else {"layers": [1]} if name == "EMMET" else {"layer": 1}
     args = {"v_num_grad_steps": 4, "contexts": {"lengths": [[3, 1]]}}
     return {"class_path": name, "init_args": args | layers | {"stats": STATISTICS} | more}
 
@@ -27,7 +28,7 @@ def editor(name: str, **more: Any) -> dict[str, Any]:
 def model(name: str) -> dict[str, Any]:
     """The method of a case."""
     method, _, *rest = name.split("-")
-    if method in ("ROME", "RROME", "MEMIT", "EMMET"):
+    if method in ("ROME", "RROME", "MEMIT", "EMMET", "PMET", "AlphaEdit"):
         stats = {"tokens": 2500, "batch_tokens": 100, "sequence_length": 50} if rest else STATISTICS
         return editor(method, stats=stats)
     if method == "PAC":
@@ -59,6 +60,8 @@ MORE: dict[str, dict[str, Any]] = {
     "EMMET-sequential": {"data.batch_size": 3, "metrics.scoring.batch_tokens": 60},
     "FT-single": {},
     "LocFT-batch": {"data.batch_size": 5},
+    "PMET-batch": {"data.batch_size": 5},
+    "AlphaEdit-sequential": {"data.batch_size": 3},
     "REP-single-ROME": {"similarity.enabled": True, "data.queries": {"shuffles": 2, "long_words": []}},
     "REP-sequential-MEMIT": {"data.batch_size": 4},
     "PAC-single": {"importance.enabled": True},

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def identity(module: EditingModule) -> dict[str, Any]:
     """What a run must share with the checkpoint that it is resumed from."""
     schedule = module.schedule
-    same = {key: value for key, value in module.describe().items() if key not in module.found_out}
+    later = {*module.found_out, *module.editor.found_out}
+    same = {key: value for key, value in module.describe().items() if key not in later}
     counts = {"edit_batches": len(schedule.batches), "processes": distributed.world_size()}
     return same | {"data": schedule.fingerprint} | counts
 

@@ -68,7 +68,8 @@ class LocateThenEdit(EditingModule):
         self.v_weight_decay, self.clamp_norm_factor = v_weight_decay, clamp_norm_factor
         if bare_weight is not None and not 0 <= bare_weight <= 1:
             raise KeditError(f"model.bare_weight: {bare_weight} is not between 0 and 1")
-        self.kl_factor, self.stop_loss, self.bare_weight = kl_factor, stop_loss, bare_weight
+        self.kl_factor: float | None = kl_factor
+        self.stop_loss, self.bare_weight = stop_loss, bare_weight
         self.context_config, self.stats_config = contexts, stats
         self.contexts: list[str] = []
         self._told = False  # that some prompts are edited without contexts
@@ -113,8 +114,12 @@ class LocateThenEdit(EditingModule):
 
     def terms(self, records: Sequence[EditRecord]) -> list[Term]:
         """The loss of v* (baselines 1.0, step 4) for some records, a lane each, with what a method adds to it."""
-        base: list[Term] = [NLL(), KLDivergence(self.kl_factor), WeightDecay(required(self.v_weight_decay))]
-        return base + [term for more, _ in self._added for term in more(records)]
+        kl, decay = KLDivergence(required(self.kl_factor)), WeightDecay(required(self.v_weight_decay))
+        return [NLL(), kl, decay, *self.more_terms(records)]
+
+    def more_terms(self, records: Sequence[EditRecord]) -> list[Term]:
+        """The terms that were added to v*'s loss for some records, a lane each."""
+        return [term for more, _ in self._added for term in more(records)]
 
     def add_terms(self, terms: MoreTerms, info: MoreInfo) -> None:
         """Gives v*'s loss further terms (STEAM).

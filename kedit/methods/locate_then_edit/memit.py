@@ -9,8 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from kedit.delta.factors import Factors
-from kedit.errors import above_zero
+from kedit.errors import KeditError, above_zero
 from kedit.keyvalue import solvers
+from kedit.keyvalue.growing_inverse import WeighedCovariance
+from kedit.keyvalue.past_keys import PastKeys
 from kedit.keyvalue.published import (
     GPT2_XL,
     GPT_J,
@@ -47,6 +49,7 @@ class MEMIT(MultiLayerEditor):
 
     Args:
         mom2_update_weight: lambda, the weight of the covariance; null: published value.
+        past_keys: In a sequential run, hold what earlier edits wrote: their keys join the covariance (MEMIT-seq).
         **kwargs: The options of `MultiLayerEditor`.
     """
 
@@ -71,15 +74,26 @@ class MEMIT(MultiLayerEditor):
         },
     )
 
-    def __init__(self, mom2_update_weight: float | None = None, **kwargs: Any) -> None:
+    def __init__(self, mom2_update_weight: float | None = None, past_keys: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         above_zero("model.mom2_update_weight", mom2_update_weight)
         self.mom2_update_weight = mom2_update_weight
+        self.past = PastKeys() if past_keys else None
+
+    def setup(self, stage: str) -> None:
+        """Refuses a memory that would stay empty."""
+        if self.past is not None and self.regime != "sequential":
+            raise KeditError(f"model.past_keys: in the regime {self.regime} no edit comes after another; leave it out")
+        super().setup(stage)
 
     def solve(self, layer: int, keys: Tensor, residuals: Tensor) -> Factors:
-        """Delta = R K^T (lambda C + K K^T)^-1, lambda = `mom2_update_weight`."""
-        return solvers.memit(keys, residuals, self.covariances[layer], required(self.mom2_update_weight))
+        """Delta = R K^T (lambda C + Kp Kp^T + K K^T)^-1, lambda = `mom2_update_weight`; Kp only with `past_keys`."""
+        cov, lam = self.covariances[layer], required(self.mom2_update_weight)
+        if self.past is None:
+            return solvers.memit(keys, residuals, cov, lam)
+        return Factors(residuals.T, self.past.gains(layer, keys, WeighedCovariance(cov, lam)))
 
     def describe(self) -> dict[str, Any]:
-        """Provenance: lambda too."""
-        return super().describe() | {"mom2_update_weight": self.mom2_update_weight}
+        """Provenance: lambda and the memory too."""
+        past = {} if self.past is None else {"past_keys": True}
+        return super().describe() | {"mom2_update_weight": self.mom2_update_weight} | past

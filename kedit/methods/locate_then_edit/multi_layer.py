@@ -1,15 +1,17 @@
-"""What MEMIT and EMMET share: one z per request at the last edited layer, spread over the layers below it."""
+"""What MEMIT and its kin share: one z per request at the last edited layer, spread over the layers below it."""
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kedit.covariance import Covariance, covariances
+from kedit.covariance.store import key_width
 from kedit.data.batching import suffix_length
 from kedit.delta.delta import Delta
 from kedit.delta.factors import Factors
@@ -17,15 +19,21 @@ from kedit.forward.replay import Site
 from kedit.keyvalue import ValueObjective, ValueOptimization
 from kedit.keyvalue.contexts import ContextConfig, context_groups
 from kedit.keyvalue.keys import context_weights
+from kedit.keyvalue.lane_memory import lane_bytes, lanes_that_fit
 from kedit.keyvalue.multilayer import JointSolve, solve_layers
+from kedit.keyvalue.past_keys import PastKeys
 from kedit.keyvalue.published import fill_in
 from kedit.methods.base.edit_batch import EditBatch, Outcome
 from kedit.methods.base.phase import Barrier, EditProgram, Phase
 from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, lane_error, lane_info, required
 from kedit.methods.locate_then_edit.value_phase import ValuePhase
 from kedit.model.architecture import check_layers, weight
+from kedit.request import EditRecord
 from kedit.runtime import distributed
+from kedit.runtime.free_memory import free_memory
 from kedit.runtime.progress import stages
+
+log = logging.getLogger(__name__)
 
 
 class MultiLayerEditor(LocateThenEdit):
@@ -48,6 +56,8 @@ class MultiLayerEditor(LocateThenEdit):
         super().__init__(contexts=contexts, **kwargs)
         self.layers = layers
         self.covariances: dict[int, Covariance] = {}
+        self.past: PastKeys | None = None
+        self._fitting: int | None = None  # lanes of a chunk, where there is too little memory for the usual number
 
     whitened = False
 
@@ -94,6 +104,26 @@ class MultiLayerEditor(LocateThenEdit):
         """What the residual is divided by where `left` layers are still to be solved."""
         return left
 
+    def optimization(self, objective: ValueObjective) -> ValueOptimization:
+        """The optimisation of v* of some requests."""
+        return ValueOptimization(objective, self.stop_loss, required(self.clamp_norm_factor))
+
+    # -- memory: of a method that sets `past` -----------------------------------------------------------
+
+    def after_commit(self, batch: EditBatch) -> None:
+        """Remembers the keys of the edits that were made."""
+        if self.past is not None:
+            self.past.remember([record.request.case_id for record in batch.edited], batch.keys)
+
+    def edit_state(self, records: Sequence[EditRecord]) -> dict[str, Any]:
+        """Their keys."""
+        return {} if self.past is None else self.past.state([record.request.case_id for record in records])
+
+    def load_edit_state(self, state: dict[str, Any]) -> None:
+        """Takes them back."""
+        if self.past is not None:
+            self.past.load(state)
+
     # -- Lightning --------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -101,10 +131,36 @@ class MultiLayerEditor(LocateThenEdit):
         fill_in(self, self.published, self.lm)
         self.layers = sorted(self._layers)
         check_layers(self.lm.arch, self.layers, "model.layers")
+        self._set_lanes()
         data = self._data
         chunks = 1 if self.regime == "single" else -(-data.batch_size // self.lane_count())
         self.steps_per_batch = chunks * (int(required(self.v_num_grad_steps)) - 1)
         super().setup(stage)
+
+    def lane_count(self) -> int:
+        """Requests whose v* are optimised side by side."""
+        return super().lane_count() if self._fitting is None else self._fitting
+
+    def _set_lanes(self) -> None:
+        """Fewer lanes than usual where memory is short and the user named no number.
+
+        Not in the single regime, whose edit batches are the lanes: a run must be cut into the same ones when resumed.
+        """
+        usual, cpu = super().lane_count(), self.trainer.strategy.root_device.type == "cpu"
+        if self.lanes or not cpu or self.regime == "single":
+            return
+        config = self.context_config
+        contexts = sum(n for _, n in config.lengths) if config.texts is None else len(config.texts)
+        each = lane_bytes(self.lm, contexts + 2, key_width(self.lm, self._layers[-1]))
+        lanes = min(distributed.gather(lanes_that_fit(usual, free_memory(), each)))
+        if lanes < usual:
+            self._fitting = lanes
+            log.warning(
+                "edit.lanes: %d instead of %d requests are optimised side by side, as memory is short; "
+                "name a number to decide yourself",
+                lanes,
+                usual,
+            )
 
     def start(self) -> None:
         """Contexts and covariances, all of the unedited model."""
@@ -190,7 +246,7 @@ class MultiLayerEditor(LocateThenEdit):
             self.terms(records),
             bare_weight=self.bare_weight,
         )
-        lanes = ValueOptimization(objective, self.stop_loss, required(self.clamp_norm_factor))
+        lanes = self.optimization(objective)
         yield ValuePhase(lanes, required(self.v_lr), int(required(self.v_num_grad_steps)))
         lanes.close()
         for lane, i in enumerate(chunk):

@@ -23,6 +23,7 @@ from kedit.forward.replay import Site
 from kedit.keyvalue import ValueOptimization
 from kedit.keyvalue.contexts import ContextConfig
 from kedit.keyvalue.keys import hidden_states, mean_keys
+from kedit.keyvalue.lane_memory import lane_bytes
 from kedit.methods import EMMET, MEMIT
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.module import EditingModule
@@ -308,3 +309,20 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     rest = run(module(), second, batch_size=2, ckpt_path=str(tmp_path / CHECKPOINT))
     assert [batch.index for batch in rest] == [2]
     assert all(torch.equal(value, bits(second)[name]) for name, value in bits(whole).items())
+
+
+@pytest.mark.parametrize(("free", "lanes"), [(None, 4), (10**12, 4), (0, 1), ("two", 2)])
+def test_short_memory_means_fewer_lanes(free: Any, lanes: int, lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never more than usual, never another number than the user's, and the same edits."""
+    each = lane_bytes(lm, 4, 40)
+    monkeypatch.setattr(multi_layer, "free_memory", lambda: 2 * each if free == "two" else free)
+    module = configured(MEMIT, **options(regime="batch", lanes=0))
+    (batch,) = run(module, lm)
+    assert module.lane_count() == lanes
+    (usual,) = run(configured(MEMIT, **options(regime="batch", lanes=4)), lm)
+    torch.testing.assert_close(dense(batch.deltas[0]), dense(usual.deltas[0]), atol=2e-3, rtol=1e-3)
+    single = configured(MEMIT, **options(regime="single", lanes=0))
+    run(single, lm)
+    named = configured(MEMIT, **options(regime="batch", lanes=3))
+    run(named, lm)
+    assert (single.lane_count(), named.lane_count()) == (4, 3)
