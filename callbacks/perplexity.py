@@ -38,8 +38,8 @@ class Perplexity(EditCallback):
     Args:
         enabled: Measure it.
         text: The file.
-        tokens: So many tokens from its beginning; null: 512 in the single regime, where each edit has to read them, else
-            8192.
+        tokens: So many tokens from its beginning; null: 512 in the single regime, where each edit has to read them,
+            else 8192.
         window: Tokens that are read together; windows see nothing of each other.
         resamples: Bootstrap resamples behind the intervals.
     """
@@ -143,9 +143,7 @@ class Perplexity(EditCallback):
     def _of_batch(self, module: EditingModule, text: Windows, rows: list[Row], batch: EditBatch | None) -> list[float]:
         """Of every row's own edited model."""
 
-        def run(
-            numbers: list[int], lanes: list[int] | None, bank: BatchedDeltas | None, shared: bool
-        ) -> list[float]:
+        def run(numbers: list[int], lanes: list[int] | None, bank: BatchedDeltas | None, shared: bool) -> list[float]:
             return perplexities(module.lm, text, lanes or [-1] * len(numbers), bank, shared=shared)
 
         asks = [(str(row["measured_at"]), str(row["case_id"])) for row in rows]

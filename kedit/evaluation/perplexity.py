@@ -1,7 +1,7 @@
 """Perplexity of a text: how surprised a model is by words that have nothing to do with its edits.
 
-It rises when edits break the model (Yang et al., "The Butterfly Effect of Model Editing", 2024). The text is packed: its
-tokens in order, cut into windows that see nothing of each other.
+It rises when edits break the model (Yang et al., "The Butterfly Effect of Model Editing", 2024). The text is packed:
+its tokens in order, cut into windows that see nothing of each other.
 """
 
 from __future__ import annotations

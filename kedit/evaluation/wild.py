@@ -1,7 +1,7 @@
 """Free generation to a natural stop, compared as a whole: what WILD demands ("The Mirage of Model Editing", ACL 2025).
 
-The model gets the prompt and nothing of the answer, neither its words nor its length. It writes greedily until it ends a
-sentence, a line or the text. What it wrote must be the answer: SQuAD's exact match.
+The model gets the prompt and nothing of the answer, neither its words nor its length. It writes greedily until it ends
+a sentence, a line or the text. What it wrote must be the answer: SQuAD's exact match.
 """
 
 from __future__ import annotations

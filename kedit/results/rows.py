@@ -39,7 +39,7 @@ class ProbeScore:
         generated_match: `generated` begins with the answer or an alias (see `begins_with`).
         port_generated: Of a `portability` probe, where one was asked for: the continuation after `port_suffix`.
         port_match: `port_generated` contains the answer or an alias (see `contains`).
-        wild_generated: Free greedy continuation up to a natural stop, where one was asked for (`kedit.evaluation.wild`).
+        wild_generated: Free greedy continuation up to a natural stop, where one was asked for: `kedit.evaluation.wild`.
         wild_match: It is the answer or an alias: SQuAD's exact match.
     """
 

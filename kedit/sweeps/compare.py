@@ -67,6 +67,7 @@ class Comparison:
         paired: Whether differences are taken record by record.
         tables: One for each protocol, data set and measuring point.
         notes: A line for everything that is missing or stands alone.
+        first: Only so many records of each run count, the first that were edited; None: all.
     """
 
     name: str
@@ -74,10 +75,16 @@ class Comparison:
     paired: bool
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
+    first: int | None = None
 
 
 def compare(
-    runs: Runs, measures: Sequence[Measure], against: str | None = None, paired: bool = False, resamples: int = 2000
+    runs: Runs,
+    measures: Sequence[Measure],
+    against: str | None = None,
+    paired: bool = False,
+    resamples: int = 2000,
+    first: int | None = None,
 ) -> Comparison:
     """Every arm's numbers, and what it has more than the arm `against`.
 
@@ -88,11 +95,12 @@ def compare(
         paired: Take differences record by record, over the records and the seeds that both arms have; else the two
             arms are resampled independently.
         resamples: Of the bootstrap.
+        first: Only so many records of each run count, the first that were edited; None: all.
 
     Raises:
         KeditError: No such arm, one arm alone, no two that were measured alike, runs without rows, nothing to pair.
     """
-    found = measured(runs.runs)
+    found = measured(runs.runs, first)
     arms = list(dict.fromkeys(one.arm for one in found))
     _check(runs, arms, against)
     tables, notes = [], list(runs.notes)
@@ -115,7 +123,7 @@ def compare(
         )
     if not any(table.measures for table in tables):
         raise KeditError(f"metrics: no arm has {', '.join(measure.name for measure in measures)}")
-    return Comparison(runs.name, against, paired, tuple(tables), tuple(notes))
+    return Comparison(runs.name, against, paired, tuple(tables), tuple(notes), first)
 
 
 def _check(runs: Runs, arms: Sequence[str], against: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from kedit.delta.lanes import BatchedDeltas
 from kedit.errors import KeditError
 from kedit.evaluation.score import EvalConfig, check_probes, score
 from kedit.evaluation.wild import normalised
+from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.model.tokenization import TooLong
 from kedit.request import EditRecord, EditRequest, Probe
@@ -28,7 +30,8 @@ CONFIG = EvalConfig(generate=[], wild=["rewrite", "paraphrase"])
 def naive(lm: LM, prompt: str) -> str:
     """32 new tokens by `generate`, cut at the first period or line's end."""
     ids = torch.tensor([lm.encode(prompt.rstrip())])
-    out = lm.model.generate(ids, max_new_tokens=32, do_sample=False, pad_token_id=lm.pad_id)[0].tolist()
+    generate: Any = lm.model.generate
+    out = generate(ids, max_new_tokens=32, do_sample=False, pad_token_id=lm.pad_id)[0].tolist()
     whole, head = (lm.tokenizer.decode(part, skip_special_tokens=True) for part in (out, ids[0].tolist()))
     return whole[len(head) :].split("\n")[0].split(".")[0]
 
@@ -56,7 +59,7 @@ def test_it_says_what_generate_says(kind: str) -> None:
 def test_lanes_are_edited_models() -> None:
     lm = tiny_lm("llama")
     path = lm.arch.path("mlp_out", 1)
-    d_out, d_in = lm.model.get_submodule(path).weight.shape
+    d_out, d_in = weight(lm.model.get_submodule(path)).shape
     generator = torch.Generator().manual_seed(0)
     deltas = [
         Delta({path: Factors(torch.randn(d_out, 1, generator=generator), torch.randn(1, d_in, generator=generator))})
@@ -112,8 +115,10 @@ def test_only_where_it_is_asked_for() -> None:
 
 def test_the_summary_has_it() -> None:
     record = EditRecord(EditRequest("1", "{} is", "Rome", "Tokyo"), (Probe("rewrite", "Rome is", "Tokyo"),))
-    scores = [[ProbeScore(1.0, None, True, 1.0, (1,), wild_generated="x", wild_match=match)] for match in (False, True)]
-    row = result_row(record, *scores, 0, "edit")
+    before, after = (
+        [ProbeScore(1.0, None, True, 1.0, (1,), wild_generated="x", wild_match=match)] for match in (False, True)
+    )
+    row = result_row(record, before, after, 0, "edit")
     summary = summarise([row], "edit", resamples=10)
     assert flat(summary)["efficacy/wild"] == 100
     assert flat(summary, "before")["efficacy/wild"] == 0
