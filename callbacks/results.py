@@ -128,10 +128,10 @@ class ResultsWriter(EditCallback):
         results = RunResults.of(self._file, self.resamples)
         size: float | None
         if accumulates(module.regime):
-            deltas = [Delta.concat(module.deltas)] if self.save_deltas and module.deltas else module.deltas
-            if self.save_deltas and deltas:
-                save_delta(folder / "delta", deltas[0], _card(module, results.edits))
-            size = sum(_size(delta) or 0 for delta in deltas)
+            delta = Delta.concat(module.deltas)
+            if self.save_deltas and delta.paths:
+                save_delta(folder / "delta", delta, _card(module, results.edits))
+            size = _size(delta)
         else:
             size = delta_size(costs_of(folder).values(), module.regime)
         summary = self._run(trainer, module) | {

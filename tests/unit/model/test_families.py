@@ -117,7 +117,7 @@ def test_ls_models_prints_the_table(capsys: pytest.CaptureFixture[str], monkeypa
     assert "kedit ls [methods | models]" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["ls", "model"])
-    assert "or the word models, got model" in capsys.readouterr().err
+    assert "or the word methods or models, got model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kind", "why"), [("mixtral", "a mixture of experts?"), ("bert", "not decoder-only")])
