@@ -102,7 +102,7 @@ def measures_of(names: str) -> list[Measure]:
 
 def _measure(name: str) -> Measure:
     if name in ONCE:
-        digits = {"fluency": 2, "delta_over_weight": 3}.get(name, 1)
+        digits = {"fluency": 2, "delta_over_weight": 3, "perplexity": 2}.get(name, 1)
         return Measure(
             name, (("", name),), scale="other", factor=100.0 if name == "consistency" else 1.0, digits=digits
         )

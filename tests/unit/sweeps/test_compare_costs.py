@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from kedit.cli import main
 from kedit.results.costs import cost_lines
 from kedit.sweeps.arms import of_folders
-from kedit.sweeps.compare import Comparison, compare
+from kedit.sweeps.compare import Comparison, compare, short_names
 from kedit.sweeps.compare_tables import as_markdown, legend
 from kedit.sweeps.curve_figure import curve_figures
 from kedit.sweeps.measures import SETS, measures_of
@@ -80,7 +80,7 @@ def test_how_costs_are_written(folders: list[str]) -> None:
     text = as_markdown(result)
     end = next(part for part in text.split("## ") if "after the last edit" in part)
     assert "cpu seconds (s) | peak memory (MB) | delta bytes (kB) | perplexity |" in end.replace("\n", " ")
-    assert "| 2000 | 36.0 | 18.0 |" in end
+    assert "| 2000 | 36.0 | 18.00 |" in end
     assert "| (unedited) |" in end
     assert "delta_bytes: of the delta of an edit (single)" in text
     assert not any(line.startswith("cpu_seconds") for line in legend(comparison(folders, "main")))
@@ -141,3 +141,30 @@ def test_runs_without_costs_are_compared_all_the_same(tmp_path: Path) -> None:
 
 def test_the_set_has_what_the_table_of_methods_needs() -> None:
     assert [measure.name for measure in measures_of("methods")] == list(SETS["methods"])
+
+
+def test_arms_are_called_without_what_the_title_says() -> None:
+    arms = ["rome counterfact single", "memit counterfact single more"]
+    short = short_names(arms, "robust/rep_counterfact_test (3 records), regime single")
+    assert short == {arms[0]: "rome", arms[1]: "memit more"}
+    assert short_names(["rome layer1", "rrome layer1"], "facts") == {
+        "rome layer1": "rome layer1", "rrome layer1": "rrome layer1"
+    }  # fmt: skip
+    same = ["rome single", "rome single single"]
+    assert short_names(same, "single") == {name: name for name in same}
+
+
+def test_one_arm_to_compare_with_in_every_table(tmp_path: Path) -> None:
+    """By the name that all tables give it."""
+    random = np.random.default_rng(0)
+    runs = []
+    for regime in ("single", "batch"):
+        for name in "ab":
+            rows = [random_row(case, random) for case in range(4)]
+            runs.append(write_run(tmp_path / f"{name} {regime}", rows, regime=regime))
+    result = compare(of_folders(runs, seeds=False), measures_of("main"), "a", paired=True)
+    assert [[arm.name for arm in table.arms] for table in result.tables] == [["a", "b"], ["a", "b"]]
+    assert all(table.arms[1].differences for table in result.tables)
+    one = compare(of_folders(runs, seeds=False), measures_of("main"), "a batch", paired=True)
+    assert [table.against for table in one.tables] == [None, "a"]
+    assert any("a batch is not in the table of a, b" in note for note in one.notes)
