@@ -38,9 +38,8 @@ class Perplexity(EditCallback):
     Args:
         enabled: Measure it.
         text: The file.
-        tokens: So many tokens from its beginning; null: 512 in the single regime, where each edit has to read them,
-            else 8192.
-        window: Tokens that are read together; windows see nothing of each other.
+        tokens: Of its beginning; null: 512 in the single regime (for every edit), else 8192.
+        window: Tokens that are read together.
         resamples: Bootstrap resamples behind the intervals.
     """
 

@@ -41,8 +41,7 @@ class EvalConfig:
         stop: Characters that end a free generation, beside the model's end-of-text token.
         port_suffix: Text put after a portability question for `port_em` alone, e.g. the public CounterFact
             evaluator's "The answer to this question, most simply, is".
-        wild: Kinds of probe that are also answered freely up to a natural stop and compared as a whole, e.g.
-            [rewrite, paraphrase] (`kedit.evaluation.wild`).
+        wild: Kinds of probe that are answered freely up to a natural stop and compared as a whole.
     """
 
     batch_tokens: int | None = None
