@@ -26,10 +26,11 @@ kedit ls models lists the types of models that were tried: which are edited righ
 """
 
 EDITORS = "its editor's"
-COSTS = """\
-needs, beside prompt and new target: subject: the request names it, within the prompt; statistics: kedit stats, or made at
-the first run; training data: other records, see the method's page; true target: the request has it.
-cost of an edit, in passes of the model over its prompt: none; low: fewer than 10; medium: up to some hundreds; high: more."""
+LEGEND = """\
+needs, beside prompt and new target: subject: the request names it, within the prompt; statistics: of kedit stats, or made
+at the first run; training data: other records, see the method's page; true target: the request has it.
+cost of an edit, in passes of the model over its prompt: none; low: fewer than 10; medium: up to some hundreds; high:
+more."""
 
 # What people call the shapes of ROME's table (any other model works too, with values by its depth).
 NAMES: Mapping[tuple[str, int, int], str] = MappingProxyType(
@@ -126,7 +127,7 @@ def _compared(console: Console) -> None:
         needs = (*(["subject"] if subject else []), *card.needs) or (EDITORS if wraps else "nothing",)
         rows.append((name, card.paper, regimes, card.changes, ", ".join(needs), card.cost))
     console.print(_table("methods", columns, rows))
-    console.print(COSTS, soft_wrap=True)
+    console.print(LEGEND, soft_wrap=True)
 
 
 def _models() -> Iterator[tuple[str, ...]]:
