@@ -193,7 +193,7 @@ def _text(cell: Cell, measure: Measure, sign: str, mark: str = "") -> str:
     mean, low, high = (_digits(x, measure, sign) for x in (cell.mean, *cell.ci))
     spread = "" if cell.spread is None else f" ± {_digits(cell.spread, measure)}"
     alone = measure.scale == "other" and cell.ci[0] == cell.ci[1]
-    return f"{mean}{mark}{spread}" + ("" if alone else f"\n[{low}, {high}]")
+    return f"{mean}{spread}" if alone else f"{mean}{mark}{spread}\n[{low}, {high}]"
 
 
 def _digits(value: float, measure: Measure, sign: str = "") -> str:
