@@ -4,6 +4,7 @@ from kedit.callbacks.checkpoint import EditCheckpoint
 from kedit.callbacks.importance import PathImportance
 from kedit.callbacks.latent import LatentFigures
 from kedit.callbacks.metrics import EditMetrics
+from kedit.callbacks.perplexity import Perplexity
 from kedit.callbacks.progress import EditProgress
 from kedit.callbacks.results import ResultsWriter
 from kedit.callbacks.robustness import Robustness
@@ -20,6 +21,7 @@ __all__ = [
     "EditProgress",
     "LatentFigures",
     "PathImportance",
+    "Perplexity",
     "ResultTable",
     "ResultsWriter",
     "Robustness",

@@ -80,7 +80,10 @@ class EditMetrics(EditCallback):
     def on_describe(self, trainer: Trainer, module: EditingModule, about: dict[str, Any]) -> None:
         """When records are measured, and how probes are scored."""
         measured = MEASURED[self.measure if accumulates(module.regime) else "edit"]
-        about["protocol"] |= {"measured": measured, "scoring": asdict(self.scoring)}
+        scoring = asdict(self.scoring)
+        if not scoring["wild"]:  # such runs can be compared with those of a kedit that did not know it
+            del scoring["wild"]
+        about["protocol"] |= {"measured": measured, "scoring": scoring}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores the unedited model once, where later batches are edited on top of earlier ones.
@@ -171,8 +174,9 @@ def check_kinds(config: EvalConfig, records: Sequence[EditRecord]) -> None:
         KeditError: One does not; names those of the data.
     """
     present = {probe.kind for record in records for probe in record.probes}
-    if unknown := [kind for kind in config.generate if kind not in present | set(OF_KEDIT)]:
-        raise KeditError(
-            f"metrics.scoring.generate: there is no kind of probe {shown(unknown[0], 40)}; "
-            f"the data has {', '.join(sorted(present)) or 'none'}"
-        )
+    for option, kinds in (("generate", config.generate), ("wild", config.wild)):
+        if unknown := [kind for kind in kinds if kind not in present | set(OF_KEDIT)]:
+            raise KeditError(
+                f"metrics.scoring.{option}: there is no kind of probe {shown(unknown[0], 40)}; "
+                f"the data has {', '.join(sorted(present)) or 'none'}"
+            )

@@ -15,6 +15,7 @@ from kedit.errors import within
 from kedit.methods.base.callback import EditCallback, Row, call_hooks, editing
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.views import accumulates, arms_of
+from kedit.results.costs import CostsFile, cost_lines, costs_of, delta_size
 from kedit.results.curve import as_csv, draw
 from kedit.results.intervals import RESAMPLES
 from kedit.results.rows import MEASURED, edit_row, without_probes
@@ -22,7 +23,8 @@ from kedit.results.run_results import RunResults
 from kedit.runtime import distributed
 from kedit.runtime.files import make_folder, write_json, write_text
 from kedit.runtime.folder_name import folder_name
-from kedit.runtime.kept import bytes_kept
+from kedit.runtime.journal import tensor_bytes
+from kedit.runtime.kept import bytes_kept, peak_memory
 from kedit.runtime.provenance import provenance
 from kedit.runtime.results_file import ResultsFile
 from kedit.runtime.run_folder import SUMMARY
@@ -37,6 +39,8 @@ class ResultsWriter(EditCallback):
     """Writes `results.jsonl`, `run.json`, `summary.json` and deltas into the trainer's `default_root_dir`.
 
     With `metrics.eval_at` also `curve.csv` and `curve.png`, and `curve` in the summary.
+
+    What each edit took of time, and how large its delta is, is in `costs.jsonl`.
 
     Rows are appended and flushed after every edit batch, so that a kill loses at most the edit under way;
     a resumed run first cuts off the lines that its checkpoint does not vouch for. Then and at the end, lines that were
@@ -55,7 +59,8 @@ class ResultsWriter(EditCallback):
         within("results.resamples", resamples, 1, RESAMPLES)
         self.save_deltas, self.resamples = save_deltas, resamples
         self._summary: dict[str, Any] | None = None
-        self._seconds, self._edits = 0.0, 0
+        self._seconds, self._cpu_seconds, self._edits = 0.0, 0.0, 0
+        self._costs: CostsFile | None = None  # of the first process
         self._file: ResultsFile | None = None  # of the first process
         self._vouched: tuple[Path, Any] | None = None  # the checkpoint gone on from, and what it says of the lines
 
@@ -76,6 +81,8 @@ class ResultsWriter(EditCallback):
         folder, done = _folder(trainer), editing(pl_module).resumed_at
         make_folder(folder, "run.root")
         self._file = ResultsFile(folder)
+        self._costs = CostsFile(folder)
+        self._costs.begin(done)
         self._file.begin(done, sum(map(len, data.batches[:done])), self._vouched)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,10 +98,17 @@ class ResultsWriter(EditCallback):
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Counts the batch's edits, and keeps its deltas."""
         alone = module.regime == "single"  # each process edits records of its own
-        made = (len(batch.records), batch.seconds)
-        done = distributed.gather(made) if alone else [made]
-        self._edits += sum(n for n, _ in done)
-        self._seconds += max(seconds for _, seconds in done)
+        spent = distributed.gather((batch.seconds, batch.cpu_seconds))
+        cpu_seconds = batch.cpu_seconds if alone else sum(cpu for _, cpu in spent)  # several may work on one batch
+        cases, sizes = [record.request.case_id for record in batch.records], list(map(_size, batch.deltas))
+        lines = cost_lines(cases, batch.index, batch.seconds, cpu_seconds, sizes)
+        if alone:
+            lines = [line for part in distributed.gather(lines) for line in part]
+        self._edits += len(lines)
+        self._seconds += max(seconds for seconds, _ in spent)
+        self._cpu_seconds += sum(cpu for _, cpu in spent)
+        if self._costs is not None and lines:
+            self._costs.append(lines)
         if self.save_deltas and (alone or (module.regime == "batch" and distributed.is_main())):
             names = [r.request.case_id for r in batch.records] if alone else [f"batch-{batch.index}"]
             edits = _edits_of(module.regime, batch)
@@ -112,15 +126,24 @@ class ResultsWriter(EditCallback):
             return
         lost = self._file.check()
         results = RunResults.of(self._file, self.resamples)
-        if self.save_deltas and accumulates(module.regime) and module.deltas:
-            save_delta(folder / "delta", Delta.concat(module.deltas), _card(module, results.edits))
+        size: float | None
+        if accumulates(module.regime):
+            delta = Delta.concat(module.deltas)
+            if self.save_deltas and delta.paths:
+                save_delta(folder / "delta", delta, _card(module, results.edits))
+            size = _size(delta)
+        else:
+            size = delta_size(costs_of(folder).values(), module.regime)
         summary = self._run(trainer, module) | {
             "failed": results.failed,
             "timing": {
                 "edits": self._edits,
                 "seconds_editing": round(self._seconds, 3),
+                "cpu_seconds_editing": round(self._cpu_seconds, 3),
+                "peak_memory": peak_memory(module.device),
                 **({"processes": distributed.world_size()} if distributed.world_size() > 1 else {}),
             },  # since the run was started or resumed
+            "delta_bytes": size,
             "results": results.moments,
         }
         if lost:
@@ -160,6 +183,13 @@ class ResultsWriter(EditCallback):
 
 def _folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir)
+
+
+def _size(delta: Delta | None) -> int | None:
+    """Bytes of its tensors."""
+    if delta is None:
+        return None
+    return tensor_bytes([change.tensors() for _, own in delta.items() for change in own])
 
 
 def _edits_of(regime: str, batch: EditBatch) -> list[dict[str, Any]]:

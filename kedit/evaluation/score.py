@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kedit.delta.prompts import prompt_for
 from kedit.errors import KeditError, at_least, shown
+from kedit.evaluation.wild import TOKENS, most_tokens, wild_answers
 from kedit.forward.greedy import greedy, prompt_ids
 from kedit.forward.logits import check_lanes
 from kedit.forward.teacher_forcing import Progress, Span, read
@@ -41,6 +42,7 @@ class EvalConfig:
         stop: Characters that end a free generation, beside the model's end-of-text token.
         port_suffix: Text put after a portability question for `port_em` alone, e.g. the public CounterFact
             evaluator's "The answer to this question, most simply, is".
+        wild: Kinds of probe that are answered freely up to a natural stop and compared as a whole.
     """
 
     batch_tokens: int | None = None
@@ -48,6 +50,7 @@ class EvalConfig:
     max_new_tokens: int = 16
     stop: str = "\n"
     port_suffix: str = ""
+    wild: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "max_new_tokens"):
@@ -100,6 +103,7 @@ def score(
         hits = [a == b for a, b in zip(top1, spans[*prompt, probe.answer, lane].answer, strict=True)]
         scores.append(ProbeScore(_mean(nlls), rival, all(hits), _mean(hits), top1))
     _generate(lm, probes, lane_of, bank, config, scores, shared)
+    _answer_wild(lm, probes, lane_of, bank, config, scores, shared)
     return scores
 
 
@@ -136,7 +140,7 @@ def is_known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = 
         if request.target_true is None:
             raise KeditError(f"{request.name}: it has no target_true, so nobody can say if it is known")
         probes.append(Probe("rewrite", request.text, request.target_true, joiner=request.joiner))
-    config = replace(config or EvalConfig(), generate=[])
+    config = replace(config or EvalConfig(), generate=[], wild=[])
     return [s.exact for s in score(lm, probes, config=config, shared=True)]
 
 
@@ -150,13 +154,16 @@ def check_probes(lm: LM, record: EditRecord, config: EvalConfig) -> None:
     for probe in record.probes:
         name = f"{record.request.name}, a {probe.kind} probe"
         answers = [text for text in (probe.answer, probe.rival) if text is not None]
-        if lm.knows_all_tokens and surely_fits(lm, probe.text, config.port_suffix, *answers, new=config.max_new_tokens):
+        new = max(config.max_new_tokens, TOKENS if probe.kind in config.wild else 0)
+        if lm.knows_all_tokens and surely_fits(lm, probe.text, config.port_suffix, *answers, new=new):
             continue
         lengths = [len(encode(lm, probe.text, answer, name, probe.joiner).target) for answer in answers]
         if probe.kind in config.generate:
             prompt_ids(lm, probe.text, new_tokens(config, lengths[0]), name)
             if probe.kind == PORTABILITY:
                 prompt_ids(lm, _ported(probe, config), new_tokens(config, lengths[0]), name)
+        if probe.kind in config.wild:
+            prompt_ids(lm, probe.text, most_tokens(lengths[0]), name)
 
 
 def _span(lm: LM, probe: Probe, answer: str, lane: int, bank: BatchedDeltas | None) -> Span:
@@ -197,6 +204,23 @@ def _generate(
         for i, text in zip(ported, texts[len(together) :], strict=True):
             match = contains(text, (probes[i].answer, *probes[i].aliases))
             scores[i] = replace(scores[i], port_generated=text, port_match=match)
+
+
+def _answer_wild(
+    lm: LM,
+    probes: Sequence[Probe],
+    lanes: list[int],
+    bank: BatchedDeltas | None,
+    config: EvalConfig,
+    scores: list[ProbeScore],
+    shared: bool,
+) -> None:
+    """Fill in the answers up to a natural stop, of the kinds that `config` names."""
+    chosen = [i for i, probe in enumerate(probes) if probe.kind in config.wild]
+    lengths, of_lane = [len(scores[i].top1) for i in chosen], [lanes[i] for i in chosen]
+    answers = wild_answers(lm, [probes[i] for i in chosen], lengths, of_lane, bank, config.batch_tokens, shared)
+    for i, (text, match) in zip(chosen, answers, strict=True):
+        scores[i] = replace(scores[i], wild_generated=text, wild_match=match)
 
 
 def new_tokens(config: EvalConfig, answer: int) -> int:

@@ -39,6 +39,8 @@ class ProbeScore:
         generated_match: `generated` begins with the answer or an alias (see `begins_with`).
         port_generated: Of a `portability` probe, where one was asked for: the continuation after `port_suffix`.
         port_match: `port_generated` contains the answer or an alias (see `contains`).
+        wild_generated: Free greedy continuation up to a natural stop, where one was asked for: `kedit.evaluation.wild`.
+        wild_match: It is the answer or an alias: SQuAD's exact match.
     """
 
     nll_answer: float
@@ -50,6 +52,8 @@ class ProbeScore:
     generated_match: bool | None = None
     port_generated: str | None = None
     port_match: bool | None = None
+    wild_generated: str | None = None
+    wild_match: bool | None = None
 
     @property
     def success(self) -> bool | None:
@@ -89,6 +93,8 @@ class ProbeScore:
             row |= {"generated": self.generated, "generated_match": self.generated_match}
         if self.port_generated is not None:
             row |= {"port_generated": self.port_generated, "port_match": self.port_match}
+        if self.wild_generated is not None:
+            row |= {"wild_generated": self.wild_generated, "wild_match": self.wild_match}
         return row
 
 
@@ -108,6 +114,7 @@ METRICS: Mapping[str, Callable[[Saved], float | None]] = MappingProxyType(
         "token_accuracy": lambda score: score["token_accuracy"],
         "generated": lambda score: score.get("generated_match"),
         "port_em": lambda score: score.get("port_match"),
+        "wild": lambda score: score.get("wild_match"),
         "p_answer": lambda score: exp(-score["nll_answer"]),
         "magnitude": _magnitude,
     }
@@ -115,7 +122,7 @@ METRICS: Mapping[str, Callable[[Saved], float | None]] = MappingProxyType(
 """Quantities of one probe; None where it has none (`port_em`: all kinds but `portability`). All but `magnitude` are
 shares in [0, 1]."""
 
-RATES = ("success", "exact", "token_accuracy", "generated")
+RATES = ("success", "exact", "token_accuracy", "generated", "wild")
 
 
 def unchanged(before: Saved, after: Saved) -> dict[str, float]:

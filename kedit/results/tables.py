@@ -9,7 +9,7 @@ from rich.table import Table
 
 from kedit.results.summary import INVARIANT, PORT, TITLES, TOKEN_COLUMNS, TOKENS
 
-SHOWN = ("success", "exact", "generated")
+SHOWN = ("success", "exact", "generated", "wild")
 PAPER = {"PAC": {kind: (metric,) for kind, metric in TOKEN_COLUMNS} | {"score": (TOKENS,)}}
 """What a method's paper reports beside these."""
 MEASURED_AT = {
@@ -37,6 +37,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         "success: p(wanted) > p(rival)   exact: argmax is the wanted answer (teacher forced)\n"
         "generated: free greedy generation begins with it   unchanged: argmax as before the edit"
     )
+    if any("wild" in metrics for kinds in summary["results"].values() for metrics in kinds.values()):
+        caption += "\nwild: free greedy generation up to its natural stop is the answer (exact match)"
     if method["method"] in PAPER:
         caption += (
             "\ntoken_accuracy: share of the answer's tokens that are the argmax   unchanged_tokens: share as before"

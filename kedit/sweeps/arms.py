@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from kedit.errors import KeditError
+from kedit.results.costs import costs_of
+from kedit.results.rows import edits_of
 from kedit.runtime.run_folder import RESULTS, RUN, SUMMARY, read_rows
 from kedit.sweeps.collect import collected, is_seed, settings
 from kedit.sweeps.folder import PLAN, SweepFolder
@@ -134,8 +136,12 @@ def of_folders(folders: Sequence[Path], seeds: bool) -> Runs:
     return Runs(f"{len(runs)} runs", tuple(runs), arms, tuple(dict.fromkeys(map(_setting, arms))), tuple(notes))
 
 
-def measured(runs: Sequence[Finished]) -> list[Measured]:
+def measured(runs: Sequence[Finished], first: int | None = None) -> list[Measured]:
     """The values of every run at each of its measuring points.
+
+    Args:
+        runs: The runs.
+        first: Only so many records of each count, the first that were edited; None: all.
 
     Raises:
         KeditError: A run without result rows, a damaged row, or an arm that has a seed twice.
@@ -144,7 +150,13 @@ def measured(runs: Sequence[Finished]) -> list[Measured]:
     for run in runs:
         if not (run.folder / RESULTS).exists():
             raise KeditError(f"{run.folder} has no {RESULTS}: a comparison goes record by record, and needs its rows")
-        for measured_at, sample in samples(read_rows(run.folder / RESULTS)).items():
+        points = samples(read_rows(run.folder / RESULTS), first)
+        costs, ends = costs_of(run.folder), sorted(n for at in points if (n := edits_of(at)) is not None)
+        for measured_at, sample in points.items():
+            if measured_at != EDITOR:
+                n = edits_of(measured_at)
+                since = 0 if n is None else max((end for end in ends if end < n), default=0)
+                sample.add_costs(costs, run.summary, since)
             arm = f"{run.arm}/{EDITOR}" if measured_at == EDITOR else run.arm
             found.append(Measured(arm, run.seed, run.summary, sample))
     taken: dict[tuple[str, str], Finished] = {}

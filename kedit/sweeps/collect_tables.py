@@ -19,7 +19,7 @@ COLUMNS = ("setting", "before", "after", "95 % interval")
 LEGEND = (
     "Percent, mean over records; [95 % bootstrap interval over records], or ± standard deviation over seeds.",
     "success: p(wanted) > p(rival); exact: argmax is the wanted answer; generated: free greedy generation begins "
-    "with it; unchanged: argmax as before the edit.",
+    "with it; wild: up to its natural stop it is the answer; unchanged: argmax as before the edit.",
 )
 
 

@@ -16,6 +16,7 @@ from kedit.errors import KeditError
 from kedit.sweeps.arm_statistics import Cell, cases_of, own_cells, paired_cells, unpaired_cells
 from kedit.sweeps.arms import Runs, measured
 from kedit.sweeps.collect import Alike, alike
+from kedit.sweeps.collect_tables import title
 from kedit.sweeps.measures import Measure, Sample
 
 
@@ -67,6 +68,7 @@ class Comparison:
         paired: Whether differences are taken record by record.
         tables: One for each protocol, data set and measuring point.
         notes: A line for everything that is missing or stands alone.
+        first: Only so many records of each run count, the first that were edited; None: all.
     """
 
     name: str
@@ -74,40 +76,51 @@ class Comparison:
     paired: bool
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
+    first: int | None = None
 
 
 def compare(
-    runs: Runs, measures: Sequence[Measure], against: str | None = None, paired: bool = False, resamples: int = 2000
+    runs: Runs,
+    measures: Sequence[Measure],
+    against: str | None = None,
+    paired: bool = False,
+    resamples: int = 2000,
+    first: int | None = None,
 ) -> Comparison:
     """Every arm's numbers, and what it has more than the arm `against`.
 
     Args:
         runs: The runs.
         measures: The columns wanted.
-        against: An arm.
+        against: An arm, by its name or by that which tables give it.
         paired: Take differences record by record, over the records and the seeds that both arms have; else the two
             arms are resampled independently.
         resamples: Of the bootstrap.
+        first: Only so many records of each run count, the first that were edited; None: all.
 
     Raises:
         KeditError: No such arm, one arm alone, no two that were measured alike, runs without rows, nothing to pair.
     """
-    found = measured(runs.runs)
+    found = measured(runs.runs, first)
     arms = list(dict.fromkeys(one.arm for one in found))
-    _check(runs, arms, against)
-    tables, notes = [], list(runs.notes)
+    groups = []
     for common, places in alike([(one.summary, one.measured_at) for one in found]):
+        groups.append((common, places, short_names([found[place].arm for place in places], title(common))))
+    _check(runs, arms, against, {short for _, _, names in groups for short in names.values()})
+    tables, notes = [], list(runs.notes)
+    for common, places, names in groups:
         members: dict[str, dict[str, Sample]] = {}
         for place in places:
-            members.setdefault(found[place].arm, {})[found[place].seed] = found[place].sample
+            members.setdefault(names[found[place].arm], {})[found[place].seed] = found[place].sample
         if len(members) < 2:
             data, regime = common.data, common.protocol["regime"]
             where = f"{data['name']} ({data['records']} records), regime {regime}, measured_at {common.measured_at}"
             notes.append(f"alone, not compared: {next(iter(members))} on {where}")
             continue
-        if against is not None and against not in members:
+        base = against if against is None else names.get(against, against)
+        if base is not None and base not in members:
             notes.append(f"{against} is not in the table of {', '.join(members)}: measured otherwise")
-        tables.append(_table(common, members, measures, against if against in members else None, paired, resamples))
+        tables.append(_table(common, members, measures, base if base in members else None, paired, resamples))
     if not tables:
         raise KeditError(
             f"no two arms were measured alike: {', '.join(arms)}\n"
@@ -115,16 +128,29 @@ def compare(
         )
     if not any(table.measures for table in tables):
         raise KeditError(f"metrics: no arm has {', '.join(measure.name for measure in measures)}")
-    return Comparison(runs.name, against, paired, tuple(tables), tuple(notes))
+    return Comparison(runs.name, against, paired, tuple(tables), tuple(notes), first)
 
 
-def _check(runs: Runs, arms: Sequence[str], against: str | None) -> None:
+def short_names(arms: Sequence[str], said: str) -> dict[str, str]:
+    """Arm -> what a table calls it: without words that all its arms have and that its title says already.
+
+    Args:
+        arms: The arms of a table.
+        said: The title.
+    """
+    words = {arm: arm.split(" ") for arm in arms}
+    common = {word for word in set.intersection(*(set(own[1:]) for own in words.values())) if word in said}
+    short = {arm: " ".join(word for word in own if word not in common) for arm, own in words.items()}
+    return short if len(set(short.values())) == len(short) else {arm: arm for arm in words}
+
+
+def _check(runs: Runs, arms: Sequence[str], against: str | None, shorts: set[str]) -> None:
     """There are arms to compare, and the one that is asked for among them."""
     missing = [arm for arm in runs.planned if arm not in arms]
     later = f"; without results yet: {', '.join(missing)}" if missing else ""
     if not arms:
         raise KeditError(f"{runs.name}: no run has results yet" + (f"\n{runs.notes[0]}" if runs.notes else ""))
-    if against is not None and against not in arms:
+    if against is not None and against not in arms and against not in shorts:
         if against in missing:
             raise KeditError(f"against: {against} has no results yet; there are those of {', '.join(arms)}")
         if against in runs.settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -18,6 +19,18 @@ from kedit.sweeps.measures import Measure
 
 UNEDITED = "(unedited)"
 OFF_ZERO = "*"
+COSTS_ARE = MappingProxyType(
+    {
+        "perplexity": "perplexity: of a text that has nothing to do with the edits; where it is one model's it has no "
+        "interval.",
+        "cpu_seconds": "cpu_seconds: of an edit; after N edits, of those since the measuring point before.",
+        "bytes_per_edit": "bytes_per_edit: what an edit adds to the deltas; likewise.",
+        "delta_bytes": "delta_bytes: of the delta of an edit (single), a batch (batch), the run (sequential).",
+        "peak_memory": "peak_memory: of the process, or of the GPU, model and measuring included.",
+    }
+)
+"""Lines of the legend."""
+_LONG = 1e7  # numbers that are not written out
 _BESIDE = 3  # columns of a terminal around a table's column
 COLUMNS = (
     "data", "data_fingerprint", "records", "regime", "measured_at", "arm", "seeds", "measure", "unedited", "mean",
@@ -31,6 +44,10 @@ COLUMNS = (
 def legend(result: Comparison) -> list[str]:
     """What the numbers are, in a few lines."""
     lines = ["Percent (fluency: bits), mean over records; [95 % bootstrap interval over records]."]
+    names = {measure.name for table in result.tables for measure in table.measures}
+    lines += [text for name, text in COSTS_ARE.items() if name in names]
+    if result.first is not None:
+        lines.append(f"Only the first {result.first} records that each run edited.")
     if any(len(arm.seeds) > 1 for table in result.tables for arm in table.arms):
         lines.append("± standard deviation over seeds, which the intervals say nothing of.")
     if any(table.against for table in result.tables):
@@ -74,12 +91,13 @@ def _parts(columns: Sequence[int], width: int) -> list[list[int]]:
     return parts
 
 
-def as_markdown(result: Comparison, figures: Sequence[str | None] = ()) -> str:
+def as_markdown(result: Comparison, figures: Sequence[str | None] = (), curves: Sequence[str] = ()) -> str:
     """The tables as Markdown, with what is missing below.
 
     Args:
         result: The comparison.
         figures: File name of each table's figure, or None.
+        curves: File names of figures over the number of edits.
     """
     parts = [f"# {heading(result)}"]
     for nth, table in enumerate(result.tables):
@@ -89,6 +107,7 @@ def as_markdown(result: Comparison, figures: Sequence[str | None] = ()) -> str:
             parts.append(f"{'##' if level == 0 else '###'} {what}\n\n{text}")
         if nth < len(figures) and figures[nth] is not None:
             parts.append(f"![trade-off]({figures[nth]})")
+    parts += [f"![over the edits]({name})" for name in curves]
     parts.append("\n".join(legend(result)).replace("*", "\\*"))
     if result.notes:
         parts.append("\n".join(f"- {note}" for note in result.notes))
@@ -130,13 +149,13 @@ def _csv_change(result: Comparison, arm: Arm, change: Cell) -> dict[str, Any]:
 
 def _blocks(table: Table) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Title, head and rows: of the arms as they are, and of their differences. A cell may have two lines."""
-    head = ["arm", *(measure.name.replace("/", "\n").replace("_", " ") for measure in table.measures)]
+    head = ["arm", *map(_head, table.measures)]
     names = {arm.name: _named(table, arm) for arm in table.arms}
     rows = [[names[arm.name], *(_number(arm, measure) for measure in table.measures)] for arm in table.arms]
     if table.unedited:
         before = [table.unedited.get(measure.name) for measure in table.measures]
         cells = [
-            "" if value is None else f"{value:.{measure.digits}f}"
+            "" if value is None else _digits(value, measure)
             for value, measure in zip(before, table.measures, strict=True)
         ]
         rows.insert(0, [UNEDITED, *cells])
@@ -154,26 +173,33 @@ def _named(table: Table, arm: Arm) -> str:
     return arm.name if alike else f"{arm.name} ({n} {'seed' if n == 1 else 'seeds'})"
 
 
-def _unedited(table: Table, measure: Measure) -> str:
-    value = table.unedited.get(measure.name)
-    return "" if value is None else f"{value:.{measure.digits}f}"
+def _head(measure: Measure) -> str:
+    unit = f"\n({measure.unit})" if measure.unit else ""
+    return measure.name.replace("/", "\n").replace("_", " ") + unit
 
 
 def _number(arm: Arm, measure: Measure) -> str:
     cell = arm.cells.get(measure.name)
-    return "" if cell is None else _text(cell, measure.digits, "")
+    return "" if cell is None else _text(cell, measure, "")
 
 
 def _difference(arm: Arm, measure: Measure) -> str:
     cell = arm.differences.get(measure.name)
-    return "" if cell is None else _text(cell, measure.digits, "+", OFF_ZERO if cell.off_zero else "")
+    return "" if cell is None else _text(cell, measure, "+", OFF_ZERO if cell.off_zero else "")
 
 
-def _text(cell: Cell, digits: int, sign: str, mark: str = "") -> str:
-    """A number with its mark and spread, and in a second line its interval."""
-    mean, low, high = (f"{round(x, digits) + 0.0:{sign}.{digits}f}" for x in (cell.mean, *cell.ci))  # no -0.0
-    spread = "" if cell.spread is None else f" ± {cell.spread:.{digits}f}"
-    return f"{mean}{mark}{spread}\n[{low}, {high}]"
+def _text(cell: Cell, measure: Measure, sign: str, mark: str = "") -> str:
+    """A number with its mark and spread, and in a second line its interval; one of a whole run has none."""
+    mean, low, high = (_digits(x, measure, sign) for x in (cell.mean, *cell.ci))
+    spread = "" if cell.spread is None else f" ± {_digits(cell.spread, measure)}"
+    alone = measure.scale == "other" and cell.ci[0] == cell.ci[1]
+    return f"{mean}{spread}" if alone else f"{mean}{mark}{spread}\n[{low}, {high}]"
+
+
+def _digits(value: float, measure: Measure, sign: str = "") -> str:
+    if abs(value) >= _LONG:
+        return f"{value:{sign}.2e}"
+    return f"{round(value, measure.digits) + 0.0:{sign}.{measure.digits}f}"  # no -0.0
 
 
 def _flat(cell: str) -> str:

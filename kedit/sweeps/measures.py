@@ -16,15 +16,24 @@ import numpy as np
 from kedit.errors import KeditError, shown
 from kedit.results.intervals import Floats, Scale, harmonic_mean
 from kedit.results.robustness import FIGURES
-from kedit.results.rows import METRICS, RATES
+from kedit.results.rows import METRICS, RATES, edits_of
 from kedit.results.summary import PORT, SCORED, TITLES, TOKEN_COLUMNS, TOKENS, SummaryAccumulator
 
 Column = tuple[str, str]  # kind of probe and metric; ("", name) of what a row says once
 Side = Literal["before", "after"]
 
-ONCE = ("fluency", "consistency", "steps", "delta_over_weight")
-"""What a record has one of: bits, percent, optimiser steps of its edit, and ||Delta W|| / ||W||."""
+ONCE = ("fluency", "consistency", "steps", "delta_over_weight", "perplexity")
+"""What a record has one of: bits, percent, optimiser steps of its edit, ||Delta W|| / ||W||, perplexity of a text."""
 EDIT = ("steps", "delta_over_weight")  # of them, what the edit says of itself
+COSTS: Mapping[str, tuple[float, str, int]] = MappingProxyType(
+    {
+        "cpu_seconds": (1.0, "s", 2),
+        "bytes_per_edit": (1e-3, "kB", 1),
+        "delta_bytes": (1e-3, "kB", 1),
+        "peak_memory": (1e-6, "MB", 0),
+    }
+)
+"""What an edit or a run cost -> factor, unit, digits. The first two are of every record, the others of the run."""
 
 SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -36,9 +45,13 @@ SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "tokens": (*(f"{TITLES[kind]}/{metric}" for kind, metric in TOKEN_COLUMNS), f"score/{TOKENS}",
                    "efficacy/exact", "steps"),
         "robust": (*(f"{TITLES.get(kind, kind)}/{metric}" for kind, metric in FIGURES), "fluency"),
+        "methods": (
+            "efficacy/success", "generality/success", "locality/success", "score/success", "efficacy/exact",
+            "efficacy/wild", "generality/wild", "cpu_seconds", "peak_memory", "delta_bytes", "perplexity",
+        ),
     }
 )  # fmt: skip
-"""Measures that belong together: of most papers, of PAC's, of REP's."""
+"""Measures that belong together: of most papers, of PAC's, of REP's, of a table of all methods."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,7 @@ class Measure:
         scale: Rate or not, for its interval.
         factor: 100 for what is given in percent.
         digits: Behind the point, in tables.
+        unit: Where it is neither percent nor without one.
     """
 
     name: str
@@ -60,6 +74,7 @@ class Measure:
     scale: Scale = "rate"
     factor: float = 100.0
     digits: int = 1
+    unit: str = ""
 
     def of(self, means: Floats) -> Floats:
         """`[..., columns]` means -> `[...]`, before `factor`."""
@@ -87,10 +102,13 @@ def measures_of(names: str) -> list[Measure]:
 
 def _measure(name: str) -> Measure:
     if name in ONCE:
-        digits = {"fluency": 2, "delta_over_weight": 3}.get(name, 1)
+        digits = {"fluency": 2, "delta_over_weight": 3, "perplexity": 2}.get(name, 1)
         return Measure(
             name, (("", name),), scale="other", factor=100.0 if name == "consistency" else 1.0, digits=digits
         )
+    if name in COSTS:
+        factor, unit, digits = COSTS[name]
+        return Measure(name, (("", name),), scale="other", factor=factor, digits=digits, unit=unit)
     title, _, metric = name.partition("/")
     if title == "score" and metric == TOKENS:
         return Measure(name, TOKEN_COLUMNS, "arithmetic")
@@ -101,7 +119,7 @@ def _measure(name: str) -> Measure:
     known = (*METRICS, "unchanged", "unchanged_tokens")
     if not kind or kind == "score" or metric not in known:
         raise KeditError(
-            f"metrics: there is no {shown(name)}; there are {', '.join(SETS)}, {', '.join(ONCE)}, and KIND/METRIC\n"
+            f"metrics: there is no {shown(name)}; there are {', '.join((*SETS, *ONCE, *COSTS))}, and KIND/METRIC\n"
             f"KIND: a kind of probe or its title, score; METRIC: {', '.join(known)}"
         )
     return Measure(name, ((kind, metric),), scale="other" if metric == "magnitude" else "rate")
@@ -112,10 +130,11 @@ class Sample:
 
     Args:
         measured_at: The measuring point; rows of others are passed over.
+        first: Only so many records count, the first that were edited; None: all.
     """
 
-    def __init__(self, measured_at: str) -> None:
-        self.measured_at = measured_at
+    def __init__(self, measured_at: str, first: int | None = None) -> None:
+        self.measured_at, self.first = measured_at, first
         self._board = SummaryAccumulator(measured_at)
         self._once: dict[tuple[str, Side], dict[str, float]] = {}
         self._cases: dict[str, None] = {}
@@ -129,14 +148,32 @@ class Sample:
         """Take one row of `results.jsonl`."""
         if row["measured_at"] != self.measured_at:
             return
-        self._board.add(row)
         case = str(row["case_id"])
+        if self.first is not None and case not in self._cases and len(self._cases) >= self.first:
+            return
+        self._board.add(row)
         self._cases[case] = None
         for side in ("before", "after"):
             for name in ONCE:
                 value = _once(row, name, side)
                 if value is not None:
                     self._once.setdefault((name, side), {})[case] = value
+
+    def add_costs(self, costs: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any], since: int = 0) -> None:
+        """Take what the run says of its costs.
+
+        Args:
+            costs: Case id -> its line of `costs.jsonl`.
+            summary: The run's `summary.json`.
+            since: At a number of edits: those made before the last such number do not count.
+        """
+        lines = {case: costs[case] for case in self.cases[since:] if case in costs}
+        for name, key in (("cpu_seconds", "cpu_seconds"), ("bytes_per_edit", "delta_bytes")):
+            self._once[name, "after"] = {case: line[key] for case, line in lines.items() if line[key] is not None}
+        if edits_of(self.measured_at) is None:
+            peak = summary.get("timing", {}).get("peak_memory")
+            for name, value in (("delta_bytes", summary.get("delta_bytes")), ("peak_memory", peak)):
+                self._once[name, "after"] = {} if value is None else dict.fromkeys(self.cases, float(value))
 
     def column(self, column: Column, side: Side = "after") -> dict[str, float]:
         """Record -> its value; a share in [0, 1] for rates. Records that lack it are left out."""
@@ -149,17 +186,24 @@ class Sample:
         return np.array([[of.get(case, np.nan) for of in found] for case in cases]).reshape(len(cases), len(columns))
 
 
-def samples(rows: Iterable[Mapping[str, Any]]) -> dict[str, Sample]:
-    """The samples of all measuring points (`edit`, `end`, `editor`, `at_10` ...), from one pass over the rows."""
+def samples(rows: Iterable[Mapping[str, Any]], first: int | None = None) -> dict[str, Sample]:
+    """The samples of all measuring points (`edit`, `end`, `editor`, `at_10` ...), from one pass over the rows.
+
+    Args:
+        rows: Of a run.
+        first: Only so many records count, the first that were edited; None: all.
+    """
     found: dict[str, Sample] = {}
     for row in rows:
-        found.setdefault(row["measured_at"], Sample(row["measured_at"])).add(row)
+        found.setdefault(row["measured_at"], Sample(row["measured_at"], first)).add(row)
     return found
 
 
 def _once(row: Mapping[str, Any], name: str, side: Side) -> float | None:
     if name in EDIT:
         return (row.get("edit") or {}).get(name) if side == "after" else None
+    if name == "perplexity":
+        return (row.get("perplexity") or {}).get(side)
     text = (row.get("texts") or {}).get(side) or {}
     if text.get(name) is not None:
         return text[name]

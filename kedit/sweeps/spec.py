@@ -22,7 +22,7 @@ from kedit.runtime.moved_options import check_moved
 from kedit.runtime.option_values import check_values
 from kedit.runtime.yaml_text import load_yaml, read_text
 
-KEYS = ("name", "configs", "grid", "options", "exclude")
+KEYS = ("name", "configs", "grid", "grid_of", "options", "exclude")
 OWN = ("run", "config", "ckpt_path")
 """Options that the sweep gives every task itself."""
 
@@ -121,23 +121,44 @@ def _expand(path: Path, content: dict[str, Any]) -> Sweep:
         raise KeditError(f"name: expects letters, digits, '.', '_' and '-', not {shown(name)}")
     files = _configs(content.get("configs"))
     common = _options("options", content.get("options"))
-    grid = content.get("grid") or {}
-    if not isinstance(grid, dict):
-        raise KeditError("grid: expects a mapping of options to lists of values")
-    axes = {str(axis): _points(str(axis), values) for axis, values in grid.items()}
-    for axis, points in axes.items():
-        for option in dict.fromkeys(option for point in points for option in point.options):
-            if option in common:
-                raise KeditError(f"options: {option} is in the grid too (grid: {axis})")
+    axes, own = _axes("grid", content.get("grid"), common), _grids(content.get("grid_of"), files, common)
     tasks = [
-        _task(config, dict(zip(axes, points, strict=True)), common, contents)
+        _task(config, dict(zip((*axes, *own[config]), points, strict=True)), common, contents)
         for config, contents in files.items()
-        for points in itertools.product(*axes.values())
+        for points in itertools.product(*axes.values(), *own[config].values())
     ]
-    kept = list(_without(tasks, content.get("exclude"), ("config", *axes)))
+    named = dict.fromkeys(["config", *axes, *(axis for grid in own.values() for axis in grid)])
+    kept = list(_without(tasks, content.get("exclude"), tuple(named)))
     if not kept:
         raise KeditError("exclude: no task is left")
     return Sweep(name, tuple(kept))
+
+
+def _axes(where: str, grid: Any, common: Mapping[str, Any]) -> dict[str, list[_Point]]:
+    """The axes of a grid with their points; none of them sets an option that all tasks are given."""
+    grid = grid or {}
+    if not isinstance(grid, dict):
+        raise KeditError(f"{where}: expects a mapping of options to lists of values")
+    axes = {str(axis): _points(f"{where}: {axis}", str(axis), values) for axis, values in grid.items()}
+    for axis, points in axes.items():
+        for option in dict.fromkeys(option for point in points for option in point.options):
+            if option in common:
+                raise KeditError(f"options: {option} is in the grid too ({where}: {axis})")
+    return axes
+
+
+def _grids(grids: Any, files: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, dict[str, list[_Point]]]:
+    """Configuration file -> the axes that it alone has. `grid_of` names it by its path or by its name."""
+    grids = grids or {}
+    if not isinstance(grids, dict):
+        raise KeditError("grid_of: expects a mapping of configurations to grids of their own")
+    names = {name: file for file in files for name in (PurePath(file).stem, file)}
+    if unknown := [str(name) for name in grids if name not in names]:
+        raise KeditError(f"grid_of: {unknown[0]} is none of the configurations above")
+    own: dict[str, dict[str, list[_Point]]] = {file: {} for file in files}
+    for name, grid in grids.items():
+        own[names[name]] |= _axes(f"grid_of: {name}", grid, common)
+    return own
 
 
 def _configs(names: Any) -> dict[str, Any]:
@@ -175,9 +196,8 @@ def _options(where: str, options: Any) -> dict[str, Any]:
     return options
 
 
-def _points(axis: str, values: Any) -> list[_Point]:
+def _points(where: str, axis: str, values: Any) -> list[_Point]:
     """An axis: an option with a list of values, or labels with several options each."""
-    where = f"grid: {axis}"
     if isinstance(values, dict) and values:
         points = [_Point(str(label), _options(f"{where}: {label}", options)) for label, options in values.items()]
     elif isinstance(values, list) and values:
@@ -237,7 +257,7 @@ def _without(tasks: Sequence[Task], exclude: Any, axes: Sequence[str]) -> Iterat
 def _matches(task: Task, entry: Mapping[str, Any]) -> bool:
     """Whether a task has one of the values that an entry names, on every axis that it names."""
     for axis, wanted in entry.items():
-        names = {task.labels[axis], *([task.config] if axis == "config" else [])}
+        names = {task.labels.get(axis), *([task.config] if axis == "config" else [])}
         value = {_canonical(task.options[axis])} if axis in task.options else set()
         anyone = [wanted, *(wanted if isinstance(wanted, list) else [])]  # a list may itself be the value
         if not any(w in names if isinstance(w, str) and w in names else _canonical(w) in value for w in anyone):

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from kedit.cli.commands.sweep import open_sweep
-from kedit.errors import KeditError, within
+from kedit.errors import KeditError, at_least, within
 from kedit.results.intervals import RESAMPLES
 from kedit.runtime.files import make_folder, write_figure, write_text
 from kedit.runtime.option_values import check_path
@@ -18,6 +18,7 @@ from kedit.sweeps.arms import Runs, of_folders, of_sweep
 from kedit.sweeps.compare import Comparison
 from kedit.sweeps.compare import compare as compared
 from kedit.sweeps.compare_tables import as_csv, as_markdown, heading, legend, tables, titled
+from kedit.sweeps.curve_figure import curve_figures
 from kedit.sweeps.folder import PLAN
 from kedit.sweeps.measures import SETS, measures_of
 from kedit.sweeps.tradeoff_figure import tradeoff_figure
@@ -46,7 +47,8 @@ def compare(words: list[str]) -> None:
     within("resamples", args.resamples, 1, RESAMPLES)
     measures = measures_of(args.metrics)
     runs = _runs(args)
-    result = compared(runs, measures, args.against, args.paired, args.resamples)
+    at_least("first", args.first, 1)
+    result = compared(runs, measures, args.against, args.paired, args.resamples, args.first)
     if args.out is not None:
         check_path("out", args.out)
         _write(result, Path(args.out))
@@ -69,11 +71,13 @@ def _arguments(words: list[str]) -> Any:
     parser.add_argument("--paired", action="store_true", help=paired)
     seeds = "Put the seeds of a setting together: mean and standard deviation over them. Without it each is an arm."
     parser.add_argument("--seeds", action="store_true", help=seeds)
-    sets = f"Columns: {', '.join(SETS)} (most papers', PAC's, REP's), or names: efficacy/exact,locality/unchanged."
+    sets = f"Columns: {', '.join(SETS)} (most papers', PAC's, REP's, of all methods), or names: efficacy/exact,fluency."
     parser.add_argument("--metrics", type=str, default="main", help=sets)
+    first = "Only the first N records that each run edited: how much is left of them after more edits; null: all."
+    parser.add_argument("--first", type=int | None, default=None, metavar="N", help=first)
     formats = "What is printed. csv: with every digit, and the values of every seed."
     parser.add_argument("--format", type=Literal["terminal", "markdown", "csv"], default="terminal", help=formats)
-    out = "Folder for compare.md, compare.csv and the trade-off figure tradeoff.png; null: none."
+    out = "Folder for compare.md, compare.csv and figures: tradeoff.png, curve.png over edits; null: none."
     parser.add_argument("--out", type=str | None, default=None, help=out)
     runs = "Folder of the sweep's results, where kedit sweep was given --out; null: runs/sweeps/NAME."
     parser.add_argument("--runs", type=str | None, default=None, help=runs)
@@ -111,9 +115,13 @@ def _write(result: Comparison, folder: Path) -> None:
         names.append(None if figure is None else name)
         if figure is not None:
             write_figure(folder / name, figure)
-    write_text(folder / "compare.md", as_markdown(result, names))
+    curves = curve_figures(result)
+    more = [f"curve{'' if len(curves) == 1 else f'_{nth}'}.png" for nth in range(1, len(curves) + 1)]
+    for name, figure in zip(more, curves, strict=True):
+        write_figure(folder / name, figure)
+    write_text(folder / "compare.md", as_markdown(result, names, more))
     write_text(folder / "compare.csv", as_csv(result))
-    files = ["compare.md", "compare.csv", *(name for name in names if name is not None)]
+    files = ["compare.md", "compare.csv", *(name for name in names if name is not None), *more]
     log.info("%s; written to %s: %s", heading(result), folder, ", ".join(files))
 
 

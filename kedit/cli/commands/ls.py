@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,11 +17,20 @@ from kedit.model import known_models
 from kedit.model.pretrained import ALIASES
 
 USAGE = """\
-usage: kedit ls [models]
+usage: kedit ls [methods | models]
 
 Lists the methods, the data sets, the models with values of their own, and the experiments in ./configs.
+kedit ls methods says of each method where it is from, in which regimes it edits, what it changes and needs, and what an
+edit costs.
 kedit ls models lists the types of models that were tried: which are edited right, which are refused, and why.
 """
+
+EDITORS = "its editor's"
+LEGEND = """\
+needs, beside prompt and new target: subject: the request names it, in its prompt; statistics: of kedit stats, or made at
+the first run; training data: other records, see the method's page; true target: the request has it.
+cost of an edit, in passes of the model over its prompt: none; low: fewer than 10; medium: up to some hundreds; high:
+more."""
 
 # What people call the shapes of ROME's table (any other model works too, with values by its depth).
 NAMES: Mapping[tuple[str, int, int], str] = MappingProxyType(
@@ -42,7 +52,7 @@ def ls(words: Sequence[str]) -> None:
     """Print the tables.
 
     Args:
-        words: What stands after `kedit ls`: nothing, `models`, or --help.
+        words: What stands after `kedit ls`: nothing, `methods`, `models`, or --help.
 
     Raises:
         KeditError: Anything else.
@@ -54,8 +64,11 @@ def ls(words: Sequence[str]) -> None:
     if list(words) == ["models"]:
         _tried(console)
         return
+    if list(words) == ["methods"]:
+        _compared(console)
+        return
     if words:
-        raise KeditError(f"kedit ls takes nothing, or the word models, got {' '.join(words)}")
+        raise KeditError(f"kedit ls takes nothing, or the word methods or models, got {' '.join(words)}")
     console.print(_table("methods", ("model.class_path", "what it is"), _methods()))
     data = [(name, "yes" if path else "", what) for name, what, path in datasets_index()]
     console.print(_table("data sets", ("data.class_path", "path needed", "what it holds"), data))
@@ -88,12 +101,33 @@ def _tried(console: Console) -> None:
         console.print(_table(f"{state}: {len(rows)}", ("type", "why"), rows))
 
 
-def _methods() -> Iterator[tuple[str, ...]]:
+def _classes() -> Iterator[tuple[str, Any]]:
+    """Name and class of every method."""
     from kedit import methods
 
     for name in methods.__all__:
         if name != "EditingModule":
-            yield name, _first_sentence(inspect.getdoc(getattr(methods, name)) or "")
+            yield name, getattr(methods, name)
+
+
+def _methods() -> Iterator[tuple[str, ...]]:
+    for name, method in _classes():
+        yield name, _first_sentence(inspect.getdoc(method) or "")
+
+
+def _compared(console: Console) -> None:
+    """The table of methods, from their cards."""
+    columns = ("method", "paper", "regimes", "what an edit changes", "needs", "cost")
+    rows = []
+    for name, method in _classes():
+        card = method.card
+        wraps = isinstance(method.regimes, property)  # a wrapper has those of the editor that it is given
+        regimes = EDITORS if wraps else ", ".join(method.regimes)
+        subject = method.needs_subject and not wraps and "subject" not in card.needs
+        needs = (*(["subject"] if subject else []), *card.needs) or (EDITORS if wraps else "nothing",)
+        rows.append((name, card.paper, regimes, card.changes, ", ".join(needs), card.cost))
+    console.print(_table("methods", columns, rows))
+    console.print(LEGEND, soft_wrap=True)
 
 
 def _models() -> Iterator[tuple[str, ...]]:

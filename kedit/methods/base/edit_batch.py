@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +51,8 @@ class EditBatch:
         baseline_deltas: What the editor alone would have changed, where the method adds to an editor (REP, STEAM).
         baseline_outcomes: One per record, where that was an optimisation of its own (STEAM); None: `outcomes` are its
             too.
-        seconds: Wall-clock time of the edit, measuring not included.
+        seconds: Wall-clock time of the edit and its commit, measuring not included.
+        cpu_seconds: CPU time of this process in the same, all its threads; other processes are not in it.
         keys: In the sequential regime, where a method solves with keys: layer -> those of `edited`, `[n, d_in]`.
     """
 
@@ -59,6 +61,7 @@ class EditBatch:
     outcomes: list[Outcome] = field(default_factory=list)
     deltas: list[Delta | None] = field(default_factory=list)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     baseline_deltas: list[Delta | None] | None = None
     baseline_outcomes: list[Outcome] | None = None
     keys: dict[int, Tensor] = field(default_factory=dict)
@@ -77,9 +80,18 @@ class EditBatch:
         """Puts what the editor alone would have changed beside the batch's own deltas."""
         self.baseline_deltas, self.baseline_outcomes = deltas, outcomes
 
-    def finish(self, deltas: list[Delta | None], seconds: float) -> None:
-        """Takes up what was changed, and how long that took."""
-        self.deltas, self.seconds = deltas, seconds
+    def begin(self) -> None:
+        """The edit begins: its time is counted from here."""
+        self.seconds, self.cpu_seconds = -time.perf_counter(), -time.process_time()
+
+    def finish(self, deltas: list[Delta | None]) -> None:
+        """Takes up what was changed."""
+        self.deltas = deltas
+
+    def end(self) -> None:
+        """The edit is made, and committed where edits accumulate: no more time is counted."""
+        self.seconds += time.perf_counter()
+        self.cpu_seconds += time.process_time()
 
 
 def batch_seed(seed: int, index: int) -> int:

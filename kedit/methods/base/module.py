@@ -6,7 +6,6 @@ returns what came of them. Everything else (loading, seeding, fresh optimisers, 
 
 from __future__ import annotations
 
-import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -219,7 +218,7 @@ class EditingModule(LightningModule, Contract):
         self.batch = EditBatch.of(index, records)
         seed_everything(batch_seed(self.seed, index), workers=False, verbose=False)
         call_hooks(self.trainer, "on_edit_start", self, self.batch)
-        self._started = time.perf_counter()
+        self.batch.begin()
         self._runner = PhaseRunner(
             self.edit(self.batch) if records else None, lambda: self.trainer.strategy.setup_optimizers(self.trainer)
         )
@@ -255,10 +254,11 @@ class EditingModule(LightningModule, Contract):
             deltas = [None if delta is None else self._finished(delta) for delta in deltas]
         if self.regime != "single":  # one model: all processes go on with the same bits
             deltas = of_first_process(deltas, self.device)
-        self.batch.finish(deltas, time.perf_counter() - self._started)
+        self.batch.finish(deltas)
         if self.regime == "sequential":
             self._committed.add(self.batch)
             self.after_commit(self.batch)
+        self.batch.end()
         self.edits_done = self.schedule.done_after(self.trainer.current_epoch)
         call_hooks(self.trainer, "on_edit_end", self, self.batch)
 

@@ -228,7 +228,7 @@ def test_files(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["--paired"], "paired: differences to which arm? Give --against ARM"),
         (["--metrics", "efficacy/bleu"], "metrics: there is no 'efficacy/bleu'; there are main, tokens, robust, "),
         (["--metrics", "portability/port_em"], "metrics: no arm has portability/port_em"),
-        (["--metrics", ","], "metrics: expects main, tokens, robust, or names such as"),
+        (["--metrics", ","], "metrics: expects main, tokens, robust, methods, or names such as"),
         (["--runs", "elsewhere"], "runs: it goes with a sweep file"),
         (["nowhere"], "nowhere: there is no such sweep file, nor folder of a sweep or of a run"),
         (["runs"], "runs is not the folder of a sweep or of a run: no sweep.json, no summary.json in it"),

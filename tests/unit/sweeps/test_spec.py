@@ -99,9 +99,28 @@ def test_exclude(file: Callable[..., Path]) -> None:
     assert left == [("a", "seed2", "x"), ("a", "seed2", "y"), *(("b", f"seed{n}", "x") for n in range(3))]
 
 
+def test_axes_of_one_configuration(file: Callable[..., Path]) -> None:
+    """Only its tasks have them, after the common ones; the other's keep their names."""
+    grid = {"edit.seed": [0, 1]}
+    arms = {"arm": {"plain": {}, "fast": {"model.init_args.v_lr": 0.9}}}
+    sweep = read_sweep(file(grid=grid, grid_of={"b": arms}, exclude=[{"arm": "fast", "edit.seed": 1}]))
+    assert [tuple(task.labels.values()) for task in sweep.tasks] == [
+        ("a", "seed0"), ("a", "seed1"), ("b", "seed0", "plain"), ("b", "seed0", "fast"), ("b", "seed1", "plain")
+    ]  # fmt: skip
+    assert sweep.tasks[3].options == {"edit.seed": 0, "model.init_args.v_lr": 0.9}
+    alone = read_sweep(file(grid=grid))
+    assert sweep.tasks[:2] == alone.tasks[:2]
+    by_path = read_sweep(file(grid=grid, grid_of={"b.yaml": arms}))
+    assert len(by_path.tasks) == 6
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ({"grid_of": ["a"]}, "grid_of: expects a mapping of configurations"),
+        ({"grid_of": {"c": {}}}, "grid_of: c is none of the configurations above"),
+        ({"grid_of": {"a": {"edit.seed": 1}}}, "grid_of: a: edit.seed: expects a list of values"),
+        ({"grid_of": {"a": {"x": [1]}}, "options": {"x": 2}}, "options: x is in the grid too (grid_of: a: x)"),
         ({"gird": {}}, "gird: there is no such key; there are name, configs, "),
         ({"name": "a/b"}, "name: expects letters"),
         ({"configs": []}, "configs: expects a list"),

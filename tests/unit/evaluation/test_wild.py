@@ -1,0 +1,143 @@
+"""`wild`: against transformers' own `generate` on one prompt at a time; what counts as the answer; where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from kedit.delta.apply import edited
+from kedit.delta.delta import Delta
+from kedit.delta.factors import Factors
+from kedit.delta.lanes import BatchedDeltas
+from kedit.errors import KeditError
+from kedit.evaluation.score import EvalConfig, check_probes, score
+from kedit.evaluation.wild import normalised
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
+from kedit.model.tokenization import TooLong
+from kedit.request import EditRecord, EditRequest, Probe
+from kedit.results.rows import ProbeScore, result_row
+from kedit.results.summary import flat, summarise
+from tests.support.tiny_models import tiny_lm
+
+PROMPTS = ("The capital of France is", "Berlin is a city in", "In the north of Spain it rains, and then", "Zundert ")
+CONFIG = EvalConfig(generate=[], wild=["rewrite", "paraphrase"])
+
+
+def naive(lm: LM, prompt: str) -> str:
+    """32 new tokens by `generate`, cut at the first period or line's end."""
+    ids = torch.tensor([lm.encode(prompt.rstrip())])
+    generate: Any = lm.model.generate
+    out = generate(ids, max_new_tokens=32, do_sample=False, pad_token_id=lm.pad_id)[0].tolist()
+    whole, head = (lm.tokenizer.decode(part, skip_special_tokens=True) for part in (out, ids[0].tolist()))
+    return whole[len(head) :].split("\n")[0].split(".")[0]
+
+
+def probes_of(lm: LM) -> list[Probe]:
+    """Of every prompt, one whose answer the model gives itself, and one whose answer it does not give."""
+    found = []
+    for prompt in PROMPTS:
+        right = naive(lm, prompt).strip() or "nothing"
+        found += [Probe("rewrite", prompt, "Los Angeles", aliases=(right,)), Probe("paraphrase", prompt, "Rome")]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2"])
+def test_it_says_what_generate_says(kind: str) -> None:
+    lm = tiny_lm(kind)
+    probes = probes_of(lm)
+    for probe, found in zip(probes, score(lm, probes, config=CONFIG), strict=True):
+        assert found.wild_generated == naive(lm, probe.text)
+        said = normalised(found.wild_generated or "")
+        assert found.wild_match == (said in {normalised(text) for text in (probe.answer, *probe.aliases)})
+        assert found.generated is None
+
+
+def test_lanes_are_edited_models() -> None:
+    lm = tiny_lm("llama")
+    path = lm.arch.path("mlp_out", 1)
+    d_out, d_in = weight(lm.model.get_submodule(path)).shape
+    generator = torch.Generator().manual_seed(0)
+    deltas = [
+        Delta({path: Factors(torch.randn(d_out, 1, generator=generator), torch.randn(1, d_in, generator=generator))})
+        for _ in range(2)
+    ]
+    probes = [Probe("rewrite", prompt, "Rome") for prompt in PROMPTS]
+    lanes = [0, 1, -1, 0]
+    found = score(lm, probes, lanes, BatchedDeltas(lm.model, deltas), CONFIG)
+    for probe, lane, one in zip(probes, lanes, found, strict=True):
+        with edited(lm.model, *([deltas[lane]] if lane >= 0 else [])):
+            assert one.wild_generated == naive(lm, probe.text)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "aliases", "right"),
+    [
+        (" Rome", "Rome", (), True),
+        (" the Rome!", "Rome", (), True),
+        (" Rome, the eternal city", "Rome", (), False),
+        (" Roman", "Rome", (), False),
+        (" eternal city", "Rome", ("The Eternal City",), True),
+        (" St. Louis. It is big.", "St. Louis", (), True),
+        (" Washington, D.C. It lies in", "Washington D.C.", (), True),
+        (" Paris. It is St. Louis", "St. Louis", (), False),
+        ("", "The", (), False),
+    ],
+)
+def test_what_counts(
+    text: str, answer: str, aliases: tuple[str, ...], right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kedit.evaluation.wild.greedy", lambda *_: [text])
+    (found,) = score(tiny_lm("llama"), [Probe("rewrite", "A", answer, aliases=aliases)], config=CONFIG)
+    assert found.wild_match is right
+    assert right or found.wild_generated == text.split(".")[0]
+
+
+def test_squads_normal_form() -> None:
+    assert normalised(" The  U.S. \tAn-apple, a day ") == "us anapple day"
+    assert normalised("theatre another") == "theatre another"
+
+
+def test_only_where_it_is_asked_for() -> None:
+    lm = tiny_lm("gpt2")
+    probes = [Probe("rewrite", PROMPTS[0], "Rome"), Probe("neighborhood", PROMPTS[1], "Germany")]
+    off = score(lm, probes, config=EvalConfig(generate=[]))
+    on = score(lm, probes, config=CONFIG)
+    assert [one.wild_match for one in off] == [None, None]
+    assert on[1] == off[1]
+    assert replace(on[0], wild_generated=None, wild_match=None) == off[0]
+    assert "wild_match" not in off[0].as_row()
+    assert on[0].as_row()["wild_generated"] == on[0].wild_generated
+
+
+def test_the_summary_has_it() -> None:
+    record = EditRecord(EditRequest("1", "{} is", "Rome", "Tokyo"), (Probe("rewrite", "Rome is", "Tokyo"),))
+    before, after = (
+        [ProbeScore(1.0, None, True, 1.0, (1,), wild_generated="x", wild_match=match)] for match in (False, True)
+    )
+    row = result_row(record, before, after, 0, "edit")
+    summary = summarise([row], "edit", resamples=10)
+    assert flat(summary)["efficacy/wild"] == 100
+    assert flat(summary, "before")["efficacy/wild"] == 0
+
+
+def test_a_prompt_must_leave_room() -> None:
+    lm = tiny_lm("llama")
+    words = ["a"] * lm.context_length
+    while len(lm.encode(" ".join(words))) > lm.context_length - 20:
+        words.pop()
+    record = EditRecord(EditRequest("1", "{} is", "Rome", "Tokyo"), (Probe("rewrite", " ".join(words), "Tokyo"),))
+    check_probes(lm, record, EvalConfig(generate=[]))
+    with pytest.raises(TooLong, match="32 new ones"):
+        check_probes(lm, record, CONFIG)
+
+
+def test_a_kind_that_is_nowhere() -> None:
+    from kedit.callbacks.metrics import check_kinds
+
+    record = EditRecord(EditRequest("1", "{} is", "Rome", "Tokyo"), (Probe("rewrite", "Rome is", "Tokyo"),))
+    with pytest.raises(KeditError, match=r"metrics\.scoring\.wild: there is no kind of probe 'rewritten'"):
+        check_kinds(EvalConfig(wild=["rewritten"]), [record])
