@@ -12,6 +12,7 @@ import torch
 
 from kedit.cli import main
 from kedit.keyvalue.keys import mean_keys
+from kedit.keyvalue.past_keys import PastKeys
 from kedit.methods import REP
 from tests.runs.test_resume import assert_same_run
 from tests.support.paths import ROOT
@@ -62,6 +63,11 @@ def ridge(**changed: Any) -> Ridge:
     return configured(Ridge, **(options(layers=[1], regime="sequential") | changed))
 
 
+def past(module: Ridge) -> PastKeys:
+    assert module.past is not None
+    return module.past
+
+
 def test_the_keys_that_were_solved_with_are_remembered() -> None:
     """Those of the model before each batch, of the records that were edited, in the order of the edits."""
     lm = tiny_lm("llama", n_layers=4, d_model=16, d_ff=40)
@@ -70,8 +76,7 @@ def test_the_keys_that_were_solved_with_are_remembered() -> None:
     fresh = tiny_lm("llama", n_layers=4, d_model=16, d_ff=40)
     keys = mean_keys(fresh, REQUESTS[:2], module.contexts, [0.5, 0.25, 0.25], 1)
     assert torch.equal(first.keys[1], keys)
-    past = module.past.of(1, keys)
-    assert torch.equal(past, torch.cat([first.keys[1], second.keys[1]]).float().double())
+    assert torch.equal(past(module).of(1, keys), torch.cat([first.keys[1], second.keys[1]]).float().double())
     without = ridge()
     without.after_commit = lambda batch: None  # type: ignore[method-assign]
     alone = run(without, tiny_lm("llama", n_layers=4, d_model=16, d_ff=40), REQUESTS[:4], batch_size=2)
@@ -86,11 +91,11 @@ def test_nothing_is_remembered_where_edits_do_not_accumulate(regime: Any) -> Non
     before, module = bits(lm), ridge(regime=regime)
     batches = run(module, lm, batch_size=2)
     assert all(not batch.keys for batch in batches)
-    assert len(module.past.of(1, torch.zeros(1, 40))) == 0
+    assert len(past(module).of(1, torch.zeros(1, 40))) == 0
     assert all(torch.equal(before[name], value) for name, value in lm.model.state_dict().items())
 
 
 def test_a_wrapper_passes_the_hooks_on() -> None:
     module = ridge()
     run(REP(module, mode="closed_form"), tiny_lm("llama", n_layers=4, d_model=16, d_ff=40), REQUESTS[:2], batch_size=1)
-    assert len(module.past.of(1, torch.zeros(1, 40))) == 2
+    assert len(past(module).of(1, torch.zeros(1, 40))) == 2

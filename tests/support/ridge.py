@@ -5,7 +5,6 @@ What a newcomer writes for a closed form of their own; `tests/runs/test_one_file
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,9 +13,7 @@ from torch import Tensor
 from kedit.delta.factors import Factors
 from kedit.keyvalue.past_keys import PastKeys
 from kedit.keyvalue.published import Published, layers_up_to
-from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.locate_then_edit.multi_layer import MultiLayerEditor
-from kedit.request import EditRecord
 
 
 class Ridge(MultiLayerEditor):
@@ -38,18 +35,10 @@ class Ridge(MultiLayerEditor):
         self.ridge, self.past = ridge, PastKeys()
 
     def solve(self, layer: int, keys: Tensor, residuals: Tensor) -> Factors:
+        assert self.past is not None
         every = torch.cat([keys, self.past.of(layer, keys)])
         gram = every @ every.T + self.ridge * torch.eye(len(every)).to(every)
         return Factors(residuals.T, torch.linalg.solve(gram, every)[: len(keys)])
-
-    def after_commit(self, batch: EditBatch) -> None:
-        self.past.remember([record.request.case_id for record in batch.edited], batch.keys)
-
-    def edit_state(self, records: Sequence[EditRecord]) -> dict[str, Any]:
-        return self.past.state([record.request.case_id for record in records])
-
-    def load_edit_state(self, state: dict[str, Any]) -> None:
-        self.past.load(state)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"ridge": self.ridge}

@@ -27,8 +27,8 @@ kedit ls models lists the types of models that were tried: which are edited righ
 
 EDITORS = "its editor's"
 LEGEND = """\
-needs, beside prompt and new target: subject: the request names it, in its prompt; statistics: of kedit stats, or made at
-the first run; training data: other records, see the method's page; true target: the request has it.
+needs, beside prompt and new target: subject: the request names it, in its prompt; statistics: of kedit stats, or made
+at the first run; training data: other records, see the method's page; true target: the request has it.
 cost of an edit, in passes of the model over its prompt: none; low: fewer than 10; medium: up to some hundreds; high:
 more."""
 
