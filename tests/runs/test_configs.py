@@ -13,15 +13,19 @@ from typing import Any
 import pytest
 import yaml
 
+from kedit import methods
 from kedit.cli import main
 from kedit.cli.options.help import SHOWN
 from kedit.data.robust_queries import QueryConfig
+from kedit.delta.change import Change
+from kedit.delta.dense import Dense
 from kedit.delta.factors import Factors
 from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta
 from kedit.delta.slices import Slices
 from kedit.forward.binding import load_lm
-from kedit.methods import EMMET, MEMIT, REP, ROME, RROME
+from kedit.methods import REP, ROME
+from kedit.methods.fine_tuning.module import FineTuning
 from kedit.methods.rep import AdapterConfig, parity_config
 from kedit.methods.steam import AlignConfig, AnchorConfig
 from kedit.model.lm import LMConfig
@@ -39,7 +43,7 @@ from tests.support.config_files import (
     tree_of,
     whole,
 )
-from tests.support.tiny_models import TEXT
+from tests.support.tiny_models import TEXT, tiny_lm
 
 FIXTURES = ROOT / "tests" / "fixtures"
 
@@ -89,6 +93,7 @@ SMALL = {
     "train": {"passes": 2},
     "locality": {"prompts": 2, "facts": 8, "others": 2},
 }
+CHANGES: dict[str, type[Change]] = {"PAC": Slices, "FT": Dense, "LocFT": Dense}  # others: Factors
 STEAM_MODELS = ("smollm2", "gpt2_xl", "gptj", "llama3", "qwen2")
 ROBUST = ("robustness", "similarity")  # of runs with robust queries
 ARMS = arms()
@@ -161,10 +166,12 @@ def test_the_configs_are_there() -> None:
     wanted |= {f"emmet_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3")}
     wanted |= {"pac_smollm2", "pac_parity_smollm2"}
     wanted |= {f"pac_{data}_{model}" for data in DATA_OF_PAC for model in ("smollm2", "gptj", "llama2", "llama3")}
+    wanted |= {f"ft_{model}" for model in ("smollm2", "gpt2_xl", "gptj", "llama2", "llama3")}
+    wanted |= {f"locft_{model}" for model in ("smollm2", "llama3", "mistral", "qwen25")}
     assert wanted == {f.stem for f in CONFIGS}
-    methods = {"rome", "rrome", "memit", "emmet", "rep", "steam", "pac"}
-    assert {f.stem for f in REFERENCES} == methods
-    assert {f.stem.split("_")[0] for f in CONFIGS} == methods
+    named = {"rome", "rrome", "memit", "emmet", "rep", "steam", "pac", "ft", "locft"}
+    assert {f.stem for f in REFERENCES} == named
+    assert {f.stem.split("_")[0] for f in CONFIGS} == named
     assert {task.labels["arm"] for task in ARMS} == {"default", "edit", *CONTROLS}
 
 
@@ -211,7 +218,7 @@ def check_run(
     assert values
     assert all(math.isfinite(value) for value in values)
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["protocol"]["regime"] == (config["edit"]["regime"] or ("batch" if method == "PAC" else "single"))
+    assert summary["protocol"]["regime"] == (config["edit"]["regime"] or getattr(methods, method).usual_regime)
     assert summary["protocol"]["fast_dev_run"]
     assert summary["failed"] == {}
     assert "rewrite" in summary["results"]["edit"]
@@ -222,7 +229,7 @@ def check_run(
     for folder in saved:
         delta, card = load_delta(folder, lm)
         assert card["requests"]
-        changed = delta.of_kind(Slices) if method == "PAC" else delta.of_kind(Factors)
+        changed = delta.of_kind(CHANGES.get(method, Factors))
         assert changed
         assert changed.keys() == set(delta.paths)
         assert all(bool(tensor.isfinite().all()) for _, tensor in delta.numbers())
@@ -277,9 +284,13 @@ def test_a_config_says_what_differs_from_the_defaults(file: Path) -> None:
 def test_values_are_those_of_the_table(file: Path) -> None:
     method, args = editor_of(yaml.safe_load(file.read_text()))
     model = next(model for model in KINDS if file.stem.endswith(f"_{model}"))
-    row = {m.__name__: m for m in (ROME, RROME, MEMIT, EMMET)}[method].published.row((*SHAPES[model], WIDTHS[model]))
-    assert row is not None
-    assert {name: args[name] for name in row} == {n: list(v) if n == "layers" else v for n, v in row.items()}
+    of = getattr(methods, method)
+    row = of.published.row((*SHAPES[model], WIDTHS[model]))
+    if row is None:  # FT and LocFT have no values of their own for SmolLM2
+        row = of.published.of(tiny_lm("llama", n_layers=30))
+    assert {name: args[name] for name in row} == {n: list(v) if isinstance(v, tuple) else v for n, v in row.items()}
+    if issubclass(of, FineTuning):
+        return
     assert {"v_num_grad_steps", "v_weight_decay", "clamp_norm_factor", "v_lr"} < row.keys()
 
 
