@@ -12,8 +12,8 @@ else the machine does slows all of them down alike:
 
 `share_of_plain` is of a run of 25 epochs, as published: what fills the cache, and 25 epochs of steps. Each is the least
 of some rounds, because the machine may be busy. Shares are of CPU seconds, on a GPU of wall seconds.
-`products_share_of_plain` is of the operations in a step's matrix products, whatever else the machine does. Equality: the
-largest relative difference of a loss to that of the plain loop, and of the matrix's change.
+`products_share_of_plain` is of the operations in the matrix products of a step, whatever the machine does. Equality:
+the largest relative difference of a loss to that of the plain loop, and of the change of the matrix.
 """
 
 from __future__ import annotations
