@@ -1,9 +1,10 @@
 """Texts whose lower layers are run once: passes that begin at a layer, from what entered it on the frozen model.
 
 A change in layer L leaves everything below L as it is, so the inputs of L at all tokens of a text are constants. They
-are computed once and kept, `d_model` numbers a token. A pass runs L and the layers above on any of the texts, with
-gradients for whatever is trained there. The model's own forward is called, with the layers below passing on what is
-kept, so that masks, positions and the head are its own and there is no code for any architecture here.
+are computed once and kept, `d_model` numbers a token. A pass runs L and the layers above on any of the texts, and the
+last MLP and the head at the tokens that are read, with gradients for whatever is trained there. The model's own forward
+is called, with the layers below passing on what is kept, so that masks, positions and the head are its own and there is
+no code for any architecture here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from kedit.forward.activations import read
 from kedit.forward.logits import logits_at
+from kedit.forward.thin_mlp import thin_mlp
 from kedit.model.tokenization import pad_right
 
 if TYPE_CHECKING:
@@ -61,14 +63,14 @@ class CachedInputs:
         Args:
             index: Which texts, a row of the batch each; they are padded at their right ends.
             rows: `[m]` int64, the row of each place.
-            cols: `[m]` int64, its token.
+            cols: `[m]` int64, its token, 0 or more.
 
         Returns:
             `[m, vocab]` in the model's dtype.
         """
         texts = [self.texts[i] for i in index]
         ids, _ = pad_right(texts, self.lm.pad_id, self.lm.device)
-        with self._passing_on(texts):
+        with self._passing_on(texts), thin_mlp(self.lm, rows, cols):
             return logits_at(self.lm, ids, rows, cols, use_cache=False)[0]
 
     def _fill(self, batch_tokens: int | None) -> None:

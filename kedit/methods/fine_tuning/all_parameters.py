@@ -44,7 +44,7 @@ def check_memory(lm: LM) -> None:
     if free is not None and total > free:
         raise KeditError(
             f"model.parameters: training all of {lm.name} takes {gigabytes(total)} besides the model, and "
-            f"{gigabytes(free)} are free on {lm.device}; use a smaller model, or parameters: modules"
+            f"{gigabytes(free)} are free on {lm.device}; use a smaller model, or parameters: matrices"
         )
 
 

@@ -70,13 +70,15 @@ class FT(FineTuning):
         target_eos: bool = False,
         cached: bool = True,
     ) -> None:
-        super().__init__(matrices, norm_constraint, weight_decay, target_eos, cached, parameters == "all")
+        super().__init__(matrices, weight_decay, target_eos, cached)
+        above_zero("model.norm_constraint", norm_constraint)
         above_zero("model.lr", lr)
         for option, value, least in (("steps", steps, 1), ("mini_batch", mini_batch, 1)):
             at_least(f"model.{option}", value, least)
         at_least("model.stop_loss", stop_loss, 0.0)
         if target_eos and loss == "prompt_last":
             raise KeditError("model.target_eos: prompt_last reads all tokens at one place; it needs loss: target_new")
+        self.bound, self.whole = norm_constraint, parameters == "all"
         self.layers, self.lr, self.steps, self.mini_batch = layers, lr, steps, mini_batch
         self.loss: Loss = loss
         self.stop_loss = stop_loss

@@ -60,7 +60,7 @@ class LocFT(FineTuning):
         target_eos: bool = True,
         cached: bool = True,
     ) -> None:
-        super().__init__(matrices, None, weight_decay, target_eos, cached)
+        super().__init__(matrices, weight_decay, target_eos, cached)
         above_zero("model.lr", lr)
         at_least("model.epochs", epochs, 1)
         at_least("model.mini_batch", mini_batch, 1)

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 
 from kedit.delta.delta import Delta
-from kedit.errors import KeditError, above_zero, at_least
+from kedit.errors import KeditError, at_least
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.edit_config import EditConfig
 from kedit.methods.base.module import EditingModule
@@ -29,11 +29,9 @@ class FineTuning(EditingModule):
 
     Args:
         matrices: Which maps of the layers are trained; None: filled in by `setup`.
-        bound: Most that an entry may change; None: any amount.
         weight_decay: Adam's L2 penalty on what is trained.
         target_eos: Whether an end of text follows the target.
         cached: Run the layers below the lowest trained one once, and not in every step.
-        whole: Train every parameter.
     """
 
     needs_subject = False
@@ -41,22 +39,18 @@ class FineTuning(EditingModule):
     layer_option = "model.layers"
     """The option that names the layers."""
 
-    def __init__(
-        self,
-        matrices: Sequence[str] | None,
-        bound: float | None,
-        weight_decay: float,
-        target_eos: bool,
-        cached: bool,
-        whole: bool = False,
-    ) -> None:
+    bound: float | None = None
+    """Most that an entry may change; None: any amount."""
+
+    whole = False
+    """Whether every parameter is trained."""
+
+    def __init__(self, matrices: Sequence[str] | None, weight_decay: float, target_eos: bool, cached: bool) -> None:
         super().__init__()
         check_matrices(matrices)
-        above_zero("model.norm_constraint", bound)
         at_least("model.weight_decay", weight_decay, 0.0)
-        self.matrices = matrices
-        self.bound, self.weight_decay, self.target_eos = bound, weight_decay, target_eos
-        self.cached, self.whole = cached, whole
+        self.matrices, self.weight_decay = matrices, weight_decay
+        self.target_eos, self.cached = target_eos, cached
         self.paths: list[str] = []
 
     @property

@@ -9,6 +9,7 @@ from torch import Tensor
 from kedit.forward.cached_inputs import CachedInputs
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
+from kedit.model.tokenization import pad_right
 from tests.support.tiny_models import KINDS, tiny_lm
 
 TEXTS = ("The capital of France is Paris", "Berlin", "The mother tongue of Danielle Darrieux is French", "Berlin")
@@ -23,10 +24,16 @@ def last_tokens(lm: LM, index: list[int]) -> tuple[Tensor, Tensor]:
     return torch.arange(len(index)), torch.tensor([len(texts[i]) - 1 for i in index])
 
 
-def gradient(lm: LM, inputs: CachedInputs, index: list[int], layer: int) -> tuple[Tensor, Tensor]:
-    """Logits at the last tokens, and the gradient of a number made of them with respect to the edited matrix."""
+def gradient(lm: LM, inputs: CachedInputs | None, index: list[int], layer: int) -> tuple[Tensor, Tensor]:
+    """Logits at two tokens of each, and the gradient of a number made of them with respect to the edited matrix."""
     w = lm.arch.module(lm.model, "mlp_out", layer).get_parameter("weight").requires_grad_(True)
-    logits = inputs.logits(index, *last_tokens(lm, index))
+    rows, last = last_tokens(lm, index)
+    rows, cols = rows.repeat(2), torch.cat([last, (last - 2).clamp(min=0)])
+    if inputs is None:  # the model by itself
+        texts = [ids_of(lm)[i] for i in index]
+        logits = lm.model(pad_right(texts, lm.pad_id, lm.device)[0], use_cache=False).logits[rows, cols]
+    else:
+        logits = inputs.logits(index, rows, cols)
     (found,) = torch.autograd.grad(logits.float().log_softmax(-1)[:, 7].sum(), [w])
     w.requires_grad_(False)
     return logits.detach(), found
@@ -35,11 +42,13 @@ def gradient(lm: LM, inputs: CachedInputs, index: list[int], layer: int) -> tupl
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_equal_whole_passes(kind: str) -> None:
     lm = tiny_lm(kind, n_layers=4)
-    for first in (1, 3):
+    for first in (1, 2, 3):
         plain, cached = CachedInputs(lm, ids_of(lm), 0), CachedInputs(lm, ids_of(lm), first, batch_tokens=12)
         assert plain.nbytes == 0 < cached.nbytes
         for index in ([0, 1, 2], [2, 0], [1], [3, 1, 1]):
-            for one, other in zip(gradient(lm, plain, index, first), gradient(lm, cached, index, first), strict=True):
+            wanted = gradient(lm, None, index, first)
+            found = [*gradient(lm, plain, index, first), *gradient(lm, cached, index, first)]
+            for one, other in zip(wanted * 2, found, strict=True):
                 torch.testing.assert_close(other, one, atol=1e-5 * float(one.abs().max()), rtol=1e-5)
 
 

@@ -12,6 +12,7 @@ from kedit.delta.apply import edited
 from kedit.delta.delta import Delta
 from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
+from kedit.delta.parameters import ParameterChange
 from kedit.evaluation.score import EvalConfig, score_records
 from kedit.methods.base.edit_batch import EditBatch, Outcome
 from kedit.methods.base.views import BEFORE, accumulates, arms_of, measure
@@ -128,3 +129,18 @@ def test_arms(lm: LM) -> None:
     batch.baseline_outcomes = [Outcome(record) for record in batch.records]
     assert [arm.outcomes is batch.outcomes for arm in arms_of("batch", batch)] == [True, False]
     assert [regime for regime in ("single", "batch", "sequential") if accumulates(regime)] == ["sequential"]
+
+
+def test_what_fits_no_lane_is_measured_in_the_weights(lm: LM) -> None:
+    """Changes of every parameter, one record after another; the others and the unedited model still by lanes."""
+    norm = lm.arch.family.norm
+    one = Delta({norm: ParameterChange({"weight": 0.5 * torch.ones(lm.d_model)})})
+    batch = batch_of([one, delta_of(lm, 1)], [delta_of(lm, 2), one])
+    values, scorer = measured(lm, "single", batch, ASKS, {})
+    assert scorer.calls == [
+        ([0, 1, 3, 4], [-1, -1, 0, 1], False),
+        ([2], None, False),
+        ([5], None, False),
+    ]
+    with edited(lm.model, one):
+        assert scorer([2, 5], None, None, False) == pytest.approx([values[2], values[5]])

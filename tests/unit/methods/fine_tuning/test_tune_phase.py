@@ -122,7 +122,7 @@ def test_equals_a_loop_by_hand(kind: str, loss: Loss) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_equals_a_loop_by_hand(kind: str) -> None:
     """Also with a head that is tied to the embedding: it is one parameter, with the gradients of both."""
-    tied = {"tie_word_embeddings": True}
+    tied: dict[str, Any] = {"tie_word_embeddings": True}
     lm, other = (tiny_lm(kind, dtype=torch.float64, n_layers=2, **tied) for _ in range(2))
     recipe = Recipe(4, 0.01, mini_batch=2)
     before = {name: value.clone() for name, value in lm.model.state_dict().items()}
