@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
-_MEMINFO = Path("/proc/meminfo")
+from kedit.runtime.free_memory import free_memory
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -14,12 +12,7 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    if device.type != "cpu" or not _MEMINFO.is_file():
-        return None
-    for line in _MEMINFO.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+    return free_memory() if device.type == "cpu" else None
 
 
 def gigabytes(n: float) -> str:
