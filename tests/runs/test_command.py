@@ -77,6 +77,7 @@ def test_what_a_run_leaves(words: list[str], tmp_path: Path) -> None:
         "deltas",
         "logs",
         "results.jsonl",
+        "costs.jsonl",
         "run.json",
         "summary.json",
     }

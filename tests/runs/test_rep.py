@@ -190,10 +190,13 @@ def test_sequential(editor: str, words: Any, tmp_path: Path, rows_of: RowsOf) ->
         (["--model.parity", "true", "--model.mode", "closed_form"], "model.parity: the paper's recipe trains"),
         (["--model.parity", "true"], "model.parity: the paper's recipe replaces model.adapter; give one of the two"),
         (["--model.adapter.gate", "mlp", "--model.mode", "closed_form"], "model.adapter.gate: the closed form fits"),
-        (["--model.editor", "ROMEO"], "model.editor: there is no class 'ROMEO' for it; there are EMMET, MEMIT, ROME, "),
+        (
+            ["--model.editor", "ROMEO"],
+            "model.editor: there is no class 'ROMEO' for it; there are EMMET, MEMIT, PMET, ROME, ",
+        ),
         (
             ["--model.editor", "REP"],
-            "model.editor: there is no class 'REP' for it; there are EMMET, MEMIT, ROME, RROME",
+            "model.editor: there is no class 'REP' for it; there are EMMET, MEMIT, PMET, ROME, RROME",
         ),
         (["--model.editor", "5"], "model.editor: there is no class '5' for it"),
         (["--model.editor.layr", "1"], "model.editor.layr: there is no such option; did you mean layer?"),

@@ -104,7 +104,10 @@ def test_a_knowledge_base_of_the_user(words: Any, tmp_path: Path, rows_of: Calla
         ("--model.anchors.templates nowhere.json", "nowhere.json: no such file"),
         ("--model.anchors.records [nowhere.json]", "nowhere.json: no such file"),
         ("--model.align.center objects", "model.align.center: objects needs anchors of 5 objects"),
-        ("--model.editor STEAM", "model.editor: there is no class 'STEAM' for it; there are EMMET, MEMIT, ROME, RROME"),
+        (
+            "--model.editor STEAM",
+            "model.editor: there is no class 'STEAM' for it; there are EMMET, MEMIT, PMET, ROME, RROME",
+        ),
     ],
 )
 def test_slips(option: str, message: str, words: Any, capsys: pytest.CaptureFixture[str]) -> None:

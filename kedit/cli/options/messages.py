@@ -208,6 +208,7 @@ def _choices(option: str) -> str:
         names = [name for name in methods.__all__ if name != "EditingModule"]
         if option == "model.editor":
             names = [name for name in names if issubclass(getattr(methods, name), LocateThenEdit)]
+            return "; there are " + ", ".join(names) + "; PRUNE and RECT take any method"
         return "; there are " + ", ".join(names)
     return ""
 
