@@ -35,6 +35,7 @@ class FineTuning(EditingModule):
     """
 
     needs_subject = False
+    merges_deltas = True  # each as large as what it changes
 
     layer_option = "model.layers"
     """The option that names the layers."""
