@@ -19,18 +19,14 @@ def _first(name: str) -> Callable[[Point], float | None]:
     return lambda point: 100 * point["first"][name] if name in point.get("first", {}) else None
 
 
-def _perplexity(point: Point) -> float | None:
-    found = point.get("perplexity", {})
-    return next((found[name] for name in ("perplexity", "after", "value") if name in found), None)
-
-
 PANELS: tuple[tuple[str, str, Callable[[Point], float | None]], ...] = (
     ("all edits so far: success", "%", _metric("rewrite", "success")),
     ("all edits so far: paraphrase success", "%", _metric("paraphrase", "success")),
     ("neighbourhood unchanged", "%", _metric("neighborhood", "unchanged")),
     ("the first 50 edits: exact answers", "%", _first("rewrite_exact")),
-    ("perplexity", "", _perplexity),
+    ("perplexity", "", lambda point: point.get("perplexity")),
     ("CPU seconds per edit", "s", lambda point: point.get("cpu_s_per_edit")),
+    ("delta, kB per edit", "kB", lambda point: point["bytes_per_edit"] / 1e3 if "bytes_per_edit" in point else None),
 )
 """Title, unit, and what a point says; a panel for which no run says anything is left out."""
 

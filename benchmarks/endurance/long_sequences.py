@@ -46,6 +46,7 @@ CLOSED = {"model.layers": "[0,1]", "model.v_num_grad_steps": 3, "model.contexts.
 CHEAP: dict[str, dict[str, Any]] = {
     "AlphaEdit": CLOSED | {"model.nullspace_relative": 1.0, "model.l2": 1.0},
     "MEMIT": CLOSED | {"model.past_keys": "true"},
+    "UltraEdit": {"model.gate_layers": "[]", "model.up_layers": "[]", "model.down_layers": "[0,1]"},
 }
 """Options under which an edit of a tiny model costs little; a method that is not named here has its defaults."""
 
@@ -251,14 +252,18 @@ def point_of(run: Path, summary: dict[str, Any], edits: int) -> dict[str, Any]:
                 for kind, of_kind in place["results"].items()
             }  # fmt: skip
     point["first"] = first_edits(run / "results.jsonl", edits)
+    costs = [json.loads(line) for line in (run / "costs.jsonl").read_text("utf-8").splitlines()][:edits][-WINDOW:]
+    for name, shown in (
+        ("seconds", "wall_s_per_edit"),
+        ("cpu_seconds", "cpu_s_per_edit"),
+        ("delta_bytes", "bytes_per_edit"),
+    ):
+        point[shown] = sum(cost[name] for cost in costs) / len(costs)  # of the last edits, measuring not included
     looks = seen(run)
-    batches = edits // BATCH
-    if len(looks) > batches:
-        since = max(0, batches - WINDOW // BATCH)
-        point["wall_s_per_edit"] = (looks[batches]["wall"] - looks[since]["wall"]) / (BATCH * (batches - since))
-        point["cpu_s_per_edit"] = (looks[batches]["cpu"] - looks[since]["cpu"]) / (BATCH * (batches - since))
-        point["journal_bytes_per_edit"] = looks[batches]["journal"] / edits
-    return point | further(summary, edits)
+    if len(looks) > edits // BATCH:
+        point["journal_bytes_per_edit"] = looks[edits // BATCH]["journal"] / edits
+    point["perplexity"] = perplexity_after(run / "results.jsonl", edits)
+    return point
 
 
 def first_edits(path: Path, edits: int) -> dict[str, float]:
@@ -275,19 +280,14 @@ def first_edits(path: Path, edits: int) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in sums.items()}
 
 
-def further(summary: dict[str, Any], edits: int) -> dict[str, Any]:
-    """Further fields of a summary that are about the model after so many edits: add a line here for a new one.
-
-    A field that has a list of points, each with its number of `edits`, is taken as it is.
-    """
-    found = {}
-    for name in ("perplexity", "retention", "weights"):
-        places = summary.get(name)
-        places = places.get("points", places.get("curve", [])) if isinstance(places, dict) else places
-        for place in places or []:
-            if isinstance(place, dict) and place.get("edits") == edits:
-                found[name] = {key: value for key, value in place.items() if key != "edits"}
-    return found
+def perplexity_after(path: Path, edits: int) -> float | None:
+    """Perplexity of the run's text after so many edits, where it was measured (`perplexity.enabled`)."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            if row["measured_at"] == f"at_{edits}":
+                return (row.get("perplexity") or {}).get("after")
+    return None
 
 
 if __name__ == "__main__":
