@@ -47,7 +47,8 @@ SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "robust": (*(f"{TITLES.get(kind, kind)}/{metric}" for kind, metric in FIGURES), "fluency"),
         "methods": (
             "efficacy/success", "generality/success", "locality/success", "score/success", "efficacy/exact",
-            "efficacy/wild", "generality/wild", "cpu_seconds", "peak_memory", "delta_bytes", "perplexity",
+            "generality/exact", "locality/unchanged", "efficacy/wild", "cpu_seconds", "peak_memory", "delta_bytes",
+            "perplexity",
         ),
     }
 )  # fmt: skip
