@@ -1,10 +1,18 @@
 """PAC: which nodes of the feed-forward matrices an edit should move, and what moves them. No Lightning in here."""
 
-from kedit.methods.pac.config import ContrastConfig, LocalityConfig, Objective, TrainConfig, parity_train, released
+from kedit.methods.pac.config import (
+    ContrastConfig,
+    LocalityConfig,
+    Objective,
+    TrainConfig,
+    checked,
+    parity_train,
+    released,
+)
 from kedit.methods.pac.labels import Labelled, argmaxes, encode_request, greedy_answers, labelled
 from kedit.methods.pac.locality import LocalityTerm
 from kedit.methods.pac.rectify import Bias, Part, Rectifier
-from kedit.methods.pac.requests import BATCH, Progress, Request, score_requests
+from kedit.methods.pac.requests import BATCH, Progress, Request, requests_of, score_requests
 from kedit.methods.pac.tracing.capture import capture
 from kedit.methods.pac.tracing.choose import choose, layer_weights, nodes_to_choose_from
 from kedit.methods.pac.tracing.profile import Profile
@@ -38,6 +46,7 @@ __all__ = [
     "TrainableNodes",
     "argmaxes",
     "capture",
+    "checked",
     "choose",
     "encode_request",
     "greedy_answers",
@@ -48,6 +57,7 @@ __all__ = [
     "nodes_to_choose_from",
     "parity_train",
     "released",
+    "requests_of",
     "score_requests",
     "select",
     "sites",

@@ -7,6 +7,7 @@ from typing import Literal
 
 from kedit.errors import KeditError, at_least
 from kedit.methods.pac.rectify import Bias
+from kedit.methods.pac.tracing.select import TraceConfig
 from kedit.runtime.option_values import check_values
 
 Objective = Literal["alternate", "joint"]
@@ -171,3 +172,22 @@ def released(
             "model.parity: the released run has no locality term; leave model.locality.weight out, or at 0"
         )
     return train, contrast, replace(locality, weight=0.0)
+
+
+def checked(trace: TraceConfig, train: TrainConfig, contrast: ContrastConfig) -> ContrastConfig:
+    """Options that go together; the contrastive term's without a learning rate where one Adam has none of its own.
+
+    Raises:
+        KeditError: Two of them do not; names one.
+    """
+    if train.shared_adam and contrast.theta == "instead":
+        raise KeditError("model.contrast.theta: instead keeps T- apart; it needs train.shared_adam: false")
+    if train.shared_adam and contrast.lr == ContrastConfig().lr:
+        contrast = replace(contrast, lr=None)  # left out
+    if train.shared_adam and contrast.lr is not None:
+        raise KeditError("model.contrast.lr: one Adam has one learning rate; it needs train.shared_adam: false")
+    if train.cached_inputs and not (trace.layers and min(trace.layers) > 0):
+        raise KeditError("model.train.cached_inputs: nodes may be in layer 0; name higher ones in trace.layers")
+    if train.layer_weights and trace.node_source != "traced":
+        raise KeditError("model.train.layer_weights: they come from the trace; use trace.node_source: traced")
+    return contrast

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import asdict, replace
 from typing import Any, Literal, Self
 
@@ -31,21 +31,19 @@ from kedit.methods.pac import (
     TraceConfig,
     TrainableNodes,
     TrainConfig,
-    argmaxes,
+    checked,
     choose,
-    encode_request,
-    greedy_answers,
     labelled,
     layer_weights,
     nodes_to_choose_from,
     released,
+    requests_of,
     score_requests,
 )
 from kedit.methods.pac.passes import cached_passes
 from kedit.methods.pac.rectify_phase import RectifyPhase
 from kedit.methods.pac.requests import Logits
 from kedit.model.lm import LMConfig
-from kedit.request import EditRecord
 from kedit.runtime import distributed
 
 log = logging.getLogger(__name__)
@@ -88,16 +86,7 @@ class PAC(EditingModule):
         super().__init__()
         if parity:
             train, contrast, locality = released(scope, train, contrast, locality)
-        if train.shared_adam and contrast.theta == "instead":
-            raise KeditError("model.contrast.theta: instead keeps T- apart; it needs train.shared_adam: false")
-        if train.shared_adam and contrast.lr == ContrastConfig().lr:
-            contrast = replace(contrast, lr=None)  # left out
-        if train.shared_adam and contrast.lr is not None:
-            raise KeditError("model.contrast.lr: one Adam has one learning rate; it needs train.shared_adam: false")
-        if train.cached_inputs and not (trace.layers and min(trace.layers) > 0):
-            raise KeditError("model.train.cached_inputs: nodes may be in layer 0; name higher ones in trace.layers")
-        if train.layer_weights and trace.node_source != "traced":
-            raise KeditError("model.train.layer_weights: they come from the trace; use trace.node_source: traced")
+        contrast = checked(trace, train, contrast)
         self.scope, self.parity = scope, parity
         self.trace_config, self.train_config, self.contrast, self.locality = trace, train, contrast, locality
         self.profile = Profile()
@@ -138,7 +127,7 @@ class PAC(EditingModule):
         """What the unedited model says: to every request, and to the prompts that are to stay as they are."""
         nodes_to_choose_from(self.lm, self.trace_config)
         records = self.schedule.edited_in()
-        self.requests = {request.case: request for request in self._asked(records)}
+        self.requests = {request.case: request for request in requests_of(self.lm, records, self.contrast.original)}
         if self.locality.weight > 0:
             self.locality_term = LocalityTerm(self.lm, self.locality, records, read_facts("train"), self.seed)
         if self.train_config.cached_inputs:
@@ -146,23 +135,6 @@ class PAC(EditingModule):
         if self.scope == "dataset" and len(self.schedule.batches) > 1:
             self.profile = Profile()  # a resumed run traces again what it has in there
             self._chosen = self._choose([self.requests[r.request.case_id] for r in records])
-
-    def _asked(self, records: Sequence[EditRecord]) -> list[Request]:
-        texts = [encode_request(self.lm, record.request) for record in records]
-        cases = [record.request.case_id for record in records]
-        asked: list[Request] = []
-        for start in range(0, len(texts), BATCH):
-            some = texts[start : start + BATCH]
-            greedy = self.contrast.original == "greedy"
-            originals = greedy_answers(self.lm, some) if greedy else some
-            if greedy:
-                base_labels = [text.target for text in originals]
-            else:
-                flat = iter(argmaxes(self.lm, labelled(self.lm, some)).tolist())
-                base_labels = [tuple(next(flat) for _ in text.target) for text in some]
-            rows = zip(cases[start : start + BATCH], some, originals, base_labels, strict=True)
-            asked += [Request(*row) for row in rows]
-        return asked
 
     def edit(self, batch: EditBatch) -> EditProgram:
         """Traces and rectifies: the edit batch as one, or one request after another (`scope: edit`)."""

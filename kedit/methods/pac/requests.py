@@ -11,9 +11,10 @@ from torch import Tensor
 from kedit.delta.apply import edited
 from kedit.delta.delta import Delta
 from kedit.errors import KeditError
-from kedit.methods.pac.labels import labelled
+from kedit.methods.pac.labels import argmaxes, encode_request, greedy_answers, labelled
 from kedit.model.lm import LM
 from kedit.model.tokenization import Tokens
+from kedit.request import EditRecord
 
 Texts = Sequence[tuple[int, ...]]
 Logits = Callable[[Texts, Tensor, Tensor], Tensor]
@@ -100,3 +101,28 @@ def score_requests(
             losses += means.tolist()
             answered += batch.answered(logits).tolist()
     return losses, answered
+
+
+def requests_of(lm: LM, records: Sequence[EditRecord], original: str) -> list[Request]:
+    """What is trained for some records, with what the unedited model says.
+
+    Args:
+        lm: The unedited model.
+        records: In order.
+        original: `contrast.original`: whose labels are held, those of the request's text or the model's own.
+    """
+    texts = [encode_request(lm, record.request) for record in records]
+    cases = [record.request.case_id for record in records]
+    asked: list[Request] = []
+    for start in range(0, len(texts), BATCH):
+        some = texts[start : start + BATCH]
+        greedy = original == "greedy"
+        originals = greedy_answers(lm, some) if greedy else some
+        if greedy:
+            base_labels = [text.target for text in originals]
+        else:
+            flat = iter(argmaxes(lm, labelled(lm, some)).tolist())
+            base_labels = [tuple(next(flat) for _ in text.target) for text in some]
+        rows = zip(cases[start : start + BATCH], some, originals, base_labels, strict=True)
+        asked += [Request(*row) for row in rows]
+    return asked
