@@ -12,6 +12,9 @@ from kedit.methods.fine_tuning.module import FineTuning
 from kedit.methods.fine_tuning.tune_phase import Recipe
 from kedit.model.lm import LM
 
+MOST = 100  # requests of a step
+STEPS_OF_A_PASS = 30  # in the published run
+
 
 def _by_depth(lm: LM) -> Mapping[str, Any]:
     """The layer at the depth of Llama-3's published one, 22 of 32."""
@@ -28,7 +31,8 @@ class LocFT(FineTuning):
         matrices: Which maps of it; null: the published ones (`mlp_out`; Mistral's whole `layer`). As in `FT`.
         lr: Adam's learning rate; null: published value.
         epochs: Passes over all requests of an edit batch.
-        mini_batch: Requests of an optimiser step, drawn anew in every pass.
+        mini_batch: Requests of an optimiser step, drawn anew in every pass; null: a thirtieth of the edit batch and at
+            most 100, as many steps as in the published run (3,000 requests, 100 of them in a step).
         weight_decay: Adam's L2 penalty on the trained weights.
         target_eos: Train an end of text behind the target too.
         cached: Run the layers below the edited one once; false: in every step, as plain fine-tuning.
@@ -55,7 +59,7 @@ class LocFT(FineTuning):
         matrices: Sequence[str] | None = None,
         lr: float | None = None,
         epochs: int = 25,
-        mini_batch: int = 100,
+        mini_batch: int | None = None,
         weight_decay: float = 0.0,
         target_eos: bool = True,
         cached: bool = True,
@@ -79,7 +83,13 @@ class LocFT(FineTuning):
     def recipe(self) -> Recipe:
         """All requests in every pass, each time in another order; no bound, and no stop."""
         assert self.lr is not None
-        return Recipe(self.epochs, self.lr, self.mini_batch, shuffled=True)
+        return Recipe(self.epochs, self.lr, self._step_size, shuffled=True)
+
+    @property
+    def _step_size(self) -> int:
+        """Requests of a step; without meaning where each request is edited by itself."""
+        n = 1 if self.regime == "single" else self.schedule.size
+        return self.mini_batch or min(MOST, -(-n // STEPS_OF_A_PASS))
 
     def describe(self) -> dict[str, Any]:
         """Provenance: every option."""
@@ -87,5 +97,5 @@ class LocFT(FineTuning):
             "layer": self.layer,
             "lr": self.lr,
             "epochs": self.epochs,
-            "mini_batch": self.mini_batch,
+            "mini_batch": self._step_size,
         }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -124,7 +126,7 @@ def test_which_matrices() -> None:
 
 def test_a_whole_layer_on_cached_inputs() -> None:
     lm = tiny_lm("llama")
-    scores = run(LocFT(layer=2, matrices=["layer"], epochs=8, lr=0.01), lm, "batch")
+    scores = run(LocFT(layer=2, matrices=["layer"], epochs=8, mini_batch=3, lr=0.01), lm, "batch")
     (delta,) = scores.batches[0].deltas
     assert delta is not None
     assert set(delta.paths) == set(trained_paths(lm, [2], ["layer"]))
@@ -172,3 +174,10 @@ def test_a_tokenizer_without_an_end_of_text() -> None:
             run(LocFT(layer=1), lm, "batch")
     finally:
         lm.tokenizer.eos_token = "</s>"
+
+
+@pytest.mark.parametrize(("given", "n", "size"), [(None, 3000, 100), (None, 10_000, 100), (None, 32, 2), (8, 32, 8)])
+def test_locft_takes_as_many_steps_as_published(given: int | None, n: int, size: int) -> None:
+    method = LocFT(mini_batch=given, lr=1e-3).configure(edit=EditConfig("batch"))
+    with mock.patch.object(LocFT, "schedule", SimpleNamespace(size=n)):
+        assert method.recipe().mini_batch == size
