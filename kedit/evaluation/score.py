@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kedit.delta.prompts import prompt_for
 from kedit.errors import KeditError, at_least, shown
-from kedit.evaluation.wild import TOKENS, most_tokens, wild_answers
+from kedit.evaluation.wild import TOKENS, most_tokens, stop_of, wild_answers
 from kedit.forward.greedy import greedy, prompt_ids
 from kedit.forward.logits import check_lanes
 from kedit.forward.teacher_forcing import Progress, Span, read
@@ -192,7 +192,7 @@ def _generate(
         return
     alike: dict[tuple[str, int], list[int]] = {}
     for i in chosen:
-        alike.setdefault((_stop_of(probes[i], config.stop), new_tokens(config, len(scores[i].top1))), []).append(i)
+        alike.setdefault((stop_of(probes[i], config.stop), new_tokens(config, len(scores[i].top1))), []).append(i)
     for (stop, most), together in alike.items():
         ported = [i for i in together if probes[i].kind == PORTABILITY]
         prompts = [probes[i].text for i in together] + [_ported(probes[i], config) for i in ported]
@@ -226,11 +226,6 @@ def _answer_wild(
 def new_tokens(config: EvalConfig, answer: int) -> int:
     """Tokens after which a free generation ends, by the number of tokens of its answer."""
     return max(config.max_new_tokens, answer)
-
-
-def _stop_of(probe: Probe, stop: str) -> str:
-    """The characters that end a generation, without those that a right answer holds (a newline, say)."""
-    return "".join(c for c in stop if not any(c in text for text in (probe.answer, *probe.aliases)))
 
 
 def _ported(probe: Probe, config: EvalConfig) -> str:

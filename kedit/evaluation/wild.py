@@ -66,7 +66,7 @@ def wild_answers(
     """
     alike: dict[tuple[str, int], list[int]] = {}
     for i, probe in enumerate(probes):
-        alike.setdefault((_stop_of(probe), most_tokens(lengths[i])), []).append(i)
+        alike.setdefault((stop_of(probe, STOP), most_tokens(lengths[i])), []).append(i)
     found: list[tuple[str, bool]] = [("", False)] * len(probes)
     for (stop, most), members in alike.items():
         prompts, of_lane = [probes[i].text for i in members], [lanes[i] for i in members]
@@ -84,6 +84,6 @@ def _judged(text: str, probe: Probe) -> tuple[str, bool]:
     return (said[0], False) if right is None else (right, True)
 
 
-def _stop_of(probe: Probe) -> str:
-    """What ends an answer of which it is no part."""
-    return "".join(c for c in STOP if not any(c in text for text in (probe.answer, *probe.aliases)))
+def stop_of(probe: Probe, stop: str) -> str:
+    """The characters that end a generation, without those that a right answer holds (a newline, say)."""
+    return "".join(c for c in stop if not any(c in text for text in (probe.answer, *probe.aliases)))

@@ -6,12 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 
-from kedit.callbacks import EditCallback
-from kedit.cli.options.parts import TRAINER_DEFAULTS
-from kedit.data import EditData
 from kedit.delta.apply import edited
 from kedit.delta.codebook import Codebook
 from kedit.delta.delta import Delta
@@ -24,7 +20,8 @@ from kedit.methods.memory.grace_rule import GAP, MARGIN, grow, label_of
 from kedit.methods.memory.grace_values import GraceObjective, ValuesPhase
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode
-from kedit.request import EditRecord, EditRequest
+from kedit.request import EditRequest
+from tests.support.runs_in_memory import edit_batches
 from tests.support.tiny_models import tiny_lm
 
 REQUESTS = [
@@ -38,25 +35,9 @@ LONG = EditRequest("6", "{} is located in", "The Space Needle", "Tokyo, in Japan
 AWAY = ["Because of the rain, we stayed at home.", "Toyota Camry is produced by Toyota.", "I think that she is right"]
 
 
-class Given(EditData):
-    def read(self) -> list[EditRecord]:
-        return [EditRecord(request, ()) for request in REQUESTS]
-
-
-class Watch(EditCallback):
-    def __init__(self) -> None:
-        self.batches: list[EditBatch] = []
-
-    def on_edit_end(self, trainer: Trainer, module: object, batch: EditBatch) -> None:
-        self.batches.append(batch)
-
-
 def run(lm: LM, regime: Any, **options: Any) -> list[EditBatch]:
     module = GRACE(**({"layer": 2, "steps": 30, "lr": 0.5} | options)).configure(edit=EditConfig(regime))
-    module.use_lm(lm)
-    watch, settings = Watch(), TRAINER_DEFAULTS | {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    Trainer(**settings, callbacks=[watch]).fit(module, datamodule=Given(batch_size=1))
-    return watch.batches
+    return edit_batches(module, lm, REQUESTS)
 
 
 def logits(lm: LM, text: str) -> Tensor:

@@ -6,12 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 
-from kedit.callbacks import EditCallback
-from kedit.cli.options.parts import TRAINER_DEFAULTS
-from kedit.data import EditData
 from kedit.delta.apply import edited
 from kedit.delta.change import WeightChange
 from kedit.delta.delta import Delta
@@ -28,6 +24,7 @@ from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode
 from kedit.request import EditRecord, EditRequest
+from tests.support.runs_in_memory import edit_batches
 from tests.support.tiny_models import tiny_lm
 
 REQUESTS = [
@@ -40,25 +37,9 @@ REQUESTS = [
 ETA = 1e-3
 
 
-class Given(EditData):
-    def read(self) -> list[EditRecord]:
-        return [EditRecord(request, ()) for request in REQUESTS]
-
-
-class Watch(EditCallback):
-    def __init__(self) -> None:
-        self.batches: list[EditBatch] = []
-
-    def on_edit_end(self, trainer: Trainer, module: object, batch: EditBatch) -> None:
-        self.batches.append(batch)
-
-
 def run(lm: LM, regime: Any, size: int, **options: Any) -> tuple[list[EditBatch], UltraEdit]:
     module = UltraEdit(**({"eta": ETA, "chunk": 2} | options)).configure(edit=EditConfig(regime))
-    module.use_lm(lm)
-    watch, settings = Watch(), TRAINER_DEFAULTS | {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    Trainer(**settings, callbacks=[watch]).fit(module, datamodule=Given(batch_size=size))
-    return watch.batches, module
+    return edit_batches(module, lm, REQUESTS, size), module
 
 
 def token_by_token(lm: LM, path: str, size: int, chunk: int, which: str, eos: bool = False) -> list[Tensor]:
