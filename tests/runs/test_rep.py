@@ -28,9 +28,10 @@ from kedit.methods.rep import module as rep_module
 from kedit.model.lm import LM
 from kedit.runtime.run_folder import CHECKPOINT
 from tests.support.paths import FIXTURES
+from tests.support.runs_in_memory import Given, Watch
 from tests.support.small_runs import configured, option_words
 from tests.support.tiny_models import tiny_lm
-from tests.unit.methods.locate_then_edit.test_multi_layer import REQUESTS, TEXTS, Given, Keep, bits
+from tests.unit.methods.locate_then_edit.test_multi_layer import REQUESTS, TEXTS, bits
 
 RECORDS = str(FIXTURES / "records.jsonl")
 LAYERS = {"ROME": "1", "RROME": "1", "MEMIT": "[0,1]", "EMMET": "[1]"}
@@ -246,7 +247,7 @@ def small_lm() -> LM:
 def run(
     module: REP, lm: LM, batch_size: int = 1, n: int = 5, resume: str | None = None, **trainer: Any
 ) -> list[EditBatch]:
-    keep = Keep()
+    keep = Watch()
     module.use_lm(lm)
     callbacks = [keep, *trainer.pop("callbacks", [])]
     settings = TRAINER_DEFAULTS | {"accelerator": "cpu", "logger": False, "enable_checkpointing": bool(callbacks[1:])}

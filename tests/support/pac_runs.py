@@ -27,9 +27,9 @@ from kedit.methods.pac import module as pac_module
 from kedit.model.lm import LM
 from kedit.request import EditRequest
 from tests.support.paths import FIXTURES
+from tests.support.runs_in_memory import Given, Watch
 from tests.support.small_runs import configured, option_words
 from tests.support.tiny_models import tiny_lm
-from tests.unit.methods.locate_then_edit.test_multi_layer import Given, Keep
 
 RECORDS = str(FIXTURES / "records.jsonl")
 REQUESTS = [
@@ -48,7 +48,7 @@ def small(kind: str = "llama") -> LM:
 
 
 def run(module: PAC, lm: LM, requests: list[EditRequest] = REQUESTS, batch_size: int = 5) -> list[EditBatch]:
-    locality = Keep()
+    locality = Watch()
     module.use_lm(lm)
     settings = TRAINER_DEFAULTS | {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     Trainer(**settings, callbacks=[locality]).fit(module, datamodule=Given(requests, batch_size), weights_only=True)

@@ -19,8 +19,8 @@ from kedit.methods.steam import Reference
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode, encode_subject
 from kedit.request import EditRecord, EditRequest, Probe
+from tests.support.runs_in_memory import Watch
 from tests.support.tiny_models import tiny_lm
-from tests.unit.methods.locate_then_edit.test_multi_layer import Keep
 
 FAMILIES = ("gpt2", "gptj", "llama", "qwen2")
 REQUESTS = [
@@ -165,7 +165,7 @@ def run(
     module: EditingModule, lm: LM, data: EditData, resume: str | None = None, callbacks: Sequence[Any] = (), **more: Any
 ) -> list[EditBatch]:
     """A run from Python; its edit batches."""
-    keep = Keep()
+    keep = Watch()
     module.use_lm(lm)
     settings = TRAINER_DEFAULTS | {"accelerator": "cpu", "logger": False, "enable_checkpointing": bool(callbacks)}
     Trainer(**(settings | more), callbacks=[keep, *callbacks]).fit(

@@ -25,9 +25,9 @@ from kedit.methods.pac.labels import encode_request
 from kedit.model.lm import LM
 from kedit.request import EditRequest
 from tests.support.pac_cases import REQUESTS, small
+from tests.support.runs_in_memory import Given
 from tests.support.steam_cases import run
 from tests.unit.methods.fine_tuning.test_lora_adapter import fill
-from tests.unit.methods.locate_then_edit.test_multi_layer import Given
 
 
 def made(regime: Any, **more: Any) -> LoRA:

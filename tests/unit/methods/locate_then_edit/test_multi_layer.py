@@ -11,10 +11,9 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from kedit.callbacks import EditCallback, EditCheckpoint
+from kedit.callbacks import EditCheckpoint
 from kedit.cli.options.parts import TRAINER_DEFAULTS
 from kedit.covariance import StatsConfig
-from kedit.data import EditData
 from kedit.delta.apply import edited
 from kedit.delta.delta import Delta
 from kedit.delta.factors import Factors
@@ -31,8 +30,9 @@ from kedit.methods.locate_then_edit import multi_layer
 from kedit.methods.locate_then_edit.multi_layer import MultiLayerEditor
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
-from kedit.request import EditRecord, EditRequest
+from kedit.request import EditRequest
 from kedit.runtime.run_folder import CHECKPOINT
+from tests.support.runs_in_memory import Given, Watch
 from tests.support.small_runs import configured
 from tests.support.tiny_models import tiny_lm
 
@@ -45,27 +45,6 @@ REQUESTS = [
 ]
 TEXTS = ContextConfig(texts=["The meeting was. {}", "Because of the rain. {}"])
 BARE = ContextConfig(lengths=[])
-
-
-class Given(EditData):
-    """Records that are there already."""
-
-    def __init__(self, requests: list[EditRequest], batch_size: int) -> None:
-        super().__init__(batch_size=batch_size)
-        self.requests = requests
-
-    def read(self) -> list[EditRecord]:
-        return [EditRecord(request, ()) for request in self.requests]
-
-
-class Keep(EditCallback):
-    """Keeps every edit batch."""
-
-    def __init__(self) -> None:
-        self.batches: list[EditBatch] = []
-
-    def on_edit_end(self, trainer: Trainer, module: object, batch: EditBatch) -> None:
-        self.batches.append(batch)
 
 
 @pytest.fixture
@@ -81,7 +60,7 @@ def options(**changed: Any) -> dict[str, Any]:
 def run(
     module: EditingModule, lm: LM, requests: list[EditRequest] = REQUESTS, batch_size: int = 5, **trainer: Any
 ) -> list[EditBatch]:
-    keep = Keep()
+    keep = Watch()
     module.use_lm(lm)
     resume = trainer.pop("ckpt_path", None)
     callbacks = [keep, *trainer.pop("callbacks", [])]
