@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from kedit.errors import KeditError, above_zero, at_least
-from kedit.keyvalue.published import GPT2_XL, GPT_J, LLAMA_2, LLAMA_3, MISTRAL, QWEN_2, Published, fill_in, layer_at
+from kedit.keyvalue.published import (
+    GPT2_XL,
+    GPT_J,
+    LLAMA_2,
+    LLAMA_3,
+    MISTRAL,
+    QWEN_2,
+    SMOLLM2,
+    Published,
+    fill_in,
+    layer_at,
+)
 from kedit.methods.base.method_card import MethodCard
 from kedit.methods.fine_tuning.module import FineTuning
 from kedit.methods.fine_tuning.texts import Loss
@@ -52,6 +63,7 @@ class FT(FineTuning):
             LLAMA_3: {"layers": (21,)},
             MISTRAL: {"layers": (21,)},
             QWEN_2: {"layers": (27,)},
+            SMOLLM2: {"layers": (5,)},  # our choice: methods_tuning.yaml
         },
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kedit.errors import above_zero, at_least
-from kedit.keyvalue.published import LLAMA_3, MISTRAL, QWEN_2, Published, fill_in, layer_at
+from kedit.keyvalue.published import LLAMA_3, MISTRAL, QWEN_2, SMOLLM2, Published, fill_in, layer_at
 from kedit.methods.base.method_card import MethodCard
 from kedit.methods.fine_tuning.module import FineTuning
 from kedit.methods.fine_tuning.tune_phase import Recipe
@@ -50,6 +50,7 @@ class LocFT(FineTuning):
             LLAMA_3: {"layer": 22},
             MISTRAL: {"layer": 23, "lr": 5e-5, "matrices": ("layer",)},
             QWEN_2: {"layer": 6},
+            SMOLLM2: {"layer": 24, "lr": 1e-3},  # our choice: methods_tuning.yaml
         },
     )
 

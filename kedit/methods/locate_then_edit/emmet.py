@@ -40,7 +40,7 @@ class EMMET(MultiLayerEditor):
             GPT_J: {"layers": (5,), "mom2_update_weight": 1, **_OF_GPT},
             LLAMA_2: {"layers": (5,), "mom2_update_weight": 1},
             LLAMA_3: {"layers": (5,), "mom2_update_weight": 100_000, **_OF_GPT},
-            SMOLLM2: {"layers": (5,), "mom2_update_weight": 5000},  # our choice
+            SMOLLM2: {"layers": (4, 5, 6, 7, 8), "mom2_update_weight": 500},  # our choice: methods_tuning.yaml
         },
     )
 

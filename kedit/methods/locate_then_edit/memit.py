@@ -70,7 +70,7 @@ class MEMIT(MultiLayerEditor):
             LLAMA_3: {**_OF_7B, **_OF_GPT, "v_lr": 0.1},
             MISTRAL: _OF_7B,
             QWEN_2: _OF_7B,
-            SMOLLM2: {**_OF_7B, "mom2_update_weight": 2000},  # our choice; 15 000 leaves most facts as they were
+            SMOLLM2: {**_OF_7B, "mom2_update_weight": 500},  # our choice: methods_tuning.yaml
         },
     )
 
