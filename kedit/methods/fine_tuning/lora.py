@@ -61,7 +61,7 @@ class LoRA(EditingModule):
             LLAMA_2: _ADALORA | _QUERY_VALUE | {"steps": 70},
             LLAMA_3: _ADALORA | _QUERY_VALUE | {"steps": 70},
             QWEN_2: _QUERY_VALUE,
-            SMOLLM2: _QUERY_VALUE,
+            SMOLLM2: _QUERY_VALUE | {"steps": 30},  # our choice: methods_tuning.yaml
         },
     )
 

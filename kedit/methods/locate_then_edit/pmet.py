@@ -59,7 +59,7 @@ class PMET(MEMIT):
                 "kl_factor": 0.8,
             },
             LLAMA_2: _LLAMA_2,
-            SMOLLM2: {**_LLAMA_2, "mom2_update_weight": 2000},  # our choice, that of MEMIT
+            SMOLLM2: {**_LLAMA_2, "mom2_update_weight": 500},  # our choice: methods_tuning.yaml
         },
     )
 
