@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from kedit.errors import KeditError, shown
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = "configs"
 SWEEPS = "slurm/sweeps"
+SLURM = "slurm"
+CLUSTER: Mapping[str, str] = MappingProxyType({"cluster": "cluster.yaml", "run.sbatch": "run.sbatch"})
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -50,6 +53,16 @@ def sweep_path(name: str | Path) -> Path:
     return _find(str(name), SWEEPS, shipped_sweeps(), "kedit config list --sweeps")
 
 
+def slurm_path(name: str | Path) -> Path:
+    """A file for a cluster: an existing path, `slurm/cluster.yaml` (for `kedit slurm submit`) or `slurm/run.sbatch`.
+
+    Raises:
+        KeditError: There is none.
+    """
+    known = {name: PACKAGE / SLURM / file for name, file in CLUSTER.items()}
+    return _find(str(name), SLURM, known, "kedit config list --sweeps")
+
+
 def is_shipped(path: Path) -> bool:
     """Whether a path that was found is of kedit's own files, and not of the user's."""
     return path.is_absolute() and path.is_relative_to(PACKAGE)
@@ -66,11 +79,15 @@ def _find(name: str, folder: str, known: Mapping[str, Path], listing: str) -> Pa
     if stem is not None:
         local += [Path(f"{stem}.yaml"), Path(folder, f"{stem}.yaml")]
     for path in local:
-        if _is_file(path):
+        if _is_there(path):
             return path.expanduser() if name.startswith("~") else path
     if stem in known:
         return known[stem]
-    raise KeditError(f"there is no file {shown(name)}{_near(name, stem, known) or f'; {listing} has those of kedit'}")
+    said = name if len(name) <= 200 and name.isprintable() and name else shown(name)
+    if _is_folder(Path(name)):
+        raise KeditError(f"{said} is a folder; name a file")
+    hint = _near(name, stem, known) or f"; {listing} names those that come with kedit"
+    raise KeditError(f"there is no file {said}{hint}")
 
 
 def _stem(name: str, folder: str) -> str | None:
@@ -100,8 +117,17 @@ def _beside(path: Path) -> list[Path]:
         return []
 
 
-def _is_file(path: Path) -> bool:
+def _is_folder(path: Path) -> bool:
     try:
-        return path.expanduser().is_file()
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something to read; what is no regular file is refused by whoever reads it."""
+    try:
+        path = path.expanduser()
+        return path.exists() and not path.is_dir()
     except (OSError, RuntimeError, ValueError):  # too long, no such user, a NUL
         return False
