@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
 
 from kedit.errors import KeditError, shown
 from kedit.runtime.option_values import check_path
@@ -139,7 +140,7 @@ def _table(entries: list[_Entry]) -> Table:
     for name in names:
         table.add_column(name, no_wrap=name == "name", overflow="fold")
     for entry in entries:
-        table.add_row(*(getattr(entry, name) for name in names))
+        table.add_row(*(Text(getattr(entry, name)) for name in names))
     return table
 
 
