@@ -6,7 +6,7 @@ themselves. A file of the user's always wins over a shipped one of the same name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -63,6 +63,21 @@ def slurm_path(name: str | Path) -> Path:
     return _find(str(name), SLURM, known, "kedit config list --sweeps")
 
 
+def any_path(name: str | Path) -> Path:
+    """A file of any of these kinds, configurations first.
+
+    Raises:
+        KeditError: There is none; names those that are spelt alike.
+    """
+    for find in (config_path, sweep_path, slurm_path):
+        try:
+            return find(name)
+        except KeditError:
+            continue
+    known = [*shipped_configs(), *shipped_sweeps(), *CLUSTER]
+    raise _missing(str(name), _stem(str(name), CONFIGS), known, "kedit config list")
+
+
 def is_shipped(path: Path) -> bool:
     """Whether a path that was found is of kedit's own files, and not of the user's."""
     return path.is_absolute() and path.is_relative_to(PACKAGE)
@@ -81,13 +96,17 @@ def _find(name: str, folder: str, known: Mapping[str, Path], listing: str) -> Pa
     for path in local:
         if _is_there(path):
             return path.expanduser() if name.startswith("~") else path
-    if stem in known:
+    if stem is not None and stem in known:
         return known[stem]
-    said = name if len(name) <= 200 and name.isprintable() and name else shown(name)
-    if _is_folder(Path(name)):
-        raise KeditError(f"{said} is a folder; name a file")
+    raise _missing(name, stem, known, listing)
+
+
+def _missing(name: str, stem: str | None, known: Collection[str], listing: str) -> KeditError:
+    said = name if name and len(name) <= 200 and name.isprintable() else shown(name)
+    if name and _is_folder(Path(name)):
+        return KeditError(f"{said} is a folder; name a file")
     hint = _near(name, stem, known) or f"; {listing} names those that come with kedit"
-    raise KeditError(f"there is no file {said}{hint}")
+    return KeditError(f"there is no file {said}{hint}")
 
 
 def _stem(name: str, folder: str) -> str | None:
@@ -101,7 +120,7 @@ def _stem(name: str, folder: str) -> str | None:
     return "/".join(parts) if known and ".." not in parts else None
 
 
-def _near(name: str, stem: str | None, known: Mapping[str, Path]) -> str:
+def _near(name: str, stem: str | None, known: Collection[str]) -> str:
     """What was probably meant: a file beside the one that is not there, or one that comes with kedit."""
     path = Path(name)
     beside = {file.stem: str(file) for file in _beside(path)}

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from kedit.errors import KeditError, shown
 from kedit.runtime.option_values import check_path
-from kedit.runtime.shipped import config_path, shipped_configs, shipped_sweeps, slurm_path, sweep_path
+from kedit.runtime.shipped import any_path, shipped_configs, shipped_sweeps
 from kedit.runtime.yaml_text import load_yaml, read_text
 
 log = logging.getLogger(__name__)
@@ -213,18 +213,7 @@ def _use(path: Path, copy: Path) -> str:
 
 
 def _path(name: str | None) -> Path:
-    """A file of any kind.
-
-    Raises:
-        KeditError: There is none; that of a configuration's name is told.
-    """
     if name is None:
         raise KeditError("which file? kedit config list names them, for instance rome_smollm2")
     check_path("name", name)
-    told: list[KeditError] = []
-    for find in (config_path, sweep_path, slurm_path):
-        try:
-            return find(name)
-        except KeditError as error:
-            told.append(error)
-    raise next((error for error in told if "did you mean" in str(error)), told[0])
+    return any_path(name)

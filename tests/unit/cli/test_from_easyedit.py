@@ -177,6 +177,8 @@ EXPECTED: Mapping[str, Mapping[str, Any]] = {
 def hparams_of(name: str) -> dict[str, Any]:
     """The file of a method; the one of LocFT has no name of its method in it."""
     named = {"model_name_or_path": "./models/small-llama"} if name == "LocFT-BF" else {"alg_name": name} | MACHINE
+    if "half" in FILES[name]:
+        del named["fp16"]
     return named | dict(FILES[name])
 
 
