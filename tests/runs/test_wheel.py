@@ -128,7 +128,7 @@ def test_a_run_by_name(kedit: Run, empty: Path, tiny_folder: Callable[..., str])
     done = kedit("fit", "--config", "rome_smollm2", "--trainer.fast_dev_run", "true", *small(model))
     assert "config: rome_smollm2, as it comes with kedit" in done.stderr
     (run,) = (empty / "runs").iterdir()
-    assert json.loads((run / "summary.json").read_text())["model"]
+    assert json.loads((run / "summary.json").read_text())["results"]
     done = kedit("fit", "--config", "configs/rome_smolm2.yaml", status=2)
     assert "config: there is no file configs/rome_smolm2.yaml; did you mean rome_smollm2" in done.stderr
 
