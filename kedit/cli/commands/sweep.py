@@ -74,9 +74,9 @@ def open_sweep(which: str | None, out: str | None) -> SweepFolder:
     if out is not None:
         check_path("out", out)
     path = Path(which)
-    if path.is_dir():
-        if not (path / PLAN).exists():
-            raise KeditError(f"{path} is not the folder of a sweep: there is no {PLAN} in it")
+    if path.is_dir() and not (path / PLAN).exists() and not _is_name(which):
+        raise KeditError(f"{path} is not the folder of a sweep: there is no {PLAN} in it")
+    if (path / PLAN).exists():
         if out is not None and Path(out) != path:
             raise KeditError(f"out: {path} is itself the folder of a sweep; --out goes with a sweep file")
         return SweepFolder(path)
@@ -85,6 +85,15 @@ def open_sweep(which: str | None, out: str | None) -> SweepFolder:
         log.info("sweep: %s, as it comes with kedit", path.stem)
     plan = read_sweep(path)
     return SweepFolder(Path(out) if out is not None else ROOT / plan.name).planned(plan, path)
+
+
+def _is_name(which: str) -> bool:
+    """Whether a sweep file has this name, beside a folder that is something else."""
+    try:
+        sweep_path(which)
+    except KeditError:
+        return False
+    return True
 
 
 def check_options(tasks: list[Numbered]) -> None:

@@ -131,6 +131,13 @@ def test_a_sweep_of_shipped_configurations(capsys: pytest.CaptureFixture[str]) -
     assert "kedit fit --config configs/rome_smollm2.yaml" in listed
 
 
+def test_a_folder_of_the_name_of_a_sweep(capsys: pytest.CaptureFixture[str], empty: Path) -> None:
+    """A model's folder, say: it holds no sweep, so the file is meant."""
+    (empty / "smollm2").mkdir()
+    main(["sweep", "smollm2", "--dry-run"])
+    assert "kedit fit --config configs/rome_smollm2.yaml" in capsys.readouterr().out
+
+
 def test_data_of_a_sweep_are_the_user_s(capsys: pytest.CaptureFixture[str], empty: Path) -> None:
     (empty / "mine.yaml").write_text(
         "configs: [rome_smollm2]\ngrid: {edit.seed: [0]}\n"
