@@ -29,6 +29,9 @@ usage: kedit COMMAND [OPTIONS]
   compare        its arms beside one of them, with a figure:   kedit compare slurm/sweeps/smollm2.yaml
   slurm          the same sweep on a cluster:                  kedit slurm submit slurm/sweeps/smollm2.yaml
   ls             methods, data sets, known models, configs:    kedit ls
+  config         list, show or copy the configs of kedit:      kedit config copy rome_smollm2
+  env            what a bug report needs:                      kedit env
+  from-easyedit  a config from EasyEdit's hyperparameters:     kedit from-easyedit hparams.yaml
 
 kedit COMMAND --help lists the options of a command; kedit --version says which kedit this is.
 """
@@ -90,7 +93,9 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
     def fit(words: list[str]) -> None:
         from kedit.cli.options.first_look import first_look
+        from kedit.cli.options.found import found_configs
 
+        words = found_configs(words)
         first_look(words)
         from kedit.cli.commands.fit import fit
 
@@ -131,6 +136,21 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
         ls(words)
 
+    def config(words: list[str]) -> None:
+        from kedit.cli.commands.config import config
+
+        config(words)
+
+    def env(words: list[str]) -> None:
+        from kedit.cli.commands.env import env
+
+        env(words)
+
+    def from_easyedit(words: list[str]) -> None:
+        from kedit.cli.commands.from_easyedit import from_easyedit
+
+        from_easyedit(words)
+
     return {
         "fit": fit,
         "stats": stats,
@@ -140,6 +160,9 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
         "compare": compare,
         "slurm": slurm,
         "ls": ls,
+        "config": config,
+        "env": env,
+        "from-easyedit": from_easyedit,
     }
 
 

@@ -19,10 +19,10 @@ PACKAGES = ("torch", "transformers", "lightning", "jsonargparse", "torchmetrics"
 @cache
 def provenance() -> dict[str, Any]:
     """Versions of what matters, the commit of kedit's source tree where there is one, and the machine."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
     return {
         "kedit": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES if _installed(name)},
         "device": device,
@@ -36,7 +36,7 @@ def _installed(name: str) -> bool:
     return find_spec(name) is not None
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     """The processor's model, where the system tells it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -46,7 +46,7 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Commit of the checkout that kedit runs from, with "+changes" if it differs; None when installed."""
     root = Path(__file__).resolve().parents[2]
 

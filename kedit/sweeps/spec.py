@@ -20,6 +20,7 @@ import yaml
 from kedit.errors import KeditError, shown
 from kedit.runtime.moved_options import check_moved
 from kedit.runtime.option_values import check_values
+from kedit.runtime.shipped import config_path
 from kedit.runtime.yaml_text import load_yaml, read_text
 
 KEYS = ("name", "configs", "grid", "grid_of", "options", "exclude")
@@ -83,7 +84,8 @@ def read_sweep(path: Path) -> Sweep:
     """Read and expand a sweep file.
 
     Args:
-        path: The file. Configurations in it are looked up from the working directory, as on the command line.
+        path: The file. Configurations in it are looked up from the working directory, as on the command line; those
+            that come with kedit are found by name too.
 
     Raises:
         KeditError: Names the file and the key: no such file, not YAML, an unknown key, a configuration that does
@@ -171,7 +173,11 @@ def _configs(names: Any) -> dict[str, Any]:
         if PurePath(name).as_posix() in files:
             raise KeditError(f"configs: {name} is listed twice")
         try:
-            files[PurePath(name).as_posix()] = content = _mapping(Path(name))
+            path = config_path(name)
+        except KeditError as error:
+            raise KeditError(f"configs: {error}") from None
+        try:
+            files[PurePath(name).as_posix()] = content = _mapping(path)
             check_moved(content)
         except KeditError as error:
             raise KeditError(f"configs: {name}: {error}") from None

@@ -29,6 +29,7 @@ from kedit.cli.options.checks import (
     placed,
     run_name,
 )
+from kedit.cli.options.found import found_configs
 from kedit.cli.options.groups import check_groups
 from kedit.cli.options.help import Help, asked_for, shorten
 from kedit.cli.options.layers import begin_anew, class_first
@@ -242,6 +243,7 @@ def parsed(words: list[str]) -> Namespace:
     Raises:
         KeditError, jsonargparse.ArgumentError: As `fit` would, where that needs no model and no data.
     """
+    words = found_configs(words, say=False)
     check_moved_words(words)
     with quiet_lightning():
         return _cli(_Parsing, words, Stopper(), Claim()).config["fit"]

@@ -15,11 +15,13 @@ from kedit.data import datasets_index
 from kedit.errors import KeditError
 from kedit.model import known_models
 from kedit.model.pretrained import ALIASES
+from kedit.runtime.shipped import shipped_configs
 
 USAGE = """\
 usage: kedit ls [methods | models]
 
-Lists the methods, the data sets, the models with values of their own, and the experiments in ./configs.
+Lists the methods, the data sets, the models with values of their own, and the experiments: those in ./configs, or
+else those that come with kedit.
 kedit ls methods says of each method where it is from, in which regimes it edits, what it changes and needs, and what an
 edit costs.
 kedit ls models lists the types of models that were tried: which are edited right, which are refused, and why.
@@ -78,11 +80,11 @@ def ls(words: Sequence[str]) -> None:
         f"lm.name: an alias ({', '.join(ALIASES)}: fetched with pip), a local folder, any decoder's hub id",
         soft_wrap=True,
     )
-    configs = list(_configs(Path("configs")))
-    if configs:
-        console.print(_table("experiments", ("kedit fit --config", "what it is"), configs))
-    else:
-        console.print("no configs/*.yaml in this folder: kedit's source tree has them")
+    files = {str(file): file for file in sorted(Path("configs").glob("*.yaml"))}
+    if not files:
+        files = {name: file for name, file in shipped_configs().items() if "/" not in name}
+    console.print(_table("experiments", ("kedit fit --config", "what it is"), _configs(files)))
+    console.print("kedit config list WORD finds one, kedit config copy NAME makes it yours")
 
 
 def _tried(console: Console) -> None:
@@ -140,15 +142,15 @@ def _models() -> Iterator[tuple[str, ...]]:
         yield NAMES.get(shape[:3], f"a {kind} model"), str(layers), str(width), str(values["layer"]), spread
 
 
-def _configs(folder: Path) -> Iterator[tuple[str, ...]]:
-    """Path and heading (the comment at the top, to its first empty line) of every experiment."""
-    for file in sorted(folder.glob("*.yaml")):
+def _configs(files: Mapping[str, Path]) -> Iterator[tuple[str, ...]]:
+    """Name and heading (the comment at the top, to its first empty line) of every experiment."""
+    for name, file in files.items():
         heading = []
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             if not line.startswith("# "):
                 break
             heading.append(line.removeprefix("# ").strip())
-        yield str(file), " ".join(heading)
+        yield name, " ".join(heading)
 
 
 def _first_sentence(text: str) -> str:

@@ -15,7 +15,9 @@ from rich.table import Table
 
 from kedit.cli.commands.collect import collect
 from kedit.cli.commands.sweep import WHICH, check_options, open_sweep
+from kedit.cli.options.found import found_configs
 from kedit.errors import KeditError, shown
+from kedit.runtime.shipped import slurm_path
 from kedit.sweeps.folder import PLAN, Numbered, SweepFolder, ranges
 from kedit.sweeps.slurm.options import SlurmOptions
 from kedit.sweeps.slurm.queue import check_sbatch
@@ -58,13 +60,14 @@ def slurm(words: list[str]) -> None:
 
 def _submit(words: list[str]) -> None:
     about = "Submit the tasks of a sweep that are neither done nor in the queue, as one array."
-    args = _options("submit", about).parse_args(words)
+    args = _options("submit", about).parse_args(found_configs(words, slurm_path))
     _send(open_sweep(args.sweep, args.out), args)
 
 
 def _resubmit(words: list[str]) -> None:
     about = "Submit again what did not finish. Options not given are those of the last submission."
     parser = _options("resubmit", about)
+    words = found_configs(words, slurm_path)
     args = parser.parse_args(words)
     folder = open_sweep(args.sweep, args.out)
     before = submissions(folder.path)

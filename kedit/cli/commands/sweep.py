@@ -14,6 +14,7 @@ from rich.console import Console
 from kedit.cli.options.messages import Interrupted, explain, of_kedit
 from kedit.errors import KeditError
 from kedit.runtime.option_values import check_path
+from kedit.runtime.shipped import is_shipped, sweep_path
 from kedit.sweeps.folder import PLAN, Busy, Numbered, SweepFolder
 from kedit.sweeps.spec import read_sweep
 from kedit.sweeps.task import run_task
@@ -21,7 +22,7 @@ from kedit.sweeps.task import run_task
 log = logging.getLogger(__name__)
 
 ABOUT = "Run the tasks of a sweep file one after another; what is done is skipped, what was interrupted goes on."
-WHICH = "Which sweep? A sweep file (slurm/sweeps/*.yaml), or the folder of a sweep that was begun."
+WHICH = "Which sweep? A sweep file or its name (slurm/sweeps/*.yaml), or the folder of a sweep that was begun."
 ROOT = Path("runs") / "sweeps"
 
 
@@ -73,14 +74,26 @@ def open_sweep(which: str | None, out: str | None) -> SweepFolder:
     if out is not None:
         check_path("out", out)
     path = Path(which)
-    if path.is_dir():
-        if not (path / PLAN).exists():
-            raise KeditError(f"{path} is not the folder of a sweep: there is no {PLAN} in it")
+    if path.is_dir() and not (path / PLAN).exists() and not _is_name(which):
+        raise KeditError(f"{path} is not the folder of a sweep: there is no {PLAN} in it")
+    if (path / PLAN).exists():
         if out is not None and Path(out) != path:
             raise KeditError(f"out: {path} is itself the folder of a sweep; --out goes with a sweep file")
         return SweepFolder(path)
+    path = sweep_path(which)
+    if is_shipped(path):
+        log.info("sweep: %s, as it comes with kedit", path.stem)
     plan = read_sweep(path)
     return SweepFolder(Path(out) if out is not None else ROOT / plan.name).planned(plan, path)
+
+
+def _is_name(which: str) -> bool:
+    """Whether a sweep file has this name, beside a folder that is something else."""
+    try:
+        sweep_path(which)
+    except KeditError:
+        return False
+    return True
 
 
 def check_options(tasks: list[Numbered]) -> None:
@@ -95,13 +108,30 @@ def check_options(tasks: list[Numbered]) -> None:
 
     for numbered in tasks:
         try:
-            parsed(numbered.words)
+            check_data(parsed(numbered.words))
         except ArgumentError as error:
             raise KeditError(f"{numbered.name}: {of_kedit(error) or explain(str(error))}") from None
         except (KeditError, TypeError, ValueError) as error:
             if (message := of_kedit(error)) is None:
                 raise
             raise KeditError(f"{numbered.name}: {message}") from None
+
+
+def check_data(config: Any) -> None:
+    """Refuse a task whose data file is not there: it would fail after the tasks before it have run.
+
+    Args:
+        config: What `kedit fit` makes of the task's words.
+
+    Raises:
+        KeditError: Names the file.
+    """
+    path = (config.data.get("init_args") or {}).get("path")
+    if isinstance(path, str) and not Path(path).expanduser().exists():
+        raise KeditError(
+            f"data.path: {path}: no such file; data sets are yours to fetch (docs/data.md says which form)\n"
+            "Put it there, or change the path in a copy of the sweep file (kedit config copy)"
+        )
 
 
 def _arguments(words: list[str]) -> Any:

@@ -78,10 +78,7 @@ def _content(value: str | None) -> Mapping[str, Any] | None:
         return None
     path = Path(value)
     if not path.exists():
-        near = [file.name for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        close = get_close_matches(path.name, near, n=1)
-        hint = f"; did you mean {path.parent / close[0]}?" if close else ""
-        raise KeditError(f"config: there is no file {value}{hint}")
+        raise KeditError(f"config: there is no file {value}")
     try:
         content = load_yaml(read_text(path))
     except (KeditError, yaml.YAMLError):

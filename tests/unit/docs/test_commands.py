@@ -13,7 +13,8 @@ from kedit.cli.commands.fit import parsed
 from tests.support.paths import ROOT
 from tests.unit.docs.test_paths import PAGES, name_of
 
-ELSEWHERE = ("your_method.md",)  # tests/runs/test_your_method.py runs its commands
+ELSEWHERE = ("your_method.md", "migrate.md")
+"""Commands that name files written first: tests/runs/test_your_method.py, tests/unit/cli/test_from_easyedit.py."""
 READY = importlib.util.find_spec("kedit.methods.base.edit_config") is not None  # `lm:` and `edit:` at the top
 
 

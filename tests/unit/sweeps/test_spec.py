@@ -124,7 +124,7 @@ def test_axes_of_one_configuration(file: Callable[..., Path]) -> None:
         ({"gird": {}}, "gird: there is no such key; there are name, configs, "),
         ({"name": "a/b"}, "name: expects letters"),
         ({"configs": []}, "configs: expects a list"),
-        ({"configs": ["c.yaml"]}, "configs: c.yaml: no such file"),
+        ({"configs": ["c.yaml"]}, "configs: there is no file c.yaml; "),
         ({"configs": ["a.yaml", "./a.yaml"]}, "configs: ./a.yaml is listed twice"),
         ({"configs": ["broken.yaml"]}, "configs: broken.yaml: not valid YAML at line 2, column 1"),
         ({"grid": [1]}, "grid: expects a mapping"),
@@ -162,7 +162,7 @@ def test_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"\xff\xfe\x00")
     for words, message in [
         ([], "Which sweep? "),
-        ([str(tmp_path / "nothing.yaml")], "nothing.yaml: no such file"),
+        ([str(tmp_path / "nothing.yaml")], "there is no file "),
         ([str(tmp_path / "empty.yaml")], "empty.yaml: empty, or no mapping"),
         ([str(tmp_path / "list.yaml")], "list.yaml: empty, or no mapping"),
         ([str(tmp_path / "latin.yaml")], "latin.yaml: no UTF-8 text"),
