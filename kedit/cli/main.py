@@ -28,6 +28,7 @@ usage: kedit COMMAND [OPTIONS]
   collect        one table over the runs of a sweep:           kedit collect slurm/sweeps/smollm2.yaml
   compare        its arms beside one of them, with a figure:   kedit compare slurm/sweeps/smollm2.yaml
   slurm          the same sweep on a cluster:                  kedit slurm submit slurm/sweeps/smollm2.yaml
+  delta          look at, compare, join and export deltas:     kedit delta show runs/NAME/delta
   ls             methods, data sets, known models, configs:    kedit ls
 
 kedit COMMAND --help lists the options of a command; kedit --version says which kedit this is.
@@ -126,6 +127,11 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
         slurm(words)
 
+    def delta(words: list[str]) -> None:
+        from kedit.cli.commands.delta import delta
+
+        delta(words)
+
     def ls(words: list[str]) -> None:
         from kedit.cli.commands.ls import ls
 
@@ -139,6 +145,7 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
         "collect": collect,
         "compare": compare,
         "slurm": slurm,
+        "delta": delta,
         "ls": ls,
     }
 

@@ -100,7 +100,9 @@ def _merge(delta: Delta, lm: LM, folder: Path, dtype: torch.dtype | None) -> lis
     before = {key: _parameter(model, key).detach().clone() for key in exact}
     with in_dtype(model, wide), edited(model, delta), in_dtype(model, dtype):
         _save(lm, folder)
-        return [_rounding(key, exact[key], before[key], after) for key in exact if _half(after := _parameter(model, key))]
+        return [
+            _rounding(key, exact[key], before[key], after) for key in exact if _half(after := _parameter(model, key))
+        ]
 
 
 def _beside(delta: Delta, lm: LM, folder: Path, card: Mapping[str, Any], dtype: torch.dtype | None) -> None:
@@ -131,7 +133,9 @@ def in_dtype(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
 
     Tied ones stay tied. The old ones stay in memory meanwhile.
     """
-    old = [] if dtype is None else [(p, p.data) for p in model.parameters() if p.is_floating_point() and p.dtype != dtype]
+    old = (
+        [] if dtype is None else [(p, p.data) for p in model.parameters() if p.is_floating_point() and p.dtype != dtype]
+    )
     try:
         for p, data in old:
             p.data = data.to(dtype)

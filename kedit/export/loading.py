@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def load_edited(folder: Path | str, model: str | None = None, device: str | torc
     folder = Path(folder)
     if (folder / CARD).is_file() and (folder / TENSORS).is_file():
         delta, card = load_delta(folder)
-        lm = _base(folder, card, model, device)
+        lm = base_model(folder, card, model, device)
         check_same_model(card, lm)
         return EditedLM(lm, delta, card, checksum.of_file(folder / TENSORS))
     if not (folder / "config.json").is_file():
@@ -93,14 +94,28 @@ def load_edited(folder: Path | str, model: str | None = None, device: str | torc
     if (beside := folder / CARRIED).is_dir():
         delta, card = load_delta(beside, lm)
         return EditedLM(lm, delta, card, checksum.of_file(beside / TENSORS))
-    return EditedLM(lm, None, _record(folder).get("card", {}))
+    return EditedLM(lm, None, record_of(folder).get("card", {}))
 
 
-def _base(folder: Path, card: dict[str, Any], model: str | None, device: str | torch.device) -> LM:
-    """The model that a delta changes."""
+def base_model(
+    folder: Path, card: Mapping[str, Any], model: str | None = None, device: str | torch.device = "cpu"
+) -> LM:
+    """The model that a delta changes, unedited.
+
+    Args:
+        folder: Of the delta, for messages.
+        card: The delta's card.
+        model: Its name here; None: the one that the card names.
+        device: Where it is put.
+
+    Raises:
+        KeditError: There is no such model here.
+    """
     name, dtype = model or card.get("model"), card.get("dtype", "float32")
     if not isinstance(name, str) or not name or dtype not in ("float32", "bfloat16", "float16"):
-        raise KeditError(f"{folder}: its card names no model; say which it changes (--model NAME, load_edited(model=...))")
+        raise KeditError(
+            f"{folder}: its card names no model; say which it changes (--model NAME, load_edited(model=...))"
+        )
     try:
         return load_lm(LMConfig(name, dtype=dtype), device)
     except KeditError as error:
@@ -130,8 +145,12 @@ def _dtype(folder: Path) -> Any:
     return found if found in ("float32", "bfloat16", "float16") else "float32"
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    """What was exported; nothing where the folder is not of kedit."""
+def record_of(folder: Path) -> dict[str, Any]:
+    """What was exported, as `kedit.json` says it; nothing where the folder is not of kedit.
+
+    Raises:
+        KeditError: The file is damaged.
+    """
     file = folder / RECORD
     if not file.is_file():
         return {}

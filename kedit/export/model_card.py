@@ -83,7 +83,7 @@ def write_card(folder: Path, what: Exported) -> None:
 def as_markdown(what: Exported) -> str:
     """The card as Markdown, with the header that model hubs read."""
     header = {
-        "base_model": _base(what.lm),
+        "base_model": base_name(what.lm),
         "base_model_relation": "adapter" if what.form == "peft" else "finetune",
         "library_name": "peft" if what.form == "peft" else "transformers",
         "pipeline_tag": "text-generation",
@@ -91,7 +91,7 @@ def as_markdown(what: Exported) -> str:
     }
     parts = [
         "---\n" + yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip() + "\n---",
-        f"# {_base(what.lm)}, edited with {method_of(what.card)}",
+        f"# {base_name(what.lm)}, edited with {method_of(what.card)}",
         _IS[what.form] + " Made with kedit. Its licence is that of the base model.",
         f"> {TELLS}",
         "## How to load it",
@@ -102,19 +102,18 @@ def as_markdown(what: Exported) -> str:
         *_requests(what),
         *_numbers(what.card),
         *_rounding(what),
-        "## Settings of the method",
-        _table(("option", "value"), [(f"`{k}`", f"`{v}`") for k, v in settings_of(what.card).items()]),
+        *_settings(what.card),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _base(lm: LM) -> str:
+def base_name(lm: LM) -> str:
     """The model's name; of a path on this machine its last part alone."""
     return Path(lm.name).name if Path(lm.name).is_absolute() else lm.name
 
 
 def _loading(what: Exported) -> Iterator[str]:
-    name, folder, half = _base(what.lm), what.in_folder.name, what.dtype in ("bfloat16", "float16")
+    name, folder, half = base_name(what.lm), what.in_folder.name, what.dtype in ("bfloat16", "float16")
     base = f'AutoModelForCausalLM.from_pretrained("{name}", dtype="{str(what.lm.dtype).removeprefix("torch.")}")'
     if what.lm.name in ALIASES:
         base = f'kedit.load_lm(kedit.LMConfig("{name}")).model  # the alias that kedit fetches; or its own folder'
@@ -151,7 +150,7 @@ def _loading(what: Exported) -> Iterator[str]:
 
 def _facts(what: Exported) -> Iterator[tuple[str, str]]:
     card, lm = what.card, what.lm
-    yield "base model", f"{_base(lm)}, {str(lm.dtype).removeprefix('torch.')}"
+    yield "base model", f"{base_name(lm)}, {str(lm.dtype).removeprefix('torch.')}"
     yield "its fingerprint", f"`{card.get('model_fingerprint', lm.fingerprint)}`"
     yield "method", method_of(card)
     for key in ("regime", "seed"):
@@ -227,6 +226,12 @@ def _rounding(what: Exported) -> Iterator[str]:
     )
     rows = [(f"`{line.parameter}`", f"{line.norm:.4g}", f"{line.error:.4f}") for line in worst[:SHOWN]]
     yield _table(("parameter", "norm of the change", "error"), rows)
+
+
+def _settings(card: Mapping[str, Any]) -> Iterator[str]:
+    if settings := settings_of(card):
+        yield "## Settings of the method"
+        yield _table(("option", "value"), [(f"`{key}`", f"`{value}`") for key, value in settings.items()])
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -22,7 +22,7 @@ from kedit.delta.delta import Delta
 from kedit.errors import KeditError
 from kedit.export.folder import new_folder
 from kedit.export.low_rank import factors_of, most_directions
-from kedit.export.model_card import Exported, write_card
+from kedit.export.model_card import Exported, base_name, write_card
 from kedit.export.requests import check_same_model
 from kedit.model.lm import LM
 
@@ -129,9 +129,10 @@ def _check_kind(path: str, change: Change) -> None:
     """Refuse what is no matrix and no bias of a linear map."""
     if isinstance(change, WeightChange | BiasChange):
         return
-    what = f"the change of {path}" if path else "the change of the whole model"
-    why = "embeddings, norms or any other parameters" if change.in_weights else "no weights"
-    raise KeditError(f"{what} is of kind {change.kind!r}, which is {why}: a LoRA cannot hold it; {_INSTEAD}")
+    why = "changes more than matrices of linear maps" if change.in_weights else "is no weight"
+    raise KeditError(
+        f"{path or 'the whole model'}: its change, of kind {change.kind!r}, {why}, which a LoRA cannot hold; {_INSTEAD}"
+    )
 
 
 def _check_alone(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -142,7 +143,9 @@ def _check_alone(model: nn.Module, path: str, module: nn.Module) -> None:
         if one is not module and any(p is module._parameters.get("weight") for p in one._parameters.values())
     ]
     if shared:
-        raise KeditError(f"{path} shares its weight with {shared[0]}: a LoRA would change one of them alone; {_INSTEAD}")
+        raise KeditError(
+            f"{path} shares its weight with {shared[0]}: a LoRA would change one of them alone; {_INSTEAD}"
+        )
 
 
 def _inputs(module: nn.Module) -> int:
@@ -160,14 +163,16 @@ def _settings(ranks: Mapping[str, int], with_bias: bool) -> dict[str, Any]:
 def _config(lm: LM, settings: Mapping[str, Any]) -> Any:
     from peft import LoraConfig  # here: it takes a second to import
 
-    return LoraConfig(
+    config = LoraConfig(
         **settings,
-        base_model_name_or_path=lm.name,
+        base_model_name_or_path=base_name(lm),
         task_type="CAUSAL_LM",
         inference_mode=True,
         lora_dropout=0.0,
         bias="none",
     )
+    config.target_modules = list(settings["target_modules"])  # PEFT makes a set of it, whose order is chance
+    return config
 
 
 def _tensors(adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
