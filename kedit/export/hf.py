@@ -83,11 +83,11 @@ def export_hf(delta: Delta, lm: LM, folder: Path | str, card: Mapping[str, Any],
         rounding = _merge(delta, lm, partial, dtype and target) if merged else []
         if not merged:
             _beside(delta, lm, partial, card, dtype and target)
-        written: list[float] | None = None
-        if target in HALF:
-            written = probabilities(load_edited(partial, device=lm.device), asked)
-        lines = zip(asked, before, exact, written or [None] * len(asked), strict=True)
-        efficacy = [Efficacy(r.case_id, r.text, r.target_new, *numbers) for r, *numbers in lines]
+        written = probabilities(load_edited(partial, device=lm.device), asked) if target in HALF else None
+        efficacy = [
+            Efficacy(r.case_id, r.text, r.target_new, before[i], exact[i], None if written is None else written[i])
+            for i, r in enumerate(asked)
+        ]
         exported = Exported("merged" if merged else "beside", lm, delta, card, name, Path(folder), rounding, efficacy)
         write_card(partial, exported)
     return Path(folder)
@@ -100,9 +100,8 @@ def _merge(delta: Delta, lm: LM, folder: Path, dtype: torch.dtype | None) -> lis
     before = {key: _parameter(model, key).detach().clone() for key in exact}
     with in_dtype(model, wide), edited(model, delta), in_dtype(model, dtype):
         _save(lm, folder)
-        return [
-            _rounding(key, exact[key], before[key], after) for key in exact if _half(after := _parameter(model, key))
-        ]
+        after = {key: _parameter(model, key) for key in exact}
+        return [_rounding(key, exact[key], before[key], after[key]) for key in exact if after[key].dtype in HALF]
 
 
 def _beside(delta: Delta, lm: LM, folder: Path, card: Mapping[str, Any], dtype: torch.dtype | None) -> None:
@@ -161,10 +160,6 @@ def _changes(delta: Delta) -> dict[_Key, Tensor]:
 def _parameter(model: nn.Module, key: _Key) -> Tensor:
     module = model.get_submodule(key[0])
     return parameter(module, key[1])(module)
-
-
-def _half(tensor: Tensor) -> bool:
-    return tensor.dtype in HALF
 
 
 def _rounding(key: _Key, change: Tensor, before: Tensor, after: Tensor) -> Rounding:

@@ -1,7 +1,7 @@
 """How much one edit moves what another one reads: a figure from the deltas alone, without the model.
 
-A low-rank change reads a few directions of its module's inputs. For edits i and j of one matrix the overlap of j on i is
-||D_j Q_i|| / ||D_i||, where the columns of Q_i are an orthonormal basis of what D_i reads: 0 where j leaves those
+A low-rank change reads a few directions of its module's inputs. For edits i and j of one matrix the overlap of j on i
+is ||D_j Q_i|| / ||D_i||, where the columns of Q_i are an orthonormal basis of what D_i reads: 0 where j leaves those
 inputs alone, 1 where it moves them as far as edit i itself does.
 """
 
