@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from kedit.delta.serialization import save_delta
 from kedit.errors import KeditError
 from kedit.export.folder import check_free, new_folder
 from kedit.export.loading import CARRIED, load_edited
-from kedit.export.measure import Efficacy, chosen, probabilities
+from kedit.export.measure import chosen, efficacy_of, probabilities
 from kedit.export.model_card import Exported, write_card
 from kedit.export.requests import check_same_model, requests_of
 from kedit.model.fingerprint import fingerprint
@@ -74,8 +74,7 @@ def export_hf(delta: Delta, lm: LM, folder: Path | str, card: Mapping[str, Any],
     delta.modules(lm.model)
     if fingerprint(lm.model) != lm.fingerprint:
         raise KeditError(f"{lm.name} carries an edit already, which would be exported too: take it out first")
-    asked = chosen(requests_of(card))
-    before, exact = probabilities(lm, asked), probabilities(lm, asked, delta)
+    efficacy = efficacy_of(lm, delta, card)
     target = lm.dtype if dtype is None else getattr(torch, dtype)
     merged = all(kind.in_weights for kind in delta.kinds)
     name = str(target).removeprefix("torch.")
@@ -83,11 +82,9 @@ def export_hf(delta: Delta, lm: LM, folder: Path | str, card: Mapping[str, Any],
         rounding = _merge(delta, lm, partial, dtype and target) if merged else []
         if not merged:
             _beside(delta, lm, partial, card, dtype and target)
-        written = probabilities(load_edited(partial, device=lm.device), asked) if target in HALF else None
-        efficacy = [
-            Efficacy(r.case_id, r.text, r.target_new, before[i], exact[i], None if written is None else written[i])
-            for i, r in enumerate(asked)
-        ]
+        if target in HALF:
+            written = probabilities(load_edited(partial, device=lm.device), chosen(requests_of(card)))
+            efficacy = [replace(line, written=p) for line, p in zip(efficacy, written, strict=True)]
         exported = Exported("merged" if merged else "beside", lm, delta, card, name, Path(folder), rounding, efficacy)
         write_card(partial, exported)
     return Path(folder)

@@ -16,8 +16,9 @@ from kedit.delta.prompts import prompt_for
 from kedit.delta.serialization import CARD, TENSORS, load_delta
 from kedit.errors import KeditError
 from kedit.export.requests import check_same_model
-from kedit.forward.binding import load_lm
+from kedit.forward.binding import load_lm, wrap_lm
 from kedit.model.lm import LM, LMConfig
+from kedit.model.loading import read_model
 from kedit.runtime import checksum
 
 CARRIED = "kedit"
@@ -90,7 +91,8 @@ def load_edited(folder: Path | str, model: str | None = None, device: str | torc
         raise KeditError(f"{folder}: {_instead(folder)}")
     if model is not None:
         raise KeditError(f"model: {folder} is a whole model; leave the option out")
-    lm = load_lm(LMConfig(str(folder), dtype=_dtype(folder)), device)
+    weights, tokenizer = read_model(LMConfig(str(folder), dtype=_dtype(folder)))
+    lm = wrap_lm(weights.to(device), tokenizer, str(folder))  # type: ignore[arg-type]
     if (beside := folder / CARRIED).is_dir():
         delta, card = load_delta(beside, lm)
         return EditedLM(lm, delta, card, checksum.of_file(beside / TENSORS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from kedit.delta.apply import edited
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import BatchedDeltas
 from kedit.evaluation.score import EvalConfig, score
+from kedit.export.requests import requests_of
 from kedit.model.lm import LM
 from kedit.request import EditRequest, Probe
 
@@ -68,3 +69,14 @@ def probabilities(lm: LM, requests: Sequence[EditRequest], delta: Delta | None =
         with edited(lm.model, delta):
             scores = score(lm, probes, config=config)
     return [one.p_answer for one in scores]
+
+
+def efficacy_of(lm: LM, delta: Delta, card: Mapping[str, Any]) -> list[Efficacy]:
+    """Of the card's requests (`chosen`), before and with the edit.
+
+    Raises:
+        KeditError: An entry of the card is no request.
+    """
+    asked = chosen(requests_of(card))
+    lines = zip(asked, probabilities(lm, asked), probabilities(lm, asked, delta), strict=True)
+    return [Efficacy(r.case_id, r.text, r.target_new, before, after) for r, before, after in lines]

@@ -29,9 +29,9 @@ RECORD = "kedit.json"
 SHOWN = 50
 """Requests and matrices that the card lists; `kedit.json` has all."""
 TELLS = (
-    "**This folder tells which subjects were edited.** The requests are listed below. Without the list the change itself "
-    "still points at them: what it reads are the directions of the edited subjects. Do not publish it where the "
-    "subjects must not be known."
+    "**This folder tells which subjects were edited.** The requests are listed below. Without the list the change "
+    "itself still points at them: what it reads are the directions of the edited subjects. Do not publish it where "
+    "the subjects must not be known."
 )
 _IS = {
     "peft": "A LoRA adapter that changes single facts of its base model.",
@@ -129,8 +129,8 @@ def _loading(what: Exported) -> Iterator[str]:
             "model = model.merge_and_unload()  # or keep the one that is set, in the weights",
         )
         yield (
-            "In float32 this is the edit exactly, to rounding. In a half-precision base the adapter stays in float32 and "
-            "is added to the outputs: nothing of it is rounded away. `merge_and_unload` rounds it into the weights."
+            "In float32 this is the edit exactly, to rounding. In a half-precision base the adapter stays in float32 "
+            "and is added to the outputs: nothing of it is rounded away. `merge_and_unload` rounds it into the weights."
         )
     elif what.form == "merged":
         kind = f', dtype="{what.dtype}"' if half else ""
@@ -156,7 +156,7 @@ def _facts(what: Exported) -> Iterator[tuple[str, str]]:
     for key in ("regime", "seed"):
         if key in card:
             yield key, str(card[key])
-    yield "changed", f"{len(what.delta.paths)} modules, kinds: {', '.join(kind.kind for kind in what.delta.kinds)}"
+    yield "changed", f"{len(what.delta.paths)} modules, kinds: {', '.join(kind.__name__ for kind in what.delta.kinds)}"
     yield "norm of the change", f"{what.delta.norm():.6g}"
     yield "written in", what.dtype
     made = card.get("provenance") or {}
@@ -190,8 +190,8 @@ def _requests(what: Exported) -> Iterator[str]:
         yield f"{len(requests) - SHOWN} more are in `{RECORD}`."
     if asked:
         some = "" if len(asked) == len(requests) else f" {len(asked)} of {len(requests)} were asked."
-        what = "probability of the new target after the prompt (geometric mean over its tokens, teacher forced)"
-        yield f"p: {what}.{some}"
+        means = "probability of the new target after the prompt (geometric mean over its tokens, teacher forced)"
+        yield f"p: {means}.{some}"
 
 
 def _numbers(card: Mapping[str, Any]) -> Iterator[str]:

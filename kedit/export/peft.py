@@ -22,6 +22,7 @@ from kedit.delta.delta import Delta
 from kedit.errors import KeditError
 from kedit.export.folder import new_folder
 from kedit.export.low_rank import factors_of, most_directions
+from kedit.export.measure import efficacy_of
 from kedit.export.model_card import Exported, base_name, write_card
 from kedit.export.requests import check_same_model
 from kedit.model.lm import LM
@@ -81,7 +82,8 @@ def export_peft(delta: Delta, lm: LM, folder: Path | str, card: Mapping[str, Any
     with new_folder(folder) as partial:
         save_file(_tensors(adapters), partial / TENSORS, metadata={"format": "pt"})
         _config(lm, settings).save_pretrained(str(partial))
-        write_card(partial, Exported("peft", lm, delta, card, dtype="float32", in_folder=Path(folder)))
+        efficacy = efficacy_of(lm, delta, card)
+        write_card(partial, Exported("peft", lm, delta, card, "float32", Path(folder), efficacy=efficacy))
     return Path(folder)
 
 

@@ -45,7 +45,7 @@ def show(console: Console, part: Part, size: int, most: int | None) -> None:
         names = ", ".join(str(own.get("name")) for own in card.get("parts", []))
         console.print(f"joined (kedit delta {made}) of {_plain(names)}", soft_wrap=True)
     if settings := settings_of(card):
-        options = ", ".join(f"{key} {value}" for key, value in settings.items() if key not in ("joined",))
+        options = ", ".join(f"{key} {_cut(str(value))}" for key, value in settings.items() if key != "joined")
         console.print(f"[dim]{_plain(options)}[/dim]", soft_wrap=True)
     _requests(console, requests_of(card), most)
     _modules(console, part, most)
@@ -190,7 +190,14 @@ def _modules(console: Console, part: Part, most: int | None) -> None:
     for path, change in lines[:most]:
         of = " x ".join(map(str, change.shape)) if isinstance(change, WeightChange) else ""
         norm = f"{change.square_norm() ** 0.5:.4g}" if change.in_weights else ""
-        cells = (path or "(the model)", change.kind, change.extent(), of, norm, _bytes(tensor_bytes(change.tensors())))
+        cells = (
+            path or "(the model)",
+            type(change).__name__,
+            change.extent(),
+            of,
+            norm,
+            _bytes(tensor_bytes(change.tensors())),
+        )
         table.add_row(*map(_plain, cells))
     console.print(table)
     _more(console, len(lines) - (most or len(lines)), "changes (--all true)")
@@ -245,6 +252,10 @@ def _plain(value: object) -> str:
     """A text as it is: no markup, no control characters."""
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
     return escape(text)
+
+
+def _cut(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def _bytes(size: int) -> str:
