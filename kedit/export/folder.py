@@ -55,3 +55,6 @@ def check_free(folder: Path | str, option: str = "out") -> None:
     if folder.exists() or folder.is_symlink():
         what = "is a folder that is not empty" if folder.is_dir() else "is a file"
         raise KeditError(f"{option}: {folder} {what}; nothing was written. Name a new folder")
+    above = next((parent for parent in folder.absolute().parents if parent.exists()), folder)
+    if not above.is_dir():
+        raise KeditError(f"{option}: {above} is a file: {folder} cannot be in it")

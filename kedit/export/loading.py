@@ -122,7 +122,7 @@ def base_model(
         return load_lm(LMConfig(name, dtype=dtype), device)
     except KeditError as error:
         if model is not None:
-            raise
+            raise KeditError(str(error).replace("lm.name:", "model:", 1)) from None
         raise KeditError(
             f"{folder}: its model is not to be had here: {error}\n"
             "Say where it is: --model NAME, or load_edited(folder, model=NAME)"

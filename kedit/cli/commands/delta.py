@@ -61,7 +61,7 @@ def delta(words: list[str]) -> None:
 def _show(words: list[str]) -> None:
     parser = _parser("show", "What a delta changes, of which model, and for which requests.")
     parser.add_argument("folder", type=str, help=FOLDER)
-    parser.add_argument("--all", type=bool, default=False, help="Every request and module, not the first ones alone.")
+    parser.add_argument("--all", action="store_true", help="Every request and module, not the first ones alone.")
     args = parser.parse_args(words)
     part = _part(args.folder)
     card = with_numbers(Path(args.folder), dict(part.card))
@@ -122,7 +122,7 @@ def _compose(words: list[str]) -> None:
     parser.add_argument("folders", type=str, nargs="+", help=FOLDER + " Two or more, in their order.")
     parser.add_argument("--out", type=str | None, default=None, help="Folder to write; null: only say what conflicts.")
     measure = "Load the model and ask it every request: alone, and with all deltas."
-    parser.add_argument("--measure", type=bool, default=False, help=measure)
+    parser.add_argument("--measure", action="store_true", help=measure)
     parser.add_argument("--model", type=str | None, default=None, help=MODEL)
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto: a GPU where there is one.")
     args = parser.parse_args(words)

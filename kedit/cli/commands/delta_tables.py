@@ -180,7 +180,7 @@ def _requests(console: Console, requests: Sequence[EditRequest], most: int | Non
     for r in requests[:most]:
         table.add_row(*map(_plain, (r.case_id, r.prompt, r.subject or "", r.target_true or "", r.target_new)))
     console.print(table)
-    _more(console, len(requests) - (most or len(requests)), "requests (--all true)")
+    _more(console, len(requests) - (most or len(requests)), "requests (--all)")
 
 
 def _modules(console: Console, part: Part, most: int | None) -> None:
@@ -200,7 +200,7 @@ def _modules(console: Console, part: Part, most: int | None) -> None:
         )
         table.add_row(*map(_plain, cells))
     console.print(table)
-    _more(console, len(lines) - (most or len(lines)), "changes (--all true)")
+    _more(console, len(lines) - (most or len(lines)), "changes (--all)")
 
 
 def _numbers(console: Console, card: Mapping[str, Any]) -> None:
