@@ -23,7 +23,7 @@ from kedit.export.folder import check_free, new_folder
 from kedit.export.loading import CARRIED, load_edited
 from kedit.export.measure import chosen, efficacy_of, probabilities
 from kedit.export.model_card import Exported, write_card
-from kedit.export.requests import check_same_model, requests_of
+from kedit.export.requests import check_same_model, check_unedited, requests_of
 from kedit.model.fingerprint import fingerprint
 from kedit.model.lm import LM
 from kedit.model.pretrained import quiet_transformers
@@ -39,7 +39,7 @@ class Rounding:
     Attributes:
         parameter: Its name in the model.
         norm: Frobenius norm of the change.
-        error: ||(rounded edited - rounded unedited) - change|| / ||change||; 1 where nothing is left of it.
+        error: ||(rounded edited - rounded unedited) - change|| / ||change||; from about 1 on nothing is left of it.
     """
 
     parameter: str
@@ -67,13 +67,12 @@ def export_hf(delta: Delta, lm: LM, folder: Path | str, card: Mapping[str, Any],
         KeditError: The delta is of another model, the model carries an edit already, or there is no such type.
         CannotWrite: The folder cannot be written.
     """
-    check_same_model(card, lm)
     check_free(folder)
+    check_same_model(card, lm)
+    check_unedited(lm)
     if dtype not in (None, *DType.__args__):  # type: ignore[attr-defined]
         raise KeditError(f"dtype: {dtype!r} is none of {', '.join(DType.__args__)}")  # type: ignore[attr-defined]
     delta.modules(lm.model)
-    if fingerprint(lm.model) != lm.fingerprint:
-        raise KeditError(f"{lm.name} carries an edit already, which would be exported too: take it out first")
     efficacy = efficacy_of(lm, delta, card)
     target = lm.dtype if dtype is None else getattr(torch, dtype)
     merged = all(kind.in_weights for kind in delta.kinds)

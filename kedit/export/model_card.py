@@ -222,8 +222,8 @@ def _rounding(what: Exported) -> Iterator[str]:
     worst = sorted(what.rounding, key=lambda line: -line.error)
     yield f"## Rounding to {what.dtype}"
     yield (
-        "error: the part of the change that rounding lost or altered, relative to its norm; 1 where nothing is left of "
-        "the edit. It is large where the change is small beside the weights."
+        "error: the part of the change that rounding lost or altered, relative to its norm; from about 1 on nothing is "
+        "left of it. It is large where the change is small beside the weights."
     )
     rows = [(f"`{line.parameter}`", f"{line.norm:.4g}", f"{line.error:.4f}") for line in worst[:SHOWN]]
     yield _table(("parameter", "norm of the change", "error"), rows)

@@ -20,11 +20,11 @@ from kedit.delta.biases import BiasChange, bias
 from kedit.delta.change import Change, WeightChange
 from kedit.delta.delta import Delta
 from kedit.errors import KeditError
-from kedit.export.folder import new_folder
+from kedit.export.folder import check_free, new_folder
 from kedit.export.low_rank import factors_of, most_directions
 from kedit.export.measure import efficacy_of
 from kedit.export.model_card import Exported, base_name, write_card
-from kedit.export.requests import check_same_model
+from kedit.export.requests import check_same_model, check_unedited
 from kedit.model.lm import LM
 
 TENSORS = "adapter_model.safetensors"
@@ -69,10 +69,12 @@ def export_peft(delta: Delta, lm: LM, folder: Path | str, card: Mapping[str, Any
 
     Raises:
         KeditError: PEFT cannot hold the delta (a pathway, a codebook, texts before prompts, any parameters, a matrix of
-            high rank), or it is of another model.
+            high rank), it is of another model, or the model carries an edit already.
         CannotWrite: The folder cannot be written.
     """
+    check_free(folder)
     check_same_model(card, lm)
+    check_unedited(lm)
     adapters = adapters_of(delta, lm)
     by_path = {path: adapter.rank for path, adapter in adapters.items()}
     settings = _settings(by_path, any(adapter.bias is not None for adapter in adapters.values()))

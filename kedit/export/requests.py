@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kedit.errors import KeditError
+from kedit.model.fingerprint import fingerprint
 from kedit.model.lm import LM
 from kedit.request import EditRequest
 from kedit.runtime.run_folder import SUMMARY
@@ -21,7 +22,7 @@ def check_same_model(card: Mapping[str, Any], lm: LM) -> None:
     """Refuse a delta of another model.
 
     Raises:
-        KeditError: The card's fingerprint is not that of the model's weights.
+        KeditError: The card's fingerprint is not that of the model.
     """
     wanted = card.get("model_fingerprint")
     if wanted is not None and wanted != lm.fingerprint:
@@ -30,6 +31,16 @@ def check_same_model(card: Mapping[str, Any], lm: LM) -> None:
             f"{card.get('dtype', 'float32')}); here it is {lm.name} ({lm.fingerprint}, "
             f"{str(lm.dtype).removeprefix('torch.')})"
         )
+
+
+def check_unedited(lm: LM) -> None:
+    """Refuse a model whose weights are not those that it was loaded with; one pass over them.
+
+    Raises:
+        KeditError: It carries an edit.
+    """
+    if fingerprint(lm.model) != lm.fingerprint:
+        raise KeditError(f"{lm.name} carries an edit already, which would be exported too: take it out first")
 
 
 def requests_of(card: Mapping[str, Any]) -> list[EditRequest]:

@@ -151,7 +151,9 @@ def exported(console: Console, folder: Path) -> None:
             table.add_row(_plain(line["parameter"]), f"{line['norm']:.4g}", f"{line['error']:.4f}")
         console.print(table)
         _more(console, len(rounding) - ROWS, "parameters")
-        console.print("error: share of the change that rounding lost or altered; 1: nothing is left of it", style="dim")
+        console.print(
+            "error: share of the change that rounding lost or altered; from about 1 on nothing is left", style="dim"
+        )
     if record["efficacy"]:
         written = any(line["written"] is not None for line in record["efficacy"])
         columns = ("before", "edited", *(["as written"] if written else []))
