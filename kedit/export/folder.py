@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""An exported folder: it appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from safetensors import SafetensorError
 from kedit.errors import KeditError
 from kedit.runtime.file_modes import as_umask
 from kedit.runtime.files import make_folder, writing
+
+RECORD = "edit_card.json"
+"""What was exported, for programs: `kedit.export.model_card` writes it."""
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from kedit.delta.delta import Delta
 from kedit.delta.prompts import prompt_for
 from kedit.delta.serialization import CARD, TENSORS, load_delta
 from kedit.errors import KeditError
+from kedit.export.folder import RECORD
 from kedit.export.requests import check_same_model
 from kedit.forward.binding import load_lm, wrap_lm
 from kedit.model.lm import LM, LMConfig
@@ -23,8 +24,6 @@ from kedit.runtime import checksum
 
 CARRIED = "kedit"
 """Subfolder of a model folder with a delta that is no weight."""
-RECORD = "kedit.json"
-"""Beside it: what was exported, as `kedit.export.model_card` writes it."""
 
 
 class EditedLM(LM):
@@ -148,7 +147,7 @@ def _dtype(folder: Path) -> Any:
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """What was exported, as `kedit.json` says it; nothing where the folder is not of kedit.
+    """What was exported, as `edit_card.json` says it; nothing where the folder is not of kedit.
 
     Raises:
         KeditError: The file is damaged.

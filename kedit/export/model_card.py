@@ -1,6 +1,6 @@
 """The model card of an exported folder: what it is, which facts it changes, its numbers, and how to load it.
 
-`README.md` is for people and model hubs, `kedit.json` says the same to programs.
+`README.md` is for people and model hubs, `edit_card.json` says the same to programs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from kedit.delta.delta import Delta
+from kedit.export.folder import RECORD
 from kedit.export.measure import Efficacy
 from kedit.export.requests import method_of, requests_of, settings_of
 from kedit.model.lm import LM
@@ -25,9 +26,8 @@ from kedit.version import __version__
 if TYPE_CHECKING:
     from kedit.export.hf import Rounding
 
-RECORD = "kedit.json"
 SHOWN = 50
-"""Requests and matrices that the card lists; `kedit.json` has all."""
+"""Requests and matrices that the card lists; `edit_card.json` has all."""
 TELLS = (
     "**This folder tells which subjects were edited.** The requests are listed below. Without the list the change "
     "itself still points at them: what it reads are the directions of the edited subjects. Do not publish it where "
@@ -66,7 +66,7 @@ class Exported:
 
 
 def write_card(folder: Path, what: Exported) -> None:
-    """Writes `README.md` and `kedit.json`."""
+    """Writes `README.md` and `edit_card.json`."""
     write_text(folder / "README.md", as_markdown(what))
     record = {
         "format": 1,

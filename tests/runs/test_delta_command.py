@@ -122,7 +122,7 @@ def test_export(
     out = printed(capsys, "export", "run/deltas/france", "--to", "hf", "--out", "model", "--dtype", "bfloat16")
     assert "rounding to bfloat16" in out
     assert "as written" in out
-    assert json.loads(Path("model/kedit.json").read_text())["form"] == "merged"
+    assert json.loads(Path("model/edit_card.json").read_text())["form"] == "merged"
     out = printed(capsys, "export", "book", "--to", "hf", "--out", "beside", "--model", lm.name)
     assert 'kedit.load_edited("beside")' in out
 

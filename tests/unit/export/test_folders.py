@@ -54,7 +54,7 @@ def close(one: torch.Tensor, other: torch.Tensor, share: float = 1e-5) -> bool:
 
 
 def record(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "kedit.json").read_text())
+    return json.loads((folder / "edit_card.json").read_text())
 
 
 def test_the_model_card(tmp_path: Path) -> None:
