@@ -156,7 +156,8 @@ def _facts(what: Exported) -> Iterator[tuple[str, str]]:
     for key in ("regime", "seed"):
         if key in card:
             yield key, str(card[key])
-    yield "changed", f"{len(what.delta.paths)} modules, kinds: {', '.join(kind.__name__ for kind in what.delta.kinds)}"
+    n, kinds = len(what.delta.paths), ", ".join(kind.__name__ for kind in what.delta.kinds)
+    yield "changed", f"{n} module{'s' if n > 1 else ''}, kinds: {kinds}"
     yield "norm of the change", f"{what.delta.norm():.6g}"
     yield "written in", what.dtype
     made = card.get("provenance") or {}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -128,9 +129,10 @@ def test_generation_with_what_was_loaded(name: str, kind: str, tmp_path: Path) -
     made = case(name, kind)
     lm = load_edited(export_hf(made.delta, made.lm, tmp_path / "hf", made.card))
     ids = torch.tensor([lm.encode("The capital of France is")])
-    out = lm.model.generate(input_ids=ids, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+    model: Any = lm.model
+    out = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
     with torch.no_grad():
-        best = lm.model(input_ids=out[:, :-1]).logits.argmax(-1)[0, ids.shape[1] - 1 :]
+        best = model(input_ids=out[:, :-1]).logits.argmax(-1)[0, ids.shape[1] - 1 :]
     assert torch.equal(best, out[0, ids.shape[1] :])
 
 
