@@ -10,6 +10,7 @@ from kedit.delta.delta import Delta
 from kedit.delta.factors import Factors
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
+from kedit.export import export_hf, export_peft, load_edited
 from kedit.forward.binding import load_lm, wrap_lm
 from kedit.model.lm import LM, LMConfig
 from kedit.request import EditRecord, EditRequest, Probe
@@ -24,7 +25,10 @@ __all__ = [
     "LMConfig",
     "Probe",
     "edited",
+    "export_hf",
+    "export_peft",
     "load_delta",
+    "load_edited",
     "load_lm",
     "save_delta",
     "wrap_lm",

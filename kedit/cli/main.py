@@ -28,6 +28,7 @@ usage: kedit COMMAND [OPTIONS]
   collect        one table over the runs of a sweep:           kedit collect slurm/sweeps/smollm2.yaml
   compare        its arms beside one of them, with a figure:   kedit compare slurm/sweeps/smollm2.yaml
   slurm          the same sweep on a cluster:                  kedit slurm submit slurm/sweeps/smollm2.yaml
+  delta          look at, compare, join and export deltas:     kedit delta show runs/NAME/delta
   ls             methods, data sets, known models, configs:    kedit ls
   config         list, show or copy the configs of kedit:      kedit config copy rome_smollm2
   env            what a bug report needs:                      kedit env
@@ -131,6 +132,11 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
         slurm(words)
 
+    def delta(words: list[str]) -> None:
+        from kedit.cli.commands.delta import delta
+
+        delta(words)
+
     def ls(words: list[str]) -> None:
         from kedit.cli.commands.ls import ls
 
@@ -159,6 +165,7 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
         "collect": collect,
         "compare": compare,
         "slurm": slurm,
+        "delta": delta,
         "ls": ls,
         "config": config,
         "env": env,

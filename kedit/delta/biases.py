@@ -31,6 +31,7 @@ class BiasChange(Change):
     change: Tensor
 
     kind: ClassVar[str] = "biases"
+    in_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.change.ndim != 1:
@@ -53,6 +54,14 @@ class BiasChange(Change):
         """Adds the change to the bias."""
         b = bias(place.module)
         place.backup(bias).add(b, self.change.to(b.device))
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The bias."""
+        return {"bias": self.change}
+
+    def extent(self) -> str:
+        """That it is the bias."""
+        return "bias"
 
     def square_norm(self) -> float:
         """Sum of all squares."""

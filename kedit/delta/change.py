@@ -60,10 +60,12 @@ class Change(ABC):
     Attributes:
         kind: Its name in checkpoints. Names of its tensors should begin with it, as in `"slices.index"`.
         fits_lanes: Whether changes of this kind run side by side (`stack`); otherwise each is measured in the weights.
+        in_weights: Whether it adds to parameters and does nothing else, so that an ordinary model folder can hold it.
     """
 
     kind: ClassVar[str]
     fits_lanes: ClassVar[bool] = True
+    in_weights: ClassVar[bool] = False
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
@@ -117,6 +119,14 @@ class Change(ABC):
         """Its float32 tensors, none of which may hold NaN or infinity."""
         return self.tensors().values()
 
+    def parameters(self) -> Mapping[str, Tensor]:
+        """What it adds to the module's parameters, by name, float32; the weight of a linear map is `[d_out, d_in]`."""
+        return {}
+
+    def extent(self) -> str:
+        """How much of the module it changes, in a few words, e.g. `"rank 3"`."""
+        return ""
+
     def square_norm(self) -> float:
         """Square of the Frobenius norm of what it adds to weights, in float64."""
         return 0.0
@@ -162,11 +172,21 @@ class WeightChange(Change):
         shape: `(d_out, d_in)`.
     """
 
+    in_weights: ClassVar[bool] = True
+
     shape: tuple[int, int]
 
     @abstractmethod
     def dense(self) -> Tensor:
         """The matrix itself, `[d_out, d_in]`."""
+
+    def factored(self) -> tuple[Tensor, Tensor] | None:
+        """`[d_out, r]` and `[r, d_in]`, whose product it is; None where it is not made of few lines or directions."""
+        return None
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The matrix, as the weight."""
+        return {"weight": self.dense()}
 
     def lines(self, axis: int, index: Tensor) -> Tensor:
         """Some rows (axis 0) `[n, d_in]` or columns (axis 1) `[n, d_out]` of the matrix, in float64."""

@@ -137,6 +137,10 @@ class Codebook(Change):
         """Sum of the squares of the values; nothing is added to a weight."""
         return float(self.values.double().square().sum())
 
+    def extent(self) -> str:
+        """Number of entries."""
+        return f"{len(self.keys)} entr{'ies' if len(self.keys) > 1 else 'y'}"
+
     @classmethod
     def stack(cls, parts: Mapping[int, Codebook], n_lanes: int) -> Sequence[LaneStack]:
         """One stack that refers to the lanes' codebooks."""

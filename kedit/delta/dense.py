@@ -41,6 +41,10 @@ class Dense(WeightChange):
         """The matrix."""
         return self.matrix
 
+    def extent(self) -> str:
+        """Number of entries that are not zero."""
+        return f"{int(self.matrix.count_nonzero()):,} of {self.matrix.numel():,} entries"
+
     def low_rank(self, error: float) -> Factors:
         """The matrix by its singular value decomposition, of the smallest rank that is near enough, for export.
 

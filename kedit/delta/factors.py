@@ -47,6 +47,14 @@ class Factors(WeightChange):
         """The change itself, `[d_out, d_in]` in the factors' dtype."""
         return self.left @ self.right
 
+    def factored(self) -> tuple[Tensor, Tensor]:
+        """The two."""
+        return self.left, self.right
+
+    def extent(self) -> str:
+        """The rank."""
+        return f"rank {self.rank}"
+
     def lines(self, axis: int, index: Tensor) -> Tensor:
         """Some rows or columns of the product, in float64."""
         left, right = self.left.double(), self.right.double()

@@ -39,6 +39,7 @@ class ParameterChange(Change):
 
     kind: ClassVar[str] = "parameters"
     fits_lanes: ClassVar[bool] = False
+    in_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.changes or any(change.dtype != torch.float32 for change in self.changes.values()):
@@ -65,6 +66,14 @@ class ParameterChange(Change):
             of = parameter(place.module, name)
             p = of(place.module)
             place.backup(of).add(p, change.to(p.device))
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """All of them."""
+        return self.changes
+
+    def extent(self) -> str:
+        """Their names."""
+        return ", ".join(self.changes)
 
     def square_norm(self) -> float:
         """Sum of all squares."""

@@ -51,6 +51,10 @@ class Pathways(Change):
         history = place.follow() if router.remembers else None
         place.install(together, lambda: router.install(place.module, history, place.block))
 
+    def extent(self) -> str:
+        """Number of adapters."""
+        return f"{len(self.adapters)} adapter{'s' * (len(self.adapters) > 1)}"
+
     @classmethod
     def add(cls, parts: Sequence[Pathways]) -> Pathways:
         """All of them, one after another."""

@@ -178,6 +178,11 @@ class PromptMemory(Change):
         vectors = tensors.get("prompts.vectors")
         return PromptMemory(PromptRule(**whole["rule"]), facts, tuple(whole["demonstrations"]), vectors)
 
+    def extent(self) -> str:
+        """Number of facts and demonstrations."""
+        shown = f", {len(self.demonstrations)} demonstrations" if self.demonstrations else ""
+        return f"{len(self.facts)} fact{'s' * (len(self.facts) > 1)}{shown}"
+
     @classmethod
     def stack(cls, parts: Mapping[int, PromptMemory], n_lanes: int) -> Sequence[LaneStack]:
         """One stack, which does nothing in a forward pass: prompts are asked for before they are tokens."""

@@ -62,6 +62,16 @@ class Slices(WeightChange):
         as_rows(change, self.axis)[self.index] = self.values
         return change
 
+    def factored(self) -> tuple[Tensor, Tensor]:
+        """Which lines they are, and what is added to them."""
+        chosen = self.values.new_zeros(len(self.index), self.shape[self.axis])
+        chosen[torch.arange(len(self.index), device=self.index.device), self.index] = 1.0
+        return (chosen.T, self.values) if self.axis == 0 else (self.values.T, chosen)
+
+    def extent(self) -> str:
+        """Number of lines."""
+        return f"{len(self.index)} of {self.shape[self.axis]} {('rows', 'columns')[self.axis]}"
+
     def to(self, device: torch.device | str) -> Slices:
         """The same slices on `device`."""
         return Slices(self.index.to(device), self.values.to(device), self.axis, self.shape)

@@ -21,6 +21,7 @@ FLOORS = (
     ("forward",),
     ("covariance",),
     ("evaluation",),
+    ("export",),
     ("keyvalue",),
     ("data",),
     ("sweeps",),
