@@ -90,7 +90,11 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
     def fit(words: list[str]) -> None:
         from kedit.cli.options.first_look import first_look
+        from kedit.cli.options.help import PAGE, topic_of
 
+        if topic_of(words) == "":
+            Console(soft_wrap=True, highlight=False).print(PAGE.read_text(encoding="utf-8"), end="", markup=False)
+            return
         first_look(words)
         from kedit.cli.commands.fit import fit
 
