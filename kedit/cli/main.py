@@ -22,6 +22,7 @@ USAGE = """\
 usage: kedit COMMAND [OPTIONS]
 
   fit            edit a model and measure what the edits did:  kedit fit --config configs/rome_smollm2.yaml
+  show           what the model said before, and says now:     kedit show RUN
   stats          covariance of a model's keys, ahead of a run: kedit stats --lm.name smollm2-135m
   probe-anchors  layers that STEAM's anchors work in:          kedit probe-anchors --data Facts --out probe
   sweep          a grid of runs, one after another:            kedit sweep slurm/sweeps/smollm2.yaml
@@ -100,6 +101,11 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
         fit(words)
 
+    def show(words: list[str]) -> None:
+        from kedit.cli.commands.show import show
+
+        show(words)
+
     def stats(words: list[str]) -> None:
         from kedit.cli.commands.stats import stats
 
@@ -137,6 +143,7 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
     return {
         "fit": fit,
+        "show": show,
         "stats": stats,
         "probe-anchors": probe_anchors,
         "sweep": sweep,

@@ -113,7 +113,11 @@ def _known(topic: str) -> str:
     if topic and topic not in named:
         folded = {name.lower(): name for name in named}
         close = get_close_matches(topic.lower(), folded, n=1)
-        hint = f"did you mean {folded[close[0]]}?" if close else f"there are {', '.join(parts)}, and every method and data set"
+        hint = (
+            f"did you mean {folded[close[0]]}?"
+            if close
+            else f"there are {', '.join(parts)}, and every method and data set"
+        )
         raise KeditError(f"--help: there is nothing on {shown(topic)}; {hint}")
     return topic
 
