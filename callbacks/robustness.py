@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Robustness(TextCallback):
     """Reports robust queries, where the data has them (`data.queries`); nothing otherwise.
 
-    Writes `robustness.json` and `robustness.csv` into the run's folder, computed from its rows. `kedit show RUN --table`
-    prints them.
+    Writes `robustness.json` and `robustness.csv` into the run's folder, computed from its rows. They are
+    printed by `kedit show RUN --table`.
 
     Args:
         fluency: Also sample a text from each edited model (100 tokens, top-k 5) and measure how varied it is;

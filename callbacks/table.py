@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +36,9 @@ class ResultTable(EditCallback):
         if "curve" in summary:
             console.print(curve_table(summary["curve"]))
         folder = trainer.default_root_dir
-        console.print(f"every record: kedit show {folder}", soft_wrap=True, highlight=False, markup=False)
-        console.print(
-            f"every kind and metric: kedit show {folder} --table", soft_wrap=True, highlight=False, markup=False
-        )
-        console.print(f"results: {folder}", soft_wrap=True, highlight=False, markup=False)
+        show = f"kedit show {shlex.quote(str(folder))}"
+        for line in (f"every record: {show}", f"every kind and metric: {show} --table", f"results: {folder}"):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def print_examples(console: Console, found: Examples) -> None:

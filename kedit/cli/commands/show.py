@@ -148,7 +148,8 @@ def _records(console: Console, run: StoredRun, args: Any) -> None:
     decode = stored_decoder(run.about["method"]["model"])
     chosen = (row for row in run.rows() if row["measured_at"] == moment and _asked_for(row, args))
     count = 0
-    for count, row in enumerate(islice(chosen, args.limit), 1):
+    for row in islice(chosen, args.limit):
+        count += 1
         console.print(Rule(Text(row["case_id"]), align="left"))
         console.print(request_line(row))
         console.print(record_view(row, args.kind, decode))
@@ -205,11 +206,8 @@ def _about_edit(run: StoredRun, row: Row) -> Iterator[str]:
         yield f"time: {cost['seconds']:.2f} s, {cost['cpu_seconds']:.2f} CPU s{kept}"
     own = run.folder / "deltas" / folder_name(row["case_id"])
     batch = run.folder / "deltas" / f"batch-{row['batch']}"
-    for folder, what in (
-        (own, ""),
-        (batch, " (with the rest of its batch)"),
-        (run.folder / "delta", " (with all edits)"),
-    ):
+    places = ((own, ""), (batch, " (with the rest of its batch)"), (run.folder / "delta", " (with all edits)"))
+    for folder, what in places:
         if folder.is_dir():
             yield f"delta: {folder}{what}"
             return

@@ -1,7 +1,7 @@
 """What `kedit fit --help` shows: a page of what people use, and by a topic the options that the parser knows.
 
-The page (`kedit/cli/options/fit_help.txt`) needs nothing imported. A topic is `all`, a group of options (`metrics`), the
-trainer, or a method or data set (`ROME`).
+The page (`kedit/cli/options/fit_help.txt`) needs nothing imported. A topic is `all`, a group of options (`metrics`),
+the trainer, or a method or data set (`ROME`).
 """
 
 from __future__ import annotations
@@ -113,11 +113,8 @@ def _known(topic: str) -> str:
     if topic and topic not in named:
         folded = {name.lower(): name for name in named}
         close = get_close_matches(topic.lower(), folded, n=1)
-        hint = (
-            f"did you mean {folded[close[0]]}?"
-            if close
-            else f"there are {', '.join(parts)}, and every method and data set"
-        )
+        others = f"there are {', '.join(parts)}, and every method and data set"
+        hint = f"did you mean {folded[close[0]]}?" if close else others
         raise KeditError(f"--help: there is nothing on {shown(topic)}; {hint}")
     return topic
 
