@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from rich.console import Console
-from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from kedit.methods.base.callback import EditCallback, Row
@@ -46,7 +46,8 @@ def print_examples(console: Console, found: Examples) -> None:
     if not found.of:
         return
     console.print(f"{found.works} of {found.of} edited prompts give what was asked for. Before -> after:")
+    table = Table.grid(padding=(0, 1))
     for example in found.chosen:
-        style = "" if example.works else "yellow"
-        console.print(Padding(Text(example.line(), style=style), (0, 0, 0, 2)))
+        table.add_row("-", Text(example.line(), style="" if example.works else "yellow"))
+    console.print(table)
     console.print()

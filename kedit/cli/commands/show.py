@@ -23,6 +23,7 @@ from kedit.results.record_view import LEGEND, figures, record_view, request_line
 from kedit.results.robustness import robustness_table, summary_rows
 from kedit.results.rows import edits_of
 from kedit.results.run_results import RunResults
+from kedit.results.sentences import Decode
 from kedit.results.stored_run import StoredRun, is_run
 from kedit.results.tables import MEASURED_AT, name_of, summary_table
 from kedit.runtime.folder_name import folder_name
@@ -66,7 +67,8 @@ def show(words: list[str]) -> None:
 
 def _arguments(words: list[str]) -> Any:
     parser = ArgumentParser(prog="kedit show", exit_on_error=False, description=ABOUT)
-    parser.add_argument("run", type=str, help="Folder of a run, or its name in ./runs; a task of a sweep is one too.")
+    run = "Folder of a run, or its name in ./runs; a task of a sweep is one too."
+    parser.add_argument("run", type=str | None, nargs="?", default=None, help=run)
     case = "A record by its case id: all of it, with figures, time and delta. Without it, every record in short."
     parser.add_argument("case", type=str | None, nargs="?", default=None, help=case)
     parser.add_argument("--kind", type=str | None, default=None, help="Only probes of this kind, e.g. paraphrase.")
@@ -89,8 +91,11 @@ def _arguments(words: list[str]) -> Any:
     return args
 
 
-def _find(name: str) -> Path:
+def _find(name: str | None) -> Path:
     """The folder of a run that a user named by its path or its name."""
+    known = sorted(path.parent.name for path in RUNS.glob("*/run.json"))
+    if name is None:
+        raise KeditError(f"run: which one? {f'There are {_some(known)}' if known else './runs holds none'}")
     given = Path(os.path.expanduser(name))
     for folder in (given, RUNS / name):
         if is_run(folder):
@@ -103,7 +108,6 @@ def _find(name: str) -> Path:
             raise KeditError(f"run: {name} is a folder of runs; give one of them: {_some(inside)}")
         log_file = "; its log.txt says how far it came" if (given / "log.txt").exists() else ""
         raise KeditError(f"run: the folder {name} holds no run.json, so no run has begun in it{log_file}")
-    known = sorted(path.parent.name for path in RUNS.glob("*/run.json"))
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"there are {_some(known)}" if known else "./runs holds none"
     raise KeditError(f"run: there is no run {shown(name)} here; {hint}")
@@ -145,7 +149,7 @@ def _records(console: Console, run: StoredRun, args: Any) -> None:
         return
     moment = _moment(moments, args.at)
     _check_kind(args.kind, kinds)
-    decode = stored_decoder(run.about["method"]["model"])
+    decode = _decoder(console, run)
     chosen = (row for row in run.rows() if row["measured_at"] == moment and _asked_for(row, args))
     count = 0
     for row in islice(chosen, args.limit):
@@ -179,7 +183,7 @@ def _case(console: Console, run: StoredRun, args: Any) -> None:
         moment = _moment({row["measured_at"]: None for row in rows}, args.at)
         rows = [row for row in rows if row["measured_at"] == moment]
     _check_kind(args.kind, {probe["kind"]: None for row in rows for probe in row["probes"]})
-    decode = stored_decoder(run.about["method"]["model"])
+    decode = _decoder(console, run)
     console.print(Rule(Text(args.case), align="left"))
     console.print(request_line(rows[0]))
     for row in rows:
@@ -191,6 +195,15 @@ def _case(console: Console, run: StoredRun, args: Any) -> None:
     for line in _about_edit(run, rows[-1]):
         console.print(line, soft_wrap=True, markup=False)
     console.print(LEGEND, markup=False)
+
+
+def _decoder(console: Console, run: StoredRun) -> Decode | None:
+    """What reads the tokens of a run, where the tokenizer of its model is at hand; says where it is not."""
+    model = run.about["method"]["model"]
+    decode = stored_decoder(model)
+    if decode is None:
+        console.print(f"? stands for tokens that cannot be read: no tokenizer of {model} is here", markup=False)
+    return decode
 
 
 def _about_edit(run: StoredRun, row: Row) -> Iterator[str]:
