@@ -129,16 +129,16 @@ def _example(row: Mapping[str, Any], decode: Decode | None) -> Example:
     prompt = cut_middle(one_line(text), LONGEST)
     if row["status"] == "failed" or probe is None or probe["after"] is None:
         return Example(prompt, wanted, "", "", False, False, row.get("error") or "nothing was measured of it")
-    sides = []
-    for side in (probe["before"], probe["after"]):
-        text = None if side is None else said(side, probe["answer"], decode)
-        sides.append("?" if text is None else _plainly(text, probe))
-    old = probe["rival"] is not None and begins_with(sides[0], [probe["rival"]])
-    return Example(prompt, wanted, *sides, gives_answer(probe["after"]), old)
+    before, after = (_plainly(probe[side], probe, decode) for side in ("before", "after"))
+    old = probe["rival"] is not None and begins_with(before, [probe["rival"]])
+    return Example(prompt, wanted, before, after, gives_answer(probe["after"]), old)
 
 
-def _plainly(text: str, probe: Mapping[str, Any]) -> str:
+def _plainly(score: Saved | None, probe: Mapping[str, Any], decode: Decode | None) -> str:
     """The first thing that is said: the answer or its rival where it begins with that, else up to a comma or so."""
+    text = None if score is None else said(score, probe["answer"], decode)
+    if text is None:
+        return "?"
     for name in (probe["answer"], probe["rival"]):
         if name and begins_with(text, [name]):
             return one_line(name)

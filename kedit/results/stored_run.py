@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class StoredRun:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run."""
-    return (folder / RUN).is_file() or (folder / SUMMARY).is_file()
+    return os.path.isfile(folder / RUN) or os.path.isfile(folder / SUMMARY)  # a name may be too long for Path's
 
 
 def _about(path: Path) -> dict[str, Any]:

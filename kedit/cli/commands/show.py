@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -15,6 +13,7 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
+from kedit.cli.options.which_run import NAMES, run_folder, some
 from kedit.errors import KeditError, shown
 from kedit.model.stored_tokenizer import stored_decoder
 from kedit.results.costs import COSTS, costs_of
@@ -24,7 +23,7 @@ from kedit.results.robustness import robustness_table, summary_rows
 from kedit.results.rows import edits_of
 from kedit.results.run_results import RunResults
 from kedit.results.sentences import Decode
-from kedit.results.stored_run import StoredRun, is_run
+from kedit.results.stored_run import StoredRun
 from kedit.results.tables import MEASURED_AT, name_of, summary_table
 from kedit.runtime.folder_name import folder_name
 from kedit.runtime.run_folder import RESULTS
@@ -33,9 +32,7 @@ log = logging.getLogger(__name__)
 
 ABOUT = """\
 What the model said before an edit and says after it, record by record; of one record also the figures of its edit."""
-RUNS = Path("runs")
 LAST = ("end", "edit")  # moments that are shown where none is named
-NAMES = 8  # of runs or records that a message names
 RESAMPLES = 2000
 
 Row = dict[str, Any]
@@ -51,7 +48,7 @@ def show(words: list[str]) -> None:
         KeditError: There is no such run, record, kind or moment, or options that exclude each other.
     """
     args = _arguments(words)
-    run = StoredRun(_find(args.run))
+    run = StoredRun(run_folder(args.run))
     console = Console(highlight=False)
     console.print(_header(run))
     if args.table:
@@ -89,28 +86,6 @@ def _arguments(words: list[str]) -> Any:
     if args.case is not None and (args.failed or args.limit is not None):
         raise KeditError("case: one record is shown whole; leave out --failed and --limit")
     return args
-
-
-def _find(name: str | None) -> Path:
-    """The folder of a run that a user named by its path or its name."""
-    known = sorted(path.parent.name for path in RUNS.glob("*/run.json"))
-    if name is None:
-        raise KeditError(f"run: which one? {f'There are {_some(known)}' if known else './runs holds none'}")
-    given = Path(os.path.expanduser(name))
-    for folder in (given, RUNS / name):
-        if is_run(folder):
-            return folder
-    if given.is_file():
-        raise KeditError(f"run: {name} is a file; give the folder of a run, e.g. {given.parent}")
-    if given.is_dir():
-        inside = sorted(str(path.parent) for path in given.glob("*/run.json"))
-        if inside:
-            raise KeditError(f"run: {name} is a folder of runs; give one of them: {_some(inside)}")
-        log_file = "; its log.txt says how far it came" if (given / "log.txt").exists() else ""
-        raise KeditError(f"run: the folder {name} holds no run.json, so no run has begun in it{log_file}")
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else f"there are {_some(known)}" if known else "./runs holds none"
-    raise KeditError(f"run: there is no run {shown(name)} here; {hint}")
 
 
 def _header(run: StoredRun) -> Text:
@@ -163,7 +138,7 @@ def _records(console: Console, run: StoredRun, args: Any) -> None:
         console.print("no such record" if not args.failed else "none: all came out as they should")
         return
     more = f"; {left} more (--limit)" if left else ""
-    console.print(f"{count} shown, {MEASURED_AT.get(moment, moment.replace('_', ' '))}{more}", markup=False)
+    console.print(f"{count} shown, {_named(moment)}{more}", markup=False)
     console.print(LEGEND, markup=False)
 
 
@@ -173,22 +148,24 @@ def _case(console: Console, run: StoredRun, args: Any) -> None:
     ids: dict[str, None] = {}
     for row in run.rows():
         ids[row["case_id"]] = None
-        if row["case_id"] == args.case and (args.at or edits_of(row["measured_at"]) is None):
+        if row["case_id"] == args.case:
             rows.append(row)
-    if args.case not in ids:
+    if not rows:
         close = get_close_matches(args.case, ids, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {_some(list(ids))}" if ids else "it has none yet"
+        hint = f"did you mean {close[0]}?" if close else f"there are {some(list(ids))}" if ids else "it has none yet"
         raise KeditError(f"case: {run.folder} has no record {shown(args.case)}; {hint}")
     if args.at is not None:
         moment = _moment({row["measured_at"]: None for row in rows}, args.at)
         rows = [row for row in rows if row["measured_at"] == moment]
+    else:
+        rows = [row for row in rows if edits_of(row["measured_at"]) is None] or rows[-1:]  # without the curve's
     _check_kind(args.kind, {probe["kind"]: None for row in rows for probe in row["probes"]})
     decode = _decoder(console, run)
     console.print(Rule(Text(args.case), align="left"))
     console.print(request_line(rows[0]))
     for row in rows:
         at = row["measured_at"]
-        console.print(Rule(Text(MEASURED_AT.get(at, at)), align="left", style="dim"))
+        console.print(Rule(Text(_named(at)), align="left", style="dim"))
         console.print(record_view(row, args.kind, decode, whole=True))
         console.print(Text.assemble("edit: ", figures(row)))
     console.print(Rule())
@@ -209,14 +186,12 @@ def _decoder(console: Console, run: StoredRun) -> Decode | None:
 def _about_edit(run: StoredRun, row: Row) -> Iterator[str]:
     """What an edit cost, and where its delta is."""
     try:
-        cost = costs_of(run.folder).get(row["case_id"])
-    except (KeditError, KeyError, TypeError):
-        cost, lost = None, f"time: unknown, {run.folder / COSTS} is damaged"
-        yield lost
-    if cost is not None:
-        size = cost.get("delta_bytes")
-        kept = "" if size is None else f"; its delta has {size:.0f} bytes"
-        yield f"time: {cost['seconds']:.2f} s, {cost['cpu_seconds']:.2f} CPU s{kept}"
+        if (cost := costs_of(run.folder).get(row["case_id"])) is not None:
+            size = cost["delta_bytes"]
+            kept = "" if size is None else f"; its delta has {size:.0f} bytes"
+            yield f"time: {cost['seconds']:.2f} s, {cost['cpu_seconds']:.2f} CPU s{kept}"
+    except (KeditError, LookupError, TypeError, ValueError):
+        yield f"time: unknown, {run.folder / COSTS} is damaged"
     own = run.folder / "deltas" / folder_name(row["case_id"])
     batch = run.folder / "deltas" / f"batch-{row['batch']}"
     places = ((own, ""), (batch, " (with the rest of its batch)"), (run.folder / "delta", " (with all edits)"))
@@ -225,6 +200,11 @@ def _about_edit(run: StoredRun, row: Row) -> Iterator[str]:
             yield f"delta: {folder}{what}"
             return
     yield "delta: none is kept"
+
+
+def _named(moment: str) -> str:
+    """A moment in words."""
+    return MEASURED_AT.get(moment) or f"measured after {edits_of(moment)} edits"
 
 
 def _known(run: StoredRun) -> tuple[dict[str, None], dict[str, None]]:
@@ -258,7 +238,3 @@ def _asked_for(row: Row, args: Any) -> bool:
     if args.failed:
         return not works(row, args.kind)
     return args.kind is None or any(probe["kind"] == args.kind for probe in row["probes"])
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:NAMES]) + (f" and {len(names) - NAMES} more" if len(names) > NAMES else "")

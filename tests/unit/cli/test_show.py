@@ -130,10 +130,19 @@ def test_a_case_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"delta: {Path('runs/mine/deltas/eiffel')}" in out
     assert shown(capsys, "mine", "eiffel", "--at", "editor").count("the edited prompt") == 1
     assert "delta: none is kept" in shown(capsys, "mine", "b")
+    write(folder, [row("eiffel", measured_at="at_5"), row("eiffel", measured_at="at_10")])
+    assert "measured after 10 edits" in shown(capsys, "mine", "eiffel")
+    write(folder, [row("eiffel"), row("b")])
     (folder / "delta").mkdir()
     assert "delta: runs/mine/delta (with all edits)" in shown(capsys, "mine", "b")
-    (folder / "costs.jsonl").write_text("nonsense\n")
-    assert "costs.jsonl is damaged" in shown(capsys, "mine", "eiffel")
+    for line in (
+        "nonsense",
+        '{"case_id": "eiffel"}',
+        '{"case_id": "eiffel", "seconds": "a", "delta_bytes": null}',
+        "[]",
+    ):
+        (folder / "costs.jsonl").write_text(f"{line}\n")
+        assert "costs.jsonl is damaged" in shown(capsys, "mine", "eiffel")
 
 
 def test_the_last_moment_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,6 +203,7 @@ def test_what_there_is_not(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     for words, message in (
         (["mime"], "run: there is no run 'mime' here; did you mean mine?"),
         (["something-else"], "run: there is no run 'something-else' here; there are mine"),
+        (["x" * 5000], "run: there is no run"),
         (["runs"], "run: runs is a folder of runs; give one of them: runs/mine"),
         (["runs/empty"], "run: the folder runs/empty holds no run.json, so no run has begun in it"),
         (
