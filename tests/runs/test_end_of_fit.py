@@ -72,6 +72,16 @@ def test_robust_queries_are_in_the_table(words: list[str], tmp_path: Path, capsy
     assert "shuffle" in table
 
 
+def test_the_steps_of_the_first_edits_are_told_without_a_terminal(
+    words: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "kedit.callbacks.progress"):
+        main([*words, "--progress.log_every", "0", "--data.limit", "1"])
+    steps = [message for message in caplog.messages if message.startswith("0 of 1 edits done; the next: step ")]
+    assert len(steps) == 2
+    assert ", loss " in steps[-1]
+
+
 def _text(folder: Path) -> Path:
     path = folder / "text.txt"
     path.write_text("".join(f"{i} lines of a text about the weather in some city.\n" for i in range(50)))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from kedit.covariance import StatsConfig, corpus, covariances, shipped_text
+from kedit.covariance import StatsConfig, corpus, covariances, shipped_text, store
 from kedit.errors import KeditError
 from kedit.model.lm import LM
+from kedit.model.pretrained import ALIASES
 from tests.support.tiny_models import tiny_lm
 
 TOKENS = 300
@@ -35,6 +38,19 @@ def ship(lm: LM) -> Path:
 
 def no_writing(*args: object, **kwargs: object) -> None:
     raise AssertionError("the model wrote text")
+
+
+@pytest.mark.parametrize("path", sorted(shipped_text.FOLDER.glob("*")), ids=lambda path: path.stem)
+def test_what_ships_is_of_this_kedit_s_sampling(path):
+    """Where sampling is changed, the file must be made again: benchmarks/shipped_corpus.py."""
+    tensors, card = store.read(path)
+    key = card["key"]
+    assert path.name == f"{key['model']}-{key['fingerprint']}.safetensors"
+    of_model: Any = SimpleNamespace(fingerprint=key["fingerprint"])
+    assert key["corpus"] == corpus.fingerprint(of_model, StatsConfig())
+    assert tensors["ids"].shape == (StatsConfig().tokens,)
+    assert key["model"] in ALIASES
+    assert path.stat().st_size < 100_000
 
 
 def test_the_same_statistics_without_writing(shipped, tmp_path, monkeypatch, caplog):
