@@ -38,7 +38,7 @@ def lm() -> LM:
 def test_the_text_of_its_statistics_ships(lm: LM) -> None:
     ids = shipped_ids(lm, corpus.fingerprint(lm, StatsConfig()), StatsConfig().tokens)
     assert ids is not None
-    assert lm.decode(ids[:3].tolist()) == "The city of"
+    assert int(ids[0]) == lm.tokenizer.bos_token_id
 
 
 def test_replay_equals_full_forward_at_every_step(lm: LM) -> None:
