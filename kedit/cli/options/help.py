@@ -6,6 +6,7 @@ the trainer, or a method or data set (`ROME`).
 
 from __future__ import annotations
 
+import re
 from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -21,6 +22,8 @@ PAGE = Path(__file__).with_name("fit_help.txt")
 ALL, TRAINER = "all", "trainer"
 CLASSES: Mapping[str, str] = MappingProxyType({"model": "methods", "data": "data"})
 """The groups whose class a user chooses, and where kedit's own are."""
+
+BASES = frozenset({"EditingModule", "EditData"})
 
 USAGE = "kedit fit --config FILE [--OPTION VALUE ...]"
 SHOWN: Mapping[str, str] = MappingProxyType(
@@ -120,5 +123,7 @@ def _known(topic: str) -> str:
 
 
 def _classes(part: str) -> list[str]:
-    """Names of the classes that `--model` or `--data` may name, read off their source."""
-    return classes_in(ROOT / CLASSES[part])
+    """Names of the classes that `--model` or `--data` may name, read off their source: those that the package gives."""
+    folder = ROOT / CLASSES[part]
+    given = set(re.findall(r'"(\w+)"', (folder / "__init__.py").read_text(encoding="utf-8").partition("__all__")[2]))
+    return [name for name in classes_in(folder) if name in given - BASES]

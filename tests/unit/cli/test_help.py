@@ -67,7 +67,12 @@ def test_a_method_s_options_are_the_parser_s() -> None:
 
 @pytest.mark.parametrize(
     ("topic", "message"),
-    [("metrcs", "did you mean metrics"), ("Rome", "did you mean ROME"), ("weather", "there are metrics")],
+    [
+        ("metrcs", "did you mean metrics"),
+        ("Rome", "did you mean ROME"),
+        ("weather", "there are metrics"),
+        ("Wanted", "there are metrics"),
+    ],
 )
 def test_an_unknown_topic(topic: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
