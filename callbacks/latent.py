@@ -95,7 +95,7 @@ class LatentFigures(EditCallback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         bank = _bank(module)
         records = [record for batch in data.batches for record in batch if bank.anchor(record).used]
-        with stage("states of the references"):
+        with stage("inner states to compare with (once a run)"):
             self._native = native(module.lm, bank.with_references(records[: self.max_edits]).values())
 
     def on_edit_end(self, trainer: Trainer, module: Any, batch: EditBatch) -> None:

@@ -98,7 +98,7 @@ class EditMetrics(EditCallback):
         batches = data.batches[: trainer.max_epochs]
         check_counts(self.eval_at, [0, *accumulate(map(len, batches))])
         records = [record for batch in batches for record in batch]
-        with stage("scoring the unedited model") as progress:
+        with stage("asking the unedited model (once a run)") as progress:
             scores = score_records(module.lm, records, config=self.scoring, progress=progress, shared=True)
         self._base = {record.request.case_id: s for record, s in zip(records, scores, strict=True)}
 
@@ -151,7 +151,7 @@ class EditMetrics(EditCallback):
         done = [(index, record) for index, batch in enumerate(batches) for record in batch]
         if self._last is None or self._last[0] != len(done) or module.finished:  # other weights than after that edit
             name = "the last edit" if measured_at == "end" else f"{len(done)} edits"
-            with stage(f"scoring the model after {name}") as progress:
+            with stage(f"asking the model after {name}") as progress:
                 records = [record for _, record in done]
                 scores = score_records(module.lm, records, config=self.scoring, progress=progress, shared=True)
             self._last = (len(done), scores)

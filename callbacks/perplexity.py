@@ -92,7 +92,7 @@ class Perplexity(EditCallback):
         module = editing(pl_module)
         tokens = self.tokens or (512 if module.regime == "single" else 8192)
         self._windows = windows_of(module.lm, self._content, tokens, self.window, f"perplexity.text: {self.text}")
-        with stage("perplexity of the unedited model") as progress:
+        with stage("perplexity before any edit (once a run)") as progress:
             (self._before,) = perplexities(module.lm, self._windows, progress=progress, shared=True)
 
     def on_rows(self, trainer: Trainer, module: EditingModule, rows: list[Row], batch: EditBatch | None) -> None:

@@ -60,10 +60,19 @@ class EditProgress(EditCallback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
         """Shows the step and the mean loss of the lanes."""
-        if self._bar is not None and self._task is not None and self._console.is_terminal:
-            loss = trainer.callback_metrics.get("loss")
-            step = trainer.fit_loop.epoch_loop.batch_idx + 1
-            self._bar.update(self._task, note=f"step {step}" + ("" if loss is None else f", loss {float(loss):.3f}"))
+        if self._bar is None or self._task is None:
+            return
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._last < self.log_every:
+            return
+        loss = trainer.callback_metrics.get("loss")
+        step = trainer.fit_loop.epoch_loop.batch_idx + 1
+        note = f"step {step}" + ("" if loss is None else f", loss {float(loss):.3f}")
+        if self._console.is_terminal:
+            self._bar.update(self._task, note=note)
+        else:
+            self._last = now
+            log.info("%d of %d edits done; the next: %s", self._done, self._total, note)
 
     def on_edit_end(self, trainer: Trainer, module: EditingModule, batch: EditBatch) -> None:
         """Counts the batch's edits."""

@@ -1,4 +1,4 @@
-"""`Robustness`: how the edits stand reworded, scrambled and long-context prompts; a table, and the fluency."""
+"""`Robustness`: how the edits stand reworded, scrambled and long-context prompts, and the fluency."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
-from rich.console import Console
 
 from kedit.callbacks.sampled import TextCallback
 from kedit.errors import within
@@ -15,7 +14,7 @@ from kedit.evaluation.fluency import ngram_entropy
 from kedit.methods.base.callback import Row, editing
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.results.intervals import RESAMPLES
-from kedit.results.robustness import as_csv, robustness_table, summary_rows
+from kedit.results.robustness import as_csv, summary_rows
 from kedit.runtime.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 class Robustness(TextCallback):
     """Reports robust queries, where the data has them (`data.queries`); nothing otherwise.
 
-    Prints a table and writes `robustness.json` and `robustness.csv` into the run's folder, all computed from its rows.
+    Writes `robustness.json` and `robustness.csv` into the run's folder, computed from its rows. They are
+    printed by `kedit show RUN --table`.
 
     Args:
         fluency: Also sample a text from each edited model (100 tokens, top-k 5) and measure how varied it is;
@@ -53,14 +53,12 @@ class Robustness(TextCallback):
     def on_summary(
         self, trainer: Trainer, module: EditingModule, summary: Mapping[str, Any], rows: Iterable[Row]
     ) -> None:
-        """The table and the files."""
+        """The files; `kedit show RUN --table` prints the table."""
         if not _has_queries(trainer):
             return
         folder, lines = Path(trainer.default_root_dir), summary_rows(rows, self.resamples)
         write_json(folder / "robustness.json", {"figures": lines})
         write_text(folder / "robustness.csv", as_csv(lines))
-        if lines:
-            Console().print(robustness_table(lines))
 
 
 def _has_queries(trainer: Trainer) -> bool:

@@ -22,6 +22,7 @@ USAGE = """\
 usage: kedit COMMAND [OPTIONS]
 
   fit            edit a model and measure what the edits did:  kedit fit --config configs/rome_smollm2.yaml
+  show           what the model said before, and says now:     kedit show RUN
   stats          covariance of a model's keys, ahead of a run: kedit stats --lm.name smollm2-135m
   probe-anchors  layers that STEAM's anchors work in:          kedit probe-anchors --data Facts --out probe
   sweep          a grid of runs, one after another:            kedit sweep slurm/sweeps/smollm2.yaml
@@ -95,12 +96,21 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
     def fit(words: list[str]) -> None:
         from kedit.cli.options.first_look import first_look
         from kedit.cli.options.found import found_configs
+        from kedit.cli.options.help import PAGE, topic_of
 
+        if topic_of(words) == "":
+            Console(soft_wrap=True, highlight=False).print(PAGE.read_text(encoding="utf-8"), end="", markup=False)
+            return
         words = found_configs(words)
         first_look(words)
         from kedit.cli.commands.fit import fit
 
         fit(words)
+
+    def show(words: list[str]) -> None:
+        from kedit.cli.commands.show import show
+
+        show(words)
 
     def stats(words: list[str]) -> None:
         from kedit.cli.commands.stats import stats
@@ -159,6 +169,7 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
     return {
         "fit": fit,
+        "show": show,
         "stats": stats,
         "probe-anchors": probe_anchors,
         "sweep": sweep,

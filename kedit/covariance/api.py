@@ -16,7 +16,7 @@ import transformers
 from filelock import FileLock, Timeout
 
 from kedit.covariance import corpus, store
-from kedit.covariance.collect import collect
+from kedit.covariance.collect import collect, name_layers
 from kedit.covariance.config import StatsConfig
 from kedit.covariance.corpus import Progress
 from kedit.covariance.matrix import Covariance
@@ -29,6 +29,9 @@ from kedit.runtime.cache import cache_dir
 
 log = logging.getLogger(__name__)
 
+WHAT_FOR = """\
+statistics of %s over %d tokens of %s: methods need them so that an edit leaves other texts alone.
+Once per model and layer, kept in the cache"""
 FEW = 4  # tokens per dimension below which C is worth a warning (docs/statistics.md)
 
 
@@ -141,7 +144,7 @@ def _compute(
     partial = store.layer_path(base, keys[layers[0]]).with_name(f"partial-{digest}{of}.safetensors")
     dtype = getattr(torch, config.dtype)
     length = run["sequence_length"]
-    log.info("statistics of layers %s over %d tokens of %s", layers, len(ids), config.corpus)
+    log.info(WHAT_FOR, name_layers(layers), len(ids), _source(config.corpus))
     state = collect(lm, layers, ids, length, config.batch_tokens, dtype, partial, run, progress, save_seconds)
     result = {}
     for layer in layers:
@@ -159,6 +162,11 @@ def _compute(
             store.save_covariance(path, result[layer])
     partial.unlink(missing_ok=True)
     return result
+
+
+def _source(name: str) -> str:
+    """A corpus in words."""
+    return "text that the model wrote" if name == "self" else name
 
 
 def _locked(base: Path, lm: LM) -> FileLock:

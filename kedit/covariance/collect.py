@@ -162,7 +162,7 @@ def collect(
         dtype: Of products and sums.
         partial: File for the state of an unfinished pass, one for each process; None: not resumable.
         key: What that file must have been made from.
-        progress: Called as ("reading text", tokens so far, tokens) after every chunk.
+        progress: Called with what is being done, tokens so far and tokens after every chunk.
         save_seconds: Least time between two writes of `partial`, which get a tenth of the time at most.
     """
     chunks = list(_chunks(ids, sequence_length, batch_tokens))
@@ -176,6 +176,7 @@ def collect(
     if state.chunks:
         log.info("resuming the statistics at %d of %d chunks (%s)", state.chunks, len(chunks), partial)
     due = time.monotonic() + save_seconds
+    what = reading_text(layers)
     while state.chunks < len(chunks):
         own = state.chunks + distributed.rank()
         if own < len(chunks):
@@ -189,8 +190,23 @@ def collect(
             state.save(partial, key or {})
             due = time.monotonic() + max(save_seconds, 9 * (time.monotonic() - start))
         if progress is not None:
-            progress("reading text", ends[state.chunks - 1], len(ids))
+            progress(what, ends[state.chunks - 1], len(ids))
     return state
+
+
+def reading_text(layers: Sequence[int]) -> str:
+    """What a pass over the text is called on the terminal."""
+    return f"statistics of {name_layers(layers)} (once per model)"
+
+
+def name_layers(layers: Sequence[int]) -> str:
+    """`layer 5`, `layers 4 to 8`, or each by its number; ascending."""
+    numbers = sorted(layers)
+    if len(numbers) == 1:
+        return f"layer {numbers[0]}"
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"layers {numbers[0]} to {numbers[-1]}"
+    return f"layers {', '.join(map(str, numbers))}"
 
 
 def _of_all(own: SecondMoment) -> SecondMoment:

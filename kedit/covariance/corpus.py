@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,21 @@ from torch import Tensor
 
 from kedit.covariance import store
 from kedit.covariance.config import StatsConfig
+from kedit.covariance.shipped_text import shipped_ids
 from kedit.errors import KeditError, shown
 from kedit.forward import sampling
 from kedit.model.lm import LM
 from kedit.runtime.textfile import flaw_of, regular_file, strict_json
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 Piece = tuple[str, bool]  # text, and whether a document begins with it
 
 PIECE = 1 << 16  # characters tokenised at once
 SELF_LENGTH = 128  # tokens of one sampled text
+SAMPLING = "writing text for statistics (once)"
+WRITING = "%s writes %d tokens of text, over which statistics can be taken: once per model, kept in the cache"
 
 # How the sampled texts begin: three words each, as encyclopaedic entries do. After openings of one word
 # ("The", "When") the covariance is farther from that of real articles (docs/statistics.md).
@@ -148,7 +154,7 @@ def sampled(lm: LM, config: StatsConfig, folder: Path) -> Path:
 
 
 def _self_ids(lm: LM, config: StatsConfig, folder: Path, progress: Progress | None) -> Tensor:
-    """Sampled text, made once and kept: it costs far more than the statistics themselves."""
+    """Sampled text, made once and kept: it costs far more than the statistics themselves. Some ships with kedit."""
     key = {"model": lm.name, "fingerprint": lm.fingerprint, "corpus": fingerprint(lm, config)}
     path = sampled(lm, config, folder)
     if path.exists():
@@ -159,17 +165,33 @@ def _self_ids(lm: LM, config: StatsConfig, folder: Path, progress: Progress | No
         if text is None or not sound or not bool((text >= 0).all() & (text < rows).all()):
             raise KeditError(f"{path} holds no text; delete it, it will be made again")
         return text.long()
+    kept = shipped_ids(lm, key["corpus"], config.tokens)
+    if kept is None:
+        kept = write_ids(lm, config, progress)
+    else:
+        log.info("text that this model wrote, %d tokens, is shipped with kedit: it need not be written", len(kept))
+    store.write(path, {"ids": kept.int()}, {"kind": "sampled text", "key": key})
+    return kept
+
+
+def write_ids(lm: LM, config: StatsConfig, progress: Progress | None = None) -> Tensor:
+    """Let the model write the text of `corpus: self`, `[n]` int64; nothing is kept or looked up.
+
+    Args:
+        lm: The unedited model.
+        config: Seed and number of tokens.
+        progress: Told of the sampling.
+    """
     length = min(SELF_LENGTH, lm.context_length)
     prompts = _prompts(lm, -(-config.tokens // (length - OPENING_TOKENS)))
     new = length - max(map(len, prompts))
-    report = None if progress is None else (lambda done, total: progress("sampling text", done, total))
+    log.info(WRITING, lm.name, config.tokens)
+    report = None if progress is None else (lambda done, total: progress(SAMPLING, done, total))
     rows = sampling.sample(lm, prompts, new, seed=config.seed, stop_at_eos=False, progress=report)
     ids: list[int] = []
     for row in rows:
         ids += _between(lm, bool(ids)) + row
-    kept = torch.tensor(ids[: config.tokens])
-    store.write(path, {"ids": kept.int()}, {"kind": "sampled text", "key": key})
-    return kept
+    return torch.tensor(ids[: config.tokens])
 
 
 def _prompts(lm: LM, n: int) -> list[list[int]]:

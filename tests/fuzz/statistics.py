@@ -101,7 +101,7 @@ class _Stopped(Exception):
 
 
 def _stop(what: str, done: int, total: int) -> None:
-    if what == "reading text" and done >= total // 2:
+    if what.startswith("statistics of") and done >= total // 2:
         raise _Stopped
 
 

@@ -10,6 +10,8 @@ import torch
 
 import kedit
 from kedit.cli import main
+from kedit.covariance import StatsConfig, corpus
+from kedit.covariance.shipped_text import shipped_ids
 from kedit.forward.binding import load_lm
 from kedit.forward.replay import Site
 from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, optimise
@@ -31,6 +33,12 @@ TERMS = (NLL(), KLDivergence(), WeightDecay(0.5))
 @pytest.fixture(scope="module")
 def lm() -> LM:
     return load_lm(LMConfig("smollm2-135m"))
+
+
+def test_the_text_of_its_statistics_ships(lm: LM) -> None:
+    ids = shipped_ids(lm, corpus.fingerprint(lm, StatsConfig()), StatsConfig().tokens)
+    assert ids is not None
+    assert int(ids[0]) == lm.tokenizer.bos_token_id
 
 
 def test_replay_equals_full_forward_at_every_step(lm: LM) -> None:

@@ -158,7 +158,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     }
     for subcommand, option in wanted.items():
         with pytest.raises(SystemExit) as stop:
-            main([subcommand, "--help"])
+            main([subcommand, "--help", *(["all"] if subcommand == "fit" else [])])
         assert not stop.value.code
         assert option in capsys.readouterr().out
 

@@ -211,6 +211,8 @@ def test_a_run_shows_them(tiny_folder: Callable[..., str], tmp_path: Path, capsy
     summary = json.loads((tmp_path / "runs" / "one" / "summary.json").read_text())
     assert summary["protocol"]["scoring"]["port_suffix"] == SUFFIX
     assert {"port_acc", "port_em", "port_ll"} <= summary["results"]["edit"]["portability"].keys()
+    assert "portability" in capsys.readouterr().out
+    main(["show", str(tmp_path / "runs" / "one"), "--table"])
     out = capsys.readouterr().out
     column = summary_table(summary).columns[1]
     shown = list(column.cells)

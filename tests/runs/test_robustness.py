@@ -124,6 +124,8 @@ def test_report_of_a_run(
     regime: str, words: list[str], tmp_path: Path, rows_of: Callable[[Path], Rows], capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([*words, "--edit.regime", regime])
+    assert capsys.readouterr().out.splitlines()[-1] == f"results: {tmp_path / 'runs' / 'one'}"
+    main(["show", str(tmp_path / "runs" / "one"), "--table"])
     out = capsys.readouterr().out
     folder = tmp_path / "runs" / "one"
     rows = rows_of(folder)
@@ -147,7 +149,6 @@ def test_report_of_a_run(
     assert tuple(next(csv.reader(text.splitlines()))) == COLUMNS
     for kind in (*KINDS, "fluency"):
         assert kind.replace("_", " ") in out
-    assert out.splitlines()[-1] == f"results: {folder}"
 
 
 def test_nothing_without_queries(words: list[str], tmp_path: Path, rows_of: Callable[[Path], Rows]) -> None:

@@ -146,7 +146,7 @@ def test_a_disturbed_array_ends_as_a_local_sweep(
     assert "interrupted: stopped by SIGUSR1" in output
     assert "done in" in output, "one file for both attempts"
     assert "Traceback" not in log + output
-    computed = "statistics of layers [1]"
+    computed = "statistics of layer 1 over"
     assert computed in (out / "logs" / f"{first['stats']}-stats.out").read_text()
     assert computed not in log, "once, ahead of the array"
 

@@ -31,7 +31,7 @@ from kedit.cli.options.checks import (
 )
 from kedit.cli.options.found import found_configs
 from kedit.cli.options.groups import check_groups
-from kedit.cli.options.help import Help, asked_for, shorten
+from kedit.cli.options.help import shorten, topic_of, words_for
 from kedit.cli.options.layers import begin_anew, class_first
 from kedit.cli.options.messages import Interrupted
 from kedit.cli.options.moved import check_moved_words
@@ -64,8 +64,8 @@ class KeditCLI(LightningCLI):
         self.stopper, self.claim = stopper, claim
         super().__init__(*args, **kwargs)
 
-    help: Help | None = None
-    """Which options a help lists; None where none is shown, as options without help are written nowhere else."""
+    help: str | None = None
+    """What a help is on; None where none is shown, as options without help are written nowhere else."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -227,8 +227,8 @@ class SaveConfig(SaveConfigCallback):
 
 def fit(words: list[str]) -> None:
     """Parse `words`, edit and measure; `first_look` has passed them."""
-    if asked := asked_for(words):
-        _cli(type("Help", (KeditCLI,), {"help": asked}), ["--help"], Stopper(), Claim())
+    if topic := topic_of(words):
+        _cli(type("Help", (KeditCLI,), {"help": topic}), words_for(topic), Stopper(), Claim())
     with quiet_lightning(), Stopper() as stopper:
         try:
             with Claim() as claim:

@@ -58,7 +58,7 @@ def probe_anchors(words: list[str]) -> None:
         edited = _edited(lm, args.edited_layer)
         args.data.prepare(lambda records: _known(lm, records, args.data.filter_known), lambda: lm)
         bank = AnchorBank(lm, args.data.records, pool, args.anchors)
-        with stage("anchors of the new objects") as progress:
+        with stage("anchors: what the model knows") as progress:
             anchors = bank.with_references(bank.records, args.most, progress)
         probes = probe_of(anchors.values())
     inside = within_relations(anchors.values())

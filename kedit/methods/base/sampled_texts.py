@@ -37,7 +37,7 @@ class SampledTexts:
         """Samples from the unedited model, where later batches are edited on top of earlier ones."""
         if not accumulates(self.regime):
             return
-        with stage("texts of the unedited model"):
+        with stage("texts before any edit (once a run)"):
             texts = self._sample(requests)
         self._base = {request.case_id: text for request, text in zip(requests, texts, strict=True)}
 

@@ -102,7 +102,7 @@ class STEAM(EditorWrapper[LocateThenEdit]):
         if self.align.off:
             return
         self.bank = AnchorBank(self.lm, records, self._pool, self.anchor_config, self.editor.contexts)
-        with stage("anchors of the new objects") as progress:
+        with stage("anchors: what the model knows (once a run)") as progress:
             self.bank.fill(progress)
         counts = self.bank.counts()
         log.info("anchors of %d records: %s", len(records), ", ".join(f"{n} {name}" for name, n in counts.items()))

@@ -113,7 +113,15 @@ def test_groups_are_those_of_the_command() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["--help", "--version", "fitt", "fit --config nope.yaml", "fit --model ROME --model.layr 3", "sweep nope.yaml"],
+    [
+        "--help",
+        "--version",
+        "fit --help",
+        "fitt",
+        "fit --config nope.yaml",
+        "fit --model ROME --model.layr 3",
+        "sweep nope.yaml",
+    ],
 )
 def test_nothing_heavy_is_imported_for_it(words: str) -> None:
     code = (

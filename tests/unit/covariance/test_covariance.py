@@ -147,7 +147,7 @@ def stop_after(n: int):
     calls = [0]
 
     def progress(what: str, done: int, total: int) -> None:
-        assert what == "reading text"
+        assert what.startswith("statistics of layer")
         assert done <= total
         calls[0] += 1
         if calls[0] == n:
@@ -377,7 +377,7 @@ def test_self_corpus_is_sampled_once(tmp_path, monkeypatch):
     told: list[str] = []
     first = covariances(lm, [1], config("self", tokens=500), tmp_path, lambda what, d, t: told.append(what))[1]
     assert first.count == 500
-    assert set(told) == {"sampling text", "reading text"}
+    assert set(told) == {"writing text for statistics (once)", "statistics of layer 1 (once per model)"}
     monkeypatch.setattr("kedit.forward.sampling.sample", no_pass)
     again = covariances(lm, [0, 1], config("self", tokens=500), tmp_path)
     assert torch.equal(again[1].mean, first.mean)

@@ -221,7 +221,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     gguf.write_bytes(b"GGUF of a toy")
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(gguf, "toy/toy.gguf")
-    source = pretrained.GgufWheel("toy==1", sha256(path), "toy/toy.gguf", sha256(gguf))
+    source = pretrained.GgufWheel("toy==1", sha256(path), "toy/toy.gguf", sha256(gguf), 1)
     monkeypatch.setattr(pretrained, "ALIASES", {"toy": source})
     monkeypatch.setattr(pretrained, "_convert", _as_gpt2)
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))

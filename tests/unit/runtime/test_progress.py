@@ -20,7 +20,11 @@ def test_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, caplog: pytes
         report("sampling text", 5, 7)
         now += 1
         report("sampling text", 6, 7)
-    assert caplog.messages == ["reading text: 3 of 9", "reading text: 6 of 9", "sampling text: 5 of 7"]
+    assert caplog.messages == [
+        "reading text: 3 of 9, about 60 s left",
+        "reading text: 6 of 9, about 30 s left",
+        "sampling text: 5 of 7",
+    ]
 
 
 def test_short_work_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
