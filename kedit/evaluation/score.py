@@ -155,7 +155,7 @@ def check_probes(lm: LM, record: EditRecord, config: EvalConfig) -> None:
         name = f"{record.request.name}, a {probe.kind} probe"
         answers = [text for text in (probe.answer, probe.rival) if text is not None]
         new = max(config.max_new_tokens, TOKENS if probe.kind in config.wild else 0)
-        if lm.knows_all_tokens and surely_fits(lm, probe.text, config.port_suffix, *answers, new=new):
+        if lm.chat is None and lm.knows_all_tokens and surely_fits(lm, probe.text, config.port_suffix, *answers, new=new):
             continue
         lengths = [len(encode(lm, probe.text, answer, name, probe.joiner).target) for answer in answers]
         if probe.kind in config.generate:
