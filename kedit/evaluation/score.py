@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 PORTABILITY = "portability"
 """The kind of probe whose free answer is searched for the new one (`port_em`)."""
 
+SENTENCE = 48
+"""Tokens of an answer in which a chat model may say what it knows; it often repeats the prompt first."""
+
 
 @dataclass
 class EvalConfig:
@@ -131,6 +134,8 @@ def score_records(
 def is_known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = None) -> list[bool]:
     """Which facts the model knows: greedy decoding of the request's prompt begins with `target_true`.
 
+    In a chat, where models answer in whole sentences, the answer has `target_true` in its first line.
+
     Raises:
         KeditError: A record without a true target.
     """
@@ -140,6 +145,9 @@ def is_known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = 
         if request.target_true is None:
             raise KeditError(f"{request.name}: it has no target_true, so nobody can say if it is known")
         probes.append(Probe("rewrite", request.text, request.target_true, joiner=request.joiner))
+    if lm.chat is not None:
+        said = greedy(lm, [probe.text for probe in probes], SENTENCE, stop="\n", shared=True)
+        return [contains(text, (probe.answer,)) for text, probe in zip(said, probes, strict=True)]
     config = replace(config or EvalConfig(), generate=[], wild=[])
     return [s.exact for s in score(lm, probes, config=config, shared=True)]
 
@@ -155,7 +163,11 @@ def check_probes(lm: LM, record: EditRecord, config: EvalConfig) -> None:
         name = f"{record.request.name}, a {probe.kind} probe"
         answers = [text for text in (probe.answer, probe.rival) if text is not None]
         new = max(config.max_new_tokens, TOKENS if probe.kind in config.wild else 0)
-        if lm.chat is None and lm.knows_all_tokens and surely_fits(lm, probe.text, config.port_suffix, *answers, new=new):
+        if (
+            lm.chat is None
+            and lm.knows_all_tokens
+            and surely_fits(lm, probe.text, config.port_suffix, *answers, new=new)
+        ):
             continue
         lengths = [len(encode(lm, probe.text, answer, name, probe.joiner).target) for answer in answers]
         if probe.kind in config.generate:

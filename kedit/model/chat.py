@@ -6,7 +6,6 @@ that the place of every character is known. Which texts are prompts, and so are 
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -20,7 +19,11 @@ if TYPE_CHECKING:
     from kedit.model.lm import LM
 
 _SAMPLES = (("Kedit asks this.", "Kedit hears that."), ("Who {is} it?\n\nSay.", "Hm: kedit.\n- Yes?"))
-_TODAY = datetime.date(2024, 7, 26)  # in templates that say it: a run must be the same tomorrow
+_DATE = "%A Friday, %a Fri, %B July, %b Jul, %d 26, %-d 26, %e 26, %m 07, %Y 2024, %y 24, %H 12, %M 00, %S 00"
+_NOW = "{%- macro strftime_now(format) -%}{{ format FILTERS }}{%- endmacro %}".replace(
+    "FILTERS", " ".join(f"| replace('{code}', '{value}')" for code, value in map(str.split, _DATE.split(", ")))
+)
+"""What templates that write today's date get in its place: a run must be the same tomorrow."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def chat_frame(lm: LM, system: str | None = None) -> ChatFrame:
     """
     if not getattr(lm.tokenizer, "chat_template", None):
         raise KeditError(
-            f"data.chat: the tokenizer of {lm.name} has no chat template; use false, or a model that was trained to chat"
+            f"data.chat: the tokenizer of {lm.name} has no chat template; use false, or a model that chats"
         )
     found = {_frame(lm, system, *sample) for sample in _SAMPLES}
     frame = found.pop()
@@ -117,12 +120,12 @@ def _rendered(lm: LM, system: str | None, *turns: tuple[str, str]) -> str:
     said = turns if system is None else (("system", system), *turns)
     messages = [{"role": role, "content": content} for role, content in said]
     try:
+        template = lm.tokenizer.get_chat_template()
         return lm.tokenizer.apply_chat_template(
             messages,
+            chat_template=_NOW + template if "strftime_now" in template else template,
             tokenize=False,
             add_generation_prompt=turns[-1][0] == "user",
-            strftime_now=_TODAY.strftime,
-            date_string=_TODAY.strftime("%d %b %Y"),
         )
     except (TemplateError, *BROKEN) as error:
         option = "data.chat" if system is None else "data.system"

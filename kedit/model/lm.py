@@ -151,7 +151,9 @@ class LM:
         """Token ids with the tokenizer's own BOS policy, never with an EOS at the end; raises as `offsets` does."""
         return self.offsets(text, name)[0]
 
-    def offsets(self, text: str, name: str | None = None, whole: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+    def offsets(
+        self, text: str, name: str | None = None, whole: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids as `encode` gives them and, for each, its characters `text[start:end]` (BOS: `(0, 0)`).
 
         Args:

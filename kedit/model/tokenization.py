@@ -186,7 +186,7 @@ def _encode(lm: LM, prompt: str, target: str | None, span: tuple[int, int] | Non
 
 
 def surely_fits(lm: LM, *texts: str, new: int = 0) -> bool:
-    """Whether texts, a prompt's, fit into the context with `new` tokens, without tokenising: a token is a byte or more."""
+    """Whether the texts of a prompt fit into the context with `new` tokens, untokenised: a token is at least a byte."""
     frame = 0 if lm.chat is None else lm.chat.size
     return sum(len(text.encode(errors="replace")) for text in texts) + frame + new + _SPARE <= lm.context_length
 
