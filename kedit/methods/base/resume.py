@@ -54,7 +54,7 @@ def read_state(identity: Mapping[str, Any], path: Path, most: int) -> dict[str, 
     for key, value in {"chat": None, **identity}.items():  # a run of plain prompts has no such key
         if value != theirs.get(key):
             raise KeditError(
-                f"this checkpoint is of another run: its {key} is {theirs.get(key)!r}, here it is {value!r}"
+                f"this checkpoint is of another run: its {key} is {shown(theirs.get(key), 160)}, here it is {shown(value, 160)}"
             )
     if state["edits_done"] > most:
         raise KeditError(f"{path} is damaged: it says that {state['edits_done']} edit batches of {most} are done")
