@@ -53,9 +53,8 @@ def read_state(identity: Mapping[str, Any], path: Path, most: int) -> dict[str, 
     theirs = {"processes": 1} | state["run"]  # there were no others once
     for key, value in {"chat": None, **identity}.items():  # a run of plain prompts has no such key
         if value != theirs.get(key):
-            raise KeditError(
-                f"this checkpoint is of another run: its {key} is {shown(theirs.get(key), 160)}, here it is {shown(value, 160)}"
-            )
+            there, here = shown(theirs.get(key), 160), shown(value, 160)
+            raise KeditError(f"this checkpoint is of another run: its {key} is {there}, here it is {here}")
     if state["edits_done"] > most:
         raise KeditError(f"{path} is damaged: it says that {state['edits_done']} edit batches of {most} are done")
     if "journal" in state:
