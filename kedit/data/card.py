@@ -16,7 +16,7 @@ def card(data: EditData) -> dict[str, Any]:
     records = data.records
     chat = {"chat": True, "system": data.system} if data.chat else {}
     return chat | {
-        "name": f"{data.name} (chat)" if data.chat else data.name,
+        "name": data.title,
         "fingerprint": data.fingerprint,
         "records": len(records),
         "in_file": data.in_file,

@@ -110,6 +110,11 @@ class ChosenRecords:
         records = choosing.each_by_itself(self.read(), self.name)
         return records if self.joiner == "auto" else [with_joiner(record, self.joiner) for record in records]
 
+    @property
+    def title(self) -> str:
+        """The data set with how it is asked, as tables and figures call it."""
+        return f"{self.name} (chat)" if self.chat else self.name
+
     def asking(self, lm: LM) -> LM:
         """The model as it is asked these records' prompts.
 

@@ -89,8 +89,8 @@ def sampled_texts(
     for i, before, ids in zip(chosen, whole, texts, strict=True):
         new = ids[len(before) :]  # what an edit puts before the prompt is no part of the text
         parts = [(*rows[i], *new)] if lm.chat is None else [rows[i], new]
-        text = " ".join(lm.decode([token for token in part if token not in special]) for part in parts)
-        results[i] = text if lm.chat is None else lm.chat.cut(text)
+        said = [lm.decode([token for token in part if token not in special]) for part in parts]
+        results[i] = said[0] if lm.chat is None else f"{said[0]} {lm.chat.cut(said[1])}"
     return results
 
 

@@ -64,7 +64,7 @@ def probe_anchors(words: list[str]) -> None:
     inside = within_relations(anchors.values())
     windows = Windows.of(telling(probes, inside), edited)
     lines = lines_of(probes, inside, windows)
-    of = f"{lm.name}, objects of {args.data.name}"
+    of = f"{lm.name}, objects of {args.data.title}"
     console = Console(highlight=False)
     console.print(probe_table(lines, f"anchor probe of {of}"))
     console.print(f"{used(anchors)}; {len(bank.records)} records", soft_wrap=True)
