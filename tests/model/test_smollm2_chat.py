@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,8 @@ def test_an_edit_changes_the_answer_in_the_chat(lm: LM, tmp_path: Path) -> None:
 
     def said() -> str:
         with torch.no_grad():
-            out = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+            model: Any = lm.model
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
         return lm.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
     before = said()

@@ -230,7 +230,8 @@ class TestAnswers:
     def test_are_those_of_generate(self) -> None:
         lm = chat("chatml")
         ids = torch.tensor([of_one_turn(lm, REQUEST.text)])
-        out = lm.model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
+        model: Any = lm.model
+        out = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
         want = out[0, ids.shape[1] :].tolist()
         assert greedy_ids(lm, [prompt_ids(lm, REQUEST.text, 8)], 8) == [want]
         assert greedy(lm, [REQUEST.text], 8) == [lm.tokenizer.decode(want, skip_special_tokens=True)]
