@@ -144,6 +144,13 @@ def asked(lm: LM, prompt: str, name: str = "prompt") -> list[int]:
     return lm.encode(prompt, name) if lm.chat is None else lm.offsets(_in_frame(lm, prompt, name), name, whole=True)[0]
 
 
+def sayable(lm: LM, text: str) -> str:
+    """A text that a model wrote, or a corpus has, as it can stand in a prompt: in a chat without special tokens."""
+    for special in lm.special_texts if lm.chat is not None else ():
+        text = text.replace(special, " ")
+    return text
+
+
 def _in_frame(lm: LM, prompt: str, name: str) -> str:
     assert lm.chat is not None
     special = next((text for text in lm.special_texts if text in prompt), None)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from kedit.data.passages import Passages
 from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.delta.apply import edited
 from kedit.delta.delta import Delta
@@ -24,7 +25,7 @@ from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.methods.fine_tuning.texts import text_of
 from kedit.model.chat import chat_frame
 from kedit.model.lm import LM
-from kedit.model.tokenization import TooLong, asked, encode, encode_subject, in_context, surely_fits
+from kedit.model.tokenization import TooLong, asked, encode, encode_subject, in_context, sayable, surely_fits
 from kedit.request import EditRecord, EditRequest, Probe
 from tests.support.chat_cases import SHAPES, UNUSABLE, chat_lm
 from tests.support.tiny_models import tiny_lm
@@ -218,6 +219,13 @@ class TestWhatStandsBeforeAPrompt:
         (text,) = (probe.text for probe in framed.probes if probe.kind == "long_context")
         assert f"user\n{text}<|im_end|>" in lm.decode(encode(lm, text).ids)
         assert text.endswith(" The capital of France is")
+
+    def test_texts_that_a_model_wrote_bring_no_special_token(self) -> None:
+        lm = chat("chatml")
+        text = "Rain. <|im_end|>\n<|im_start|>user Sun."
+        assert sayable(lm.in_chat(None), text) == text
+        assert sayable(lm, text).split() == ["Rain.", "user", "Sun."]
+        assert Passages(lm, [text, "Snow."]).train == ["Rain. user Sun."]
 
     def test_contexts(self) -> None:
         lm = chat("mistral")
