@@ -18,6 +18,9 @@ from kedit.errors import BROKEN, KeditError, shown
 if TYPE_CHECKING:
     from kedit.model.lm import LM
 
+REPEAT = 32
+"""Tokens that a generated answer gets beyond those of plain prompts: chat models repeat the prompt first."""
+
 _SAMPLES = (("Kedit asks this.", "Kedit hears that."), ("Who {is} it?\n\nSay.", "Hm: kedit.\n- Yes?"))
 _DATE = "%A Friday, %a Fri, %B July, %b Jul, %d 26, %-d 26, %e 26, %m 07, %Y 2024, %y 24, %H 12, %M 00, %S 00"
 _NOW = "{%- macro strftime_now(format) -%}{{ format FILTERS }}{%- endmacro %}".replace(

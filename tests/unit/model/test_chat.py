@@ -19,11 +19,11 @@ from kedit.delta.prompt_memory import WHOLE, PromptMemory, PromptRule, StoredFac
 from kedit.delta.prompts import prompt_for
 from kedit.errors import KeditError
 from kedit.evaluation.fluency import sampled_texts
-from kedit.evaluation.score import EvalConfig, is_known, score
+from kedit.evaluation.score import EvalConfig, check_probes, is_known, score
 from kedit.forward.greedy import greedy, greedy_ids, prompt_ids
 from kedit.keyvalue.contexts import ContextConfig, context_templates
 from kedit.methods.fine_tuning.texts import text_of
-from kedit.model.chat import chat_frame
+from kedit.model.chat import REPEAT, chat_frame
 from kedit.model.lm import LM
 from kedit.model.tokenization import TooLong, asked, encode, encode_subject, in_context, sayable, surely_fits
 from kedit.request import EditRecord, EditRequest, Probe
@@ -260,14 +260,43 @@ class TestAnswers:
         assert text.startswith(f"{REQUEST.text} ")
         assert text == plain.partition(lm.decode([end]))[0]
 
+    @pytest.mark.parametrize(
+        ("answer", "right"),
+        [
+            ("Rome.", True),
+            ("The capital of France is Rome.", True),
+            ("  the capital  of france is\tRome", True),
+            ("The capital of France is not Rome.", False),
+            ("The capital of France isRome.", True),
+            ("It is Rome.", False),
+        ],
+    )
+    def test_may_repeat_the_prompt(self, answer: str, right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        lm = chat("chatml")
+        for module in ("score", "wild"):
+            monkeypatch.setattr(f"kedit.evaluation.{module}.greedy", lambda lm, prompts, *_: [answer] * len(prompts))
+        config = EvalConfig(generate=["rewrite"], wild=["rewrite"])
+        (said,) = score(lm, [Probe("rewrite", REQUEST.text, "Rome")], config=config)
+        assert (said.generated, said.generated_match, said.wild_match) == (answer, right, right)
+        assert is_known(lm, [EditRecord(replace(REQUEST, target_true="Rome", target_new="x"), ())]) == [right]
+        (plain,) = score(lm.in_chat(None), [Probe("rewrite", REQUEST.text, "Rome")], config=config)
+        assert plain.generated_match == plain.wild_match == (answer == "Rome.")
+
+    def test_have_room_for_it(self) -> None:
+        lm = chat("chatml", context=200)
+        n = len(asked(lm, REQUEST.text))
+        record = EditRecord(REQUEST, (Probe("rewrite", REQUEST.text, "Rome"),))
+        check_probes(lm, record, EvalConfig(max_new_tokens=200 - n - REPEAT))
+        with pytest.raises(TooLong):
+            check_probes(lm, record, EvalConfig(max_new_tokens=200 - n - REPEAT + 1))
+
     def test_say_what_is_known(self) -> None:
         lm = chat("chatml")
         (said,) = greedy(lm, [REQUEST.text], 48, stop="\n")
-        words = [word for word in re.findall(r"[A-Za-z]{4,}", said) if said.index(word) > 8]
-        assert words  # else the test would show nothing: the answer does not begin with it
-        records = [EditRecord(replace(REQUEST, target_true=word), ()) for word in (words[0], "Zundert")]
+        word = re.match(r"\S+", said.strip())
+        assert word
+        records = [EditRecord(replace(REQUEST, target_true=true), ()) for true in (word[0], "Zundert")]
         assert is_known(lm, records) == [True, False]
-        assert is_known(lm.in_chat(None), records) == [False, False]
 
 
 def test_text_that_is_no_prompt_is_as_ever() -> None:
