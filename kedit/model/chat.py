@@ -97,6 +97,8 @@ def chat_frame(lm: LM, system: str | None = None) -> ChatFrame:
             f"data.chat: the chat template of {lm.name} cannot be taken apart: it changes messages, or an answer in it "
             "does not stand right behind the generation prompt (a model that thinks first?); use false"
         )
+    if system and system.strip() not in frame.asking(""):
+        raise KeditError(f"data.system: the chat template of {lm.name} leaves it out; say it in the prompts")
     ids = lm.tokenizer(frame.asking("a"), add_special_tokens=False)["input_ids"]
     lm.check_ids(ids, f"data.chat: what the chat template of {lm.name} puts around a prompt")
     return frame

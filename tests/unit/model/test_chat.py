@@ -165,6 +165,11 @@ class TestRefused:
         with pytest.raises(KeditError, match=r"data.system: the chat template of tiny-gemma refuses.*System role not"):
             chat_frame(chat_lm("gemma"), "Be brief.")
 
+    def test_a_system_message_that_the_template_leaves_out(self) -> None:
+        template = SHAPES["mistral"].template.replace("{% else %}", "{% elif m['role'] == 'assistant' %}")
+        with pytest.raises(KeditError, match=r"data.system: the chat template of tiny-mistral leaves it out"):
+            chat_frame(chat_lm("mistral", template=template), "Be brief.")
+
     @pytest.mark.parametrize("template", ["{% for m in", "{{ messages + 3 }}", "{{ nothing.at.all }}"])
     def test_a_broken_template(self, template: str) -> None:
         with pytest.raises(KeditError, match=r"data.chat: the chat template of tiny-chatml refuses such a chat: "):
