@@ -117,7 +117,7 @@ class EditMetrics(EditCallback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         measured_at = "end" if at_end else "edit"
         unfit = [
-            edit_row(record, {}, error, len(data.batches), module.regime, measured_at)
+            edit_row(record, {}, error, len(data.batches), module.regime, measured_at, protocol=module.lm.protocol)
             for record, error in data.unfit.values()
         ]
         if unfit:  # nothing was measured of them, and nothing can be added
@@ -141,7 +141,8 @@ class EditMetrics(EditCallback):
             case = record.request.case_id
             for arm in reversed(arms):
                 about = (record, arm.outcomes[i].info, arm.outcomes[i].error, batch.index, module.regime)
-                rows.append(edit_row(*about, arm.measured_at, scores[BEFORE, case], scores[arm.measured_at, case]))
+                both = scores[BEFORE, case], scores[arm.measured_at, case]
+                rows.append(edit_row(*about, arm.measured_at, *both, module.lm.protocol))
         return rows
 
     def _rows_so_far(self, trainer: Trainer, module: EditingModule, measured_at: str) -> list[Row]:
@@ -159,7 +160,8 @@ class EditMetrics(EditCallback):
         rows = []
         for (index, record), (info, error), after in zip(done, module.outcomes, self._last[1], strict=True):
             before = self._base[record.request.case_id]
-            rows.append(edit_row(record, info, error, index, module.regime, measured_at, before, after) | more)
+            about = (record, info, error, index, module.regime, measured_at)
+            rows.append(edit_row(*about, before, after, module.lm.protocol) | more)
         return rows
 
 

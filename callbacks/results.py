@@ -171,6 +171,7 @@ class ResultsWriter(EditCallback):
                 "scorer": "teacher-forced probabilities and argmax; free greedy generation where named",
                 "scoring": None,
                 "fast_dev_run": bool(trainer.fast_dev_run),  # type: ignore[attr-defined]
+                **module.lm.protocol,
             },
             "method": module.describe(),
             "data": data.describe(),

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 def card(data: EditData) -> dict[str, Any]:
     """The data set in results, JSON-able."""
     records = data.records
-    return {
-        "name": data.name,
+    chat = {"chat": True, "system": data.system} if data.chat else {}
+    return chat | {
+        "name": data.title,
         "fingerprint": data.fingerprint,
         "records": len(records),
         "in_file": data.in_file,

@@ -48,6 +48,10 @@ class Method(Protocol):
         """The unedited model."""
         ...
 
+    def use_lm(self, lm: LM) -> None:
+        """Takes another one in its place."""
+        ...
+
     def prepare_records(self, records: list[EditRecord]) -> list[EditRecord]:
         """Checks records and gives those to edit, in the same order."""
         ...

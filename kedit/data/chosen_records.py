@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from kedit.data import choosing
 from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.errors import KeditError, at_least
+from kedit.model.chat import chat_frame
 from kedit.request import EditRecord, with_joiner
 from kedit.runtime.option_values import check_values
 from kedit.text.prompts import Joiner
@@ -44,6 +45,9 @@ class ChosenRecords:
             `space`, always one, but behind white space; `none`, never one.
         queries: Other names, scrambled names and long contexts of every request, drawn before anything is
             edited: probes of their own, and what REP trains on. None when null.
+        chat: Ask every prompt as a user of a chat, through the tokenizer's chat template; answers, new and old, are
+            the assistant's (docs/chat.md).
+        system: The chat's system message; the template's own, if it has one, when null.
 
     Attributes:
         name: What results call the data set, e.g. `"facts/test"`.
@@ -69,6 +73,8 @@ class ChosenRecords:
         sort_by_length: bool = False,
         joiner: Literal["auto", "space", "none"] = "auto",
         queries: QueryConfig | None = None,
+        chat: bool = False,
+        system: str | None = None,
     ) -> None:
         super().__init__()
         check_values({"limit": limit, "skip": skip, "shuffle_seed": shuffle_seed, "batch_size": batch_size}, "data")
@@ -82,6 +88,11 @@ class ChosenRecords:
         self.batch_size, self.sort_by_length = batch_size, sort_by_length
         self.known, self.queries = known, queries
         self.joiner: Joiner = joiner
+        if system is not None and not chat:
+            raise KeditError("data.system: only a chat has a system message; set data.chat: true")
+        if chat and joiner != "auto":
+            raise KeditError(f"data.joiner: in a chat the template says what stands before an answer, not {joiner!r}")
+        self.chat, self.system = chat, system
         self.unfit: dict[str, tuple[EditRecord, str]] = {}
         self.filter_known = known is True
         self.regime: str | None = None
@@ -98,6 +109,19 @@ class ChosenRecords:
         """All records of the data set, read once; `records` are chosen from them."""
         records = choosing.each_by_itself(self.read(), self.name)
         return records if self.joiner == "auto" else [with_joiner(record, self.joiner) for record in records]
+
+    @property
+    def title(self) -> str:
+        """The data set with how it is asked, as tables and figures call it."""
+        return f"{self.name} (chat)" if self.chat else self.name
+
+    def asking(self, lm: LM) -> LM:
+        """The model as it is asked these records' prompts.
+
+        Raises:
+            KeditError: In a chat, and its tokenizer has no template of use (`chat_frame`).
+        """
+        return lm.in_chat(chat_frame(lm, self.system)) if self.chat else lm
 
     @property
     def in_file(self) -> int:

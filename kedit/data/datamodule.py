@@ -71,6 +71,8 @@ class EditData(ChosenRecords, LightningDataModule):
         if self.trainer is not None:
             method = cast(Method, self.trainer.lightning_module)
             self.regime = method.regime
+            if self.chat:
+                method.use_lm(self.asking(method.lm))
             self.prepare(method.prepare_records, lambda: method.lm, method.unfit_records)
         log.debug("%s: %d edit batches", self.name, len(self.batches))  # and so a bad file stops here
 

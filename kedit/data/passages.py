@@ -12,6 +12,7 @@ from random import Random
 from kedit.covariance import StatsConfig, corpus_lines
 from kedit.errors import KeditError
 from kedit.model.lm import LM
+from kedit.model.tokenization import sayable
 from kedit.runtime.progress import stages
 
 CHARACTERS = 1 << 23  # read of a corpus: 1.4 million words, 4000 records' texts of 300 words
@@ -34,7 +35,7 @@ class Passages:
     """
 
     def __init__(self, lm: LM, lines: Sequence[str]) -> None:
-        clean = [" ".join(line.replace("{", "").replace("}", "").split()) for line in lines]
+        clean = [" ".join(sayable(lm, line).replace("{", "").replace("}", "").split()) for line in lines]
         clean = [line for line in clean if line]
         words = list(accumulate(line.count(" ") + 1 for line in clean))
         half = max(1, sum(2 * n < words[-1] for n in words))

@@ -16,8 +16,9 @@ from random import Random
 from kedit.data.passages import Passages
 from kedit.data.scrambled import Unit, parts_of, shuffled
 from kedit.errors import KeditError, at_least
+from kedit.model.chat import REPEAT
 from kedit.model.lm import LM
-from kedit.model.tokenization import in_context, own_bos
+from kedit.model.tokenization import asked, in_context, own_bos
 from kedit.request import EditRecord, EditRequest, Probe, Variants
 from kedit.runtime.option_values import check_values
 from kedit.text.prompts import escaped, joined, split, trimmed
@@ -191,7 +192,8 @@ def _long(
     lm = passages.lm
     targets = [target for target in (request.target_new, request.target_true) if target is not None]
     filled = [joined(request.about(name), target, request.joiner) for name in subjects for target in targets]
-    room = lm.context_length - RESERVE - max(len(lm.encode(text)) for text in filled)
+    reserve = RESERVE if lm.chat is None else RESERVE + REPEAT
+    room = lm.context_length - reserve - max(len(asked(lm, text)) for text in filled)
     texts: dict[str, tuple[str, ...]] = {}
     cut = 0
     for name, lines, count in (

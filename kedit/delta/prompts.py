@@ -2,7 +2,7 @@
 
 Whoever measures with a prompt calls `prompt_for` right before the prompt is turned into tokens. Text that is no prompt
 is left alone: running text whose perplexity is measured, text that statistics are taken of, contexts and keys of other
-methods, and what somebody gives to the model by himself.
+methods, and what somebody gives to the model by himself. In a chat the texts are part of the user's message.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kedit.delta.shelf import Found, Shelf, shelves_of
 from kedit.model.lm import LM
-from kedit.model.tokenization import surely_fits
+from kedit.model.tokenization import asked, surely_fits
 
 if TYPE_CHECKING:
     from kedit.delta.lanes import BatchedDeltas
@@ -55,6 +55,6 @@ def _fitting(lm: LM, found: Found, text: str, room: int) -> str:
     for start in range(len(found.pieces)):
         parts = (*found.pieces[start:], found.lead, text)
         whole = "".join(parts)
-        if surely_fits(lm, *parts, new=room) or len(lm.encode(whole)) + room <= lm.context_length:
+        if surely_fits(lm, *parts, new=room) or len(asked(lm, whole)) + room <= lm.context_length:
             return whole
     return text

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from kedit.delta.prompts import prompt_for
 from kedit.forward.sampling import sample
 from kedit.model.lm import LM
+from kedit.model.tokenization import asked
 
 if TYPE_CHECKING:
     from kedit.delta.lanes import BatchedDeltas
@@ -53,6 +54,8 @@ def sampled_texts(
 ) -> list[str | None]:
     """A text of 100 tokens that begins with each prompt, the prompt included.
 
+    In a chat it is the prompt and the assistant's answer, with a space between, and ends where the answer does.
+
     Args:
         lm: Model and tokenizer.
         prompts: What the texts begin with.
@@ -69,21 +72,25 @@ def sampled_texts(
     special = set(lm.tokenizer.all_special_ids)
     results: list[str | None] = [None] * len(rows)
     chosen = [i for i, row in enumerate(rows) if len(row) < total]
-    asked = [lm.encode(prompt_for(lm, bank, lane_of[i], prompts[i], total - len(rows[i]))) for i in chosen]
+    if lm.chat is not None:  # there is more in the context than the text
+        chosen = [i for i in chosen if len(asked(lm, prompts[i])) + total - len(rows[i]) <= lm.context_length]
+    whole = [asked(lm, prompt_for(lm, bank, lane_of[i], prompts[i], total - len(rows[i]))) for i in chosen]
     texts = sample(
         lm,
-        asked,
+        whole,
         [total - len(rows[i]) for i in chosen],
         top_k=TOP_K,
-        stop_at_eos=False,  # texts of one length, or short ones would look monotonous
+        stop_at_eos=lm.chat is not None,  # else texts of one length, or short ones would look monotonous
         seed=[_number(seeds[i]) for i in chosen],
         mixed=True,
         lanes=[lane_of[i] for i in chosen],
         bank=bank,
     )
-    for i, whole, ids in zip(chosen, asked, texts, strict=True):
-        new = ids[len(whole) :]  # what an edit puts before the prompt is no part of the text
-        results[i] = lm.decode([token for token in (*rows[i], *new) if token not in special])
+    for i, before, ids in zip(chosen, whole, texts, strict=True):
+        new = ids[len(before) :]  # what an edit puts before the prompt is no part of the text
+        parts = [(*rows[i], *new)] if lm.chat is None else [rows[i], new]
+        said = [lm.decode([token for token in part if token not in special]) for part in parts]
+        results[i] = said[0] if lm.chat is None else f"{said[0]} {lm.chat.cut(said[1])}"
     return results
 
 

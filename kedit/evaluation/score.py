@@ -17,10 +17,11 @@ from kedit.evaluation.wild import TOKENS, most_tokens, stop_of, wild_answers
 from kedit.forward.greedy import greedy, prompt_ids
 from kedit.forward.logits import check_lanes
 from kedit.forward.teacher_forcing import Progress, Span, read
+from kedit.model.chat import REPEAT
 from kedit.model.tokenization import encode, surely_fits
 from kedit.request import EditRecord, Probe
 from kedit.results.rows import ProbeScore
-from kedit.text.matching import begins_with, contains
+from kedit.text.matching import after_prompt, begins_with, contains
 from kedit.text.prompts import between, joined
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ def score_records(
 def is_known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = None) -> list[bool]:
     """Which facts the model knows: greedy decoding of the request's prompt begins with `target_true`.
 
+    In a chat it may begin with the prompt itself: models answer in whole sentences.
+
     Raises:
         KeditError: A record without a true target.
     """
@@ -140,8 +143,9 @@ def is_known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = 
         if request.target_true is None:
             raise KeditError(f"{request.name}: it has no target_true, so nobody can say if it is known")
         probes.append(Probe("rewrite", request.text, request.target_true, joiner=request.joiner))
-    config = replace(config or EvalConfig(), generate=[], wild=[])
-    return [s.exact for s in score(lm, probes, config=config, shared=True)]
+    config = replace(config or EvalConfig(), generate=[] if lm.chat is None else ["rewrite"], wild=[])
+    scores = score(lm, probes, config=config, shared=True)
+    return [s.exact if lm.chat is None else bool(s.generated_match) for s in scores]
 
 
 def check_probes(lm: LM, record: EditRecord, config: EvalConfig) -> None:
@@ -155,15 +159,19 @@ def check_probes(lm: LM, record: EditRecord, config: EvalConfig) -> None:
         name = f"{record.request.name}, a {probe.kind} probe"
         answers = [text for text in (probe.answer, probe.rival) if text is not None]
         new = max(config.max_new_tokens, TOKENS if probe.kind in config.wild else 0)
-        if lm.knows_all_tokens and surely_fits(lm, probe.text, config.port_suffix, *answers, new=new):
+        if (
+            lm.chat is None
+            and lm.knows_all_tokens
+            and surely_fits(lm, probe.text, config.port_suffix, *answers, new=new)
+        ):
             continue
         lengths = [len(encode(lm, probe.text, answer, name, probe.joiner).target) for answer in answers]
         if probe.kind in config.generate:
-            prompt_ids(lm, probe.text, new_tokens(config, lengths[0]), name)
+            prompt_ids(lm, probe.text, new_tokens(lm, config, lengths[0]), name)
             if probe.kind == PORTABILITY:
-                prompt_ids(lm, _ported(probe, config), new_tokens(config, lengths[0]), name)
+                prompt_ids(lm, _ported(probe, config), new_tokens(lm, config, lengths[0]), name)
         if probe.kind in config.wild:
-            prompt_ids(lm, probe.text, most_tokens(lengths[0]), name)
+            prompt_ids(lm, probe.text, most_tokens(lm, lengths[0]), name)
 
 
 def _span(lm: LM, probe: Probe, answer: str, lane: int, bank: BatchedDeltas | None) -> Span:
@@ -192,14 +200,18 @@ def _generate(
         return
     alike: dict[tuple[str, int], list[int]] = {}
     for i in chosen:
-        alike.setdefault((stop_of(probes[i], config.stop), new_tokens(config, len(scores[i].top1))), []).append(i)
+        most = new_tokens(lm, config, len(scores[i].top1))
+        alike.setdefault((stop_of(probes[i], config.stop), most), []).append(i)
     for (stop, most), together in alike.items():
         ported = [i for i in together if probes[i].kind == PORTABILITY]
         prompts = [probes[i].text for i in together] + [_ported(probes[i], config) for i in ported]
         of_lane = [lanes[i] for i in together + ported]
         texts = greedy(lm, prompts, most, of_lane, bank, stop, config.batch_tokens, shared)
         for i, text in zip(together, texts, strict=False):
-            match = begins_with(text, (probes[i].answer, *probes[i].aliases))
+            answers = (probes[i].answer, *probes[i].aliases)
+            match = begins_with(text, answers)
+            if lm.chat is not None and not match:
+                match = begins_with(after_prompt(text, probes[i].text), answers)
             scores[i] = replace(scores[i], generated=text, generated_match=match)
         for i, text in zip(ported, texts[len(together) :], strict=True):
             match = contains(text, (probes[i].answer, *probes[i].aliases))
@@ -223,9 +235,9 @@ def _answer_wild(
         scores[i] = replace(scores[i], wild_generated=text, wild_match=match)
 
 
-def new_tokens(config: EvalConfig, answer: int) -> int:
+def new_tokens(lm: LM, config: EvalConfig, answer: int) -> int:
     """Tokens after which a free generation ends, by the number of tokens of its answer."""
-    return max(config.max_new_tokens, answer)
+    return max(config.max_new_tokens, answer) + (0 if lm.chat is None else REPEAT)
 
 
 def _ported(probe: Probe, config: EvalConfig) -> str:

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kedit.forward.greedy import greedy
+from kedit.model.chat import REPEAT
 from kedit.request import Probe
+from kedit.text.matching import after_prompt
 
 if TYPE_CHECKING:
     from kedit.delta.lanes import BatchedDeltas
@@ -33,9 +35,9 @@ def normalised(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def most_tokens(answer: int) -> int:
+def most_tokens(lm: LM, answer: int) -> int:
     """New tokens at most, by the number of tokens of the answer."""
-    return max(TOKENS, answer)
+    return max(TOKENS, answer) + (0 if lm.chat is None else REPEAT)
 
 
 def wild_answers(
@@ -50,7 +52,8 @@ def wild_answers(
     """What the model says to each probe's bare prompt, up to the natural stop, and whether that is the answer.
 
     Where the answer or an alias holds a period ("Washington, D.C."), the text may end at any of its periods: the first
-    at which it is the answer is taken, or the first of all.
+    at which it is the answer is taken, or the first of all. In a chat the answer may repeat the prompt first, with its
+    periods; what follows is compared.
 
     Args:
         lm: Model and tokenizer.
@@ -66,13 +69,17 @@ def wild_answers(
     """
     alike: dict[tuple[str, int], list[int]] = {}
     for i, probe in enumerate(probes):
-        alike.setdefault((stop_of(probe, STOP), most_tokens(lengths[i])), []).append(i)
+        stop = stop_of(probe, STOP)
+        if lm.chat is not None:
+            stop = "".join(c for c in stop if c not in probe.text)
+        alike.setdefault((stop, most_tokens(lm, lengths[i])), []).append(i)
     found: list[tuple[str, bool]] = [("", False)] * len(probes)
     for (stop, most), members in alike.items():
         prompts, of_lane = [probes[i].text for i in members], [lanes[i] for i in members]
         texts = greedy(lm, prompts, most, of_lane, bank, stop, batch_tokens, shared)
         for i, text in zip(members, texts, strict=True):
-            found[i] = _judged(text, probes[i])
+            said = text if lm.chat is None else after_prompt(text, probes[i].text)
+            found[i] = _judged(said, probes[i])
     return found
 
 

@@ -1,7 +1,7 @@
 """Greedy generation in large batches, with a key-value cache and private lanes.
 
 Says what Hugging Face's `generate(do_sample=False)` says on one prompt at a time, many prompts at once.
-Sampling, beams and chat templates do not live here.
+Sampling and beams do not live here. In a chat the prompts are the user's, and a continuation is the answer.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def greedy(
 
     Returns:
         One text per prompt as it follows the prompt (most begin with a space; those of the prompt's end do not
-            count as the prompt's), without the end-of-text token.
+            count as the prompt's), without the token that ends the text or the assistant's turn.
 
     Raises:
         TooLong: A prompt that leaves no room in the model's context; names the prompt.
@@ -66,7 +66,7 @@ def greedy(
     for row, ids in zip(rows, new, strict=True):
         head = lm.tokenizer.decode(row, skip_special_tokens=True)
         text = lm.tokenizer.decode([*row, *ids], skip_special_tokens=True)[len(head) :]
-        texts.append(_cut(text, stop))
+        texts.append(_cut(text if lm.chat is None else lm.chat.cut(text), stop))
     return texts
 
 
@@ -119,7 +119,7 @@ class _Ends:
     def __init__(self, lm: LM, stop: str) -> None:
         config = getattr(lm.model, "generation_config", None)
         eos = getattr(config, "eos_token_id", None)
-        ids = [lm.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
+        ids = [lm.tokenizer.eos_token_id, lm.end_id, *(eos if isinstance(eos, list) else [eos])]
         self._tokenizer = lm.tokenizer
         self._stop = stop
         self._known: dict[int, bool] = {int(i): True for i in ids if i is not None}

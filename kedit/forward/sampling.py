@@ -55,8 +55,8 @@ def sample(
         top_k: Draw among the `top_k` most probable tokens only; None: among all.
         temperature: Divides the logits; below 1 the text is tamer.
         seed: Of the draws. With a seed for each row, a row's text does not depend on the other rows.
-        stop_at_eos: End a row at the tokenizer's EOS (kept as its last token). Otherwise the row goes on, as
-            in packed training text, with another document.
+        stop_at_eos: End a row at the tokenizer's EOS, in a chat at the end of the turn too (kept as its last token).
+            Otherwise the row goes on, as in packed training text, with another document.
         batch_size: Rows in one forward pass.
         mixed: Rows of unlike length share batches, which go at the pace of the shortest prompt: fewer passes for a few
             rows. Otherwise only rows of one length do.
@@ -85,7 +85,7 @@ def sample(
     lane_of = [-1] * len(prompts) if lanes is None else list(lanes)
     check_lanes(lane_of, bank, len(prompts))
     draws = _draws(seed, len(prompts), max(counts, default=0))
-    eos = lm.tokenizer.eos_token_id if stop_at_eos else None
+    eos = {lm.tokenizer.eos_token_id, lm.end_id} - {None} if stop_at_eos else None
     texts = [list(prompt) for prompt in prompts]
     done, total = 0, sum(counts)
     with frozen(lm.model):
@@ -134,7 +134,7 @@ def _continue(
     draws: Tensor,
     top_k: int | None,
     temperature: float,
-    eos: int | None,
+    eos: set[int | None] | None,
     bank: BatchedDeltas | None,
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Continue the rows of a batch with the uniform numbers `draws: [n, steps]`.
@@ -165,7 +165,7 @@ def _continue(
         fed += 1
         ended = [step + 1 == plan.counts[row] for row, step in zip(live, steps, strict=True)]
         if eos is not None:
-            ended = [e or (step >= 0 and t == eos) for e, step, t in zip(ended, steps, token.tolist(), strict=True)]
+            ended = [e or (step >= 0 and t in eos) for e, step, t in zip(ended, steps, token.tolist(), strict=True)]
         ids = token.unsqueeze(1)
         if any(ended):
             keep = [i for i, over in enumerate(ended) if not over]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from kedit.errors import KeditError, at_least, shown
 from kedit.forward.sampling import sample
 from kedit.model.lm import LM
+from kedit.model.tokenization import sayable
 from kedit.runtime.option_values import check_values
 from kedit.text.prompts import slots
 
@@ -84,5 +85,5 @@ def context_groups(config: ContextConfig, contexts: Sequence[str]) -> list[int]:
 def _clean(lm: LM, ids: Sequence[int]) -> str:
     """One line of plain text without braces: what may stand before a prompt."""
     special = set(lm.tokenizer.all_special_ids)
-    text = unicodedata.normalize("NFKD", lm.decode([i for i in ids if i not in special]))
+    text = unicodedata.normalize("NFKD", sayable(lm, lm.decode([i for i in ids if i not in special])))
     return re.sub(r"\s+", " ", text.replace("{", " ").replace("}", " ")).strip()

@@ -6,6 +6,7 @@ The tokenizer's own policy is kept (does it add a BOS?), never guessed from the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from kedit.errors import KeditError
 from kedit.model.architecture import check_maps, find_arch
+from kedit.model.chat import ChatFrame
 from kedit.model.fingerprint import fingerprint
 from kedit.model.full_precision import check_plain
 
@@ -50,6 +52,9 @@ class LM:
         tokenizer: A fast tokenizer (kedit needs character offsets).
         name: How messages and cards call the model.
 
+    Attributes:
+        chat: What stands around a prompt; None: nothing, prompts are plain text (`in_chat`).
+
     Raises:
         KeditError: A slow tokenizer, quantised weights, or a model that is not a decoder kedit understands.
     """
@@ -73,6 +78,18 @@ class LM:
         self._n_front, self._n_back = _special_tokens(tokenizer)
         self.check_ids(tokenizer("a")["input_ids"][: self._n_front], f"{name}: what its tokenizer puts before texts")
         self._packs: bool | None = None
+        self.chat: ChatFrame | None = None
+
+    def in_chat(self, frame: ChatFrame | None) -> LM:
+        """The same model, asked in a chat: its prompts stand in the frame. Text that is no prompt is as ever."""
+        other = copy(self)
+        other.chat = frame
+        return other
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What a protocol says of how it is asked: nothing of plain prompts."""
+        return {} if self.chat is None else self.chat.protocol()
 
     @property
     def device(self) -> torch.device:
@@ -118,6 +135,12 @@ class LM:
         """The tokenizer's end-of-text token; None where it has none, or one that the model does not know."""
         return self._known(self.tokenizer.eos_token_id)
 
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends an answer: the assistant's turn in a chat, otherwise (and if it is none) the text."""
+        end = None if self.chat is None else self.chat.end_id
+        return self.eos_id if end is None else end
+
     @cached_property
     def pad_id(self) -> int:
         """Filler for batches: the pad token, else EOS, else 0. Always masked, so which one never matters."""
@@ -128,21 +151,24 @@ class LM:
         """Token ids with the tokenizer's own BOS policy, never with an EOS at the end; raises as `offsets` does."""
         return self.offsets(text, name)[0]
 
-    def offsets(self, text: str, name: str | None = None) -> tuple[list[int], list[tuple[int, int]]]:
+    def offsets(
+        self, text: str, name: str | None = None, whole: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids as `encode` gives them and, for each, its characters `text[start:end]` (BOS: `(0, 0)`).
 
         Args:
             text: Any text.
             name: How an error calls it, e.g. `"record 17"`; None quotes its beginning.
+            whole: The text has all its special tokens, as a chat has: the tokenizer adds none.
 
         Raises:
             KeditError: The tokenizer makes a token of it that the model does not have.
         """
-        out = self.tokenizer(text, return_offsets_mapping=True)
-        end = len(out["input_ids"]) - self._n_back
+        out = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=not whole)
+        end = len(out["input_ids"]) - (0 if whole else self._n_back)
         ids, spans = list(out["input_ids"][:end]), [(a, b) for a, b in out["offset_mapping"][:end]]
         self.check_ids(ids, name or f"the text {text[:40]!r}")
-        front = self._n_front
+        front = 0 if whole else self._n_front
         if front and ids[front : 2 * front] == ids[:front]:  # the text brings the tokenizer's BOS itself: one is enough
             ids, spans = ids[front:], spans[front:]
         return ids, spans

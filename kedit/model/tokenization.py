@@ -2,6 +2,9 @@
 
 Positions come from the character offsets of a fast tokenizer on the *whole* string, so that no assumption
 is made about how a prefix tokenises by itself (BOS or not, leading spaces, SentencePiece or byte-level).
+
+What is encoded here is a prompt. Of a model that is asked in a chat (`LM.in_chat`) it is the user's message, whatever
+else was put before it, and the target is the assistant's answer. Text that is no prompt goes to `LM.encode`.
 """
 
 from __future__ import annotations
@@ -81,7 +84,7 @@ def encode_subject(
         context: Text with one `{}` where the whole prompt goes. It stands behind a BOS that the prompt brings; a
             prompt with other special tokens stands alone, whatever the context (see `own_bos`).
         name: Named in errors, e.g. `"record 17"`.
-        joiner: What stands between prompt and target.
+        joiner: What stands between prompt and target; in a chat the template says it.
 
     Returns:
         Tokens with `subject_first` and `subject_last` set; the last token is the one ROME calls
@@ -136,12 +139,41 @@ def check(lm: LM, request: EditRequest) -> None:
         encode_subject(lm, request.prompt, request.subject, request.target_new, name=name, joiner=joiner)
 
 
+def asked(lm: LM, prompt: str, name: str = "prompt") -> list[int]:
+    """The token ids with which a model is asked a prompt, however many they are."""
+    return lm.encode(prompt, name) if lm.chat is None else lm.offsets(_in_frame(lm, prompt, name), name, whole=True)[0]
+
+
+def sayable(lm: LM, text: str) -> str:
+    """A text that a model wrote, or a corpus has, as it can stand in a prompt: in a chat without special tokens."""
+    for special in lm.special_texts if lm.chat is not None else ():
+        text = text.replace(special, " ")
+    return text
+
+
+def _in_frame(lm: LM, prompt: str, name: str) -> str:
+    assert lm.chat is not None
+    special = next((text for text in lm.special_texts if text in prompt), None)
+    if special is not None:
+        raise KeditError(
+            f"{name}: its text has the special token {special!r}, which data.chat leaves to the chat template; "
+            "take it out, or set data.chat: false"
+        )
+    return lm.chat.asking(prompt)
+
+
 def _encode(lm: LM, prompt: str, target: str | None, span: tuple[int, int] | None, name: str, joiner: Joiner) -> Tokens:
-    text = prompt if target is None else f"{prompt}{between(prompt, target, joiner)}{target}"
-    ids, offsets = lm.offsets(text, name)
+    if lm.chat is None:
+        text, end, moved, seam = prompt, len(prompt), 0, between(prompt, target or "", joiner)
+    else:
+        text, seam = _in_frame(lm, prompt, name), lm.chat.seam
+        end, moved = len(text), len(lm.chat.before) - (len(prompt) - len(prompt.lstrip()))
+    if target is not None:
+        text = f"{text}{seam}{target}"
+    ids, offsets = lm.offsets(text, name, whole=lm.chat is not None)
     n_prompt = len(ids)
     if target is not None:
-        n_prompt = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
+        n_prompt = next((i for i, (_, stop) in enumerate(offsets) if stop > end), len(ids))
         if n_prompt == len(ids):
             raise KeditError(f"{name}: the target {target!r} has no tokens in this tokenizer")
     if n_prompt == 0:
@@ -152,7 +184,8 @@ def _encode(lm: LM, prompt: str, target: str | None, span: tuple[int, int] | Non
         )
     first = last = -1
     if span is not None:
-        covering = [i for i, (a, b) in enumerate(offsets[:n_prompt]) if a < span[1] and b > span[0] and b > a]
+        start, stop = span[0] + moved, span[1] + moved
+        covering = [i for i, (a, b) in enumerate(offsets[:n_prompt]) if a < stop and b > start and b > a]
         if not covering:
             raise KeditError(f"{name}: no token of {prompt!r} covers the subject {prompt[slice(*span)]!r}")
         first, last = covering[0], covering[-1]
@@ -160,8 +193,9 @@ def _encode(lm: LM, prompt: str, target: str | None, span: tuple[int, int] | Non
 
 
 def surely_fits(lm: LM, *texts: str, new: int = 0) -> bool:
-    """Whether texts fit into the context together with `new` tokens, without tokenising: a token is at least a byte."""
-    return sum(len(text.encode(errors="replace")) for text in texts) + new + _SPARE <= lm.context_length
+    """Whether the texts of a prompt fit into the context with `new` tokens, untokenised: a token is at least a byte."""
+    frame = 0 if lm.chat is None else lm.chat.size
+    return sum(len(text.encode(errors="replace")) for text in texts) + frame + new + _SPARE <= lm.context_length
 
 
 def pad_right(rows: list[tuple[int, ...]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -174,6 +174,7 @@ def edit_row(
     measured_at: str,
     before: Sequence[ProbeScore] | None = None,
     after: Sequence[ProbeScore] | None = None,
+    protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """`result_row` of an edit: also what was asked for, under which protocol, and what came of it.
 
@@ -186,6 +187,7 @@ def edit_row(
         measured_at: `edit`, `end`, `at_10` ..., or `editor`: without what the method adds to its editor.
         before: Scores on the unedited model, where there are any.
         after: Scores on the edited model, where there are any.
+        protocol: What its protocol says besides regime and moment: the frame of a chat.
     """
     request = asdict(record.request)
     request["joiner"] = record.request.joint
@@ -197,7 +199,7 @@ def edit_row(
         after,
         batch,
         measured_at,
-        protocol={"regime": regime, "measured": measured},
+        protocol={"regime": regime, "measured": measured, **(protocol or {})},
         status="failed" if error else "edited",
         error=error,
         request={key: value for key, value in request.items() if key != "case_id"},

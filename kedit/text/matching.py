@@ -5,6 +5,7 @@ What each number means: docs/metrics.md.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -27,6 +28,12 @@ def contains(text: str, answers: Sequence[str]) -> bool:
     """One of `answers` stands somewhere in `text`, as words of its own; what does not count is as in `begins_with`."""
     said = _normalise(text)
     return any(_stands_in(said, a) for a in map(_normalise, answers) if a)
+
+
+def after_prompt(text: str, prompt: str) -> str:
+    """What an answer says once it has repeated its prompt, as chat models do; all of one that does not."""
+    repeated = re.match(r"\s*" + r"\s+".join(map(re.escape, prompt.split())), text, re.IGNORECASE)
+    return text[repeated.end() :] if repeated else text
 
 
 def _stands_in(said: str, answer: str) -> bool:

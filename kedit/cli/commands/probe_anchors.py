@@ -54,7 +54,7 @@ def probe_anchors(words: list[str]) -> None:
             raise KeditError(f"most: {args.most} is less than 2, and the probe compares objects")
         out = _folder(args.out)
         pool = pool_of(args.data.everything, args.anchors)  # a bad file stops here
-        lm = load_lm(args.lm, device_of(args.device))
+        lm = args.data.asking(load_lm(args.lm, device_of(args.device)))
         edited = _edited(lm, args.edited_layer)
         args.data.prepare(lambda records: _known(lm, records, args.data.filter_known), lambda: lm)
         bank = AnchorBank(lm, args.data.records, pool, args.anchors)
@@ -64,7 +64,7 @@ def probe_anchors(words: list[str]) -> None:
     inside = within_relations(anchors.values())
     windows = Windows.of(telling(probes, inside), edited)
     lines = lines_of(probes, inside, windows)
-    of = f"{lm.name}, objects of {args.data.name}"
+    of = f"{lm.name}, objects of {args.data.title}"
     console = Console(highlight=False)
     console.print(probe_table(lines, f"anchor probe of {of}"))
     console.print(f"{used(anchors)}; {len(bank.records)} records", soft_wrap=True)

@@ -126,7 +126,8 @@ class EditingModule(LightningModule, Contract):
     def describe(self) -> dict[str, Any]:
         """Provenance for results: method, model, protocol."""
         lm = self.lm
-        return {
+        chat = {} if lm.chat is None else {"chat": lm.chat.card()}
+        return chat | {
             "method": type(self).__name__,
             "model": lm.name,
             "model_fingerprint": lm.fingerprint,

@@ -51,11 +51,10 @@ def read_state(identity: Mapping[str, Any], path: Path, most: int) -> dict[str, 
     """
     state = read_checkpoint(path)["kedit"]
     theirs = {"processes": 1} | state["run"]  # there were no others once
-    for key, value in identity.items():
+    for key, value in {"chat": None, **identity}.items():  # a run of plain prompts has no such key
         if value != theirs.get(key):
-            raise KeditError(
-                f"this checkpoint is of another run: its {key} is {theirs.get(key)!r}, here it is {value!r}"
-            )
+            there, here = shown(theirs.get(key), 160), shown(value, 160)
+            raise KeditError(f"this checkpoint is of another run: its {key} is {there}, here it is {here}")
     if state["edits_done"] > most:
         raise KeditError(f"{path} is damaged: it says that {state['edits_done']} edit batches of {most} are done")
     if "journal" in state:

@@ -121,7 +121,7 @@ class LoRA(EditingModule):
         fill_in(self, self.published, self.lm)
         self.target_modules = list(query_and_value(self.lm) if self.target_modules is None else self.target_modules)
         self._paths = target_paths(self.lm, self.target_modules, self.layers)
-        if self.target_eos and self.lm.eos_id is None:
+        if self.target_eos and self.lm.end_id is None:
             raise KeditError(f"model.target_eos: {self.lm.name} has no end-of-text token; leave it out")
         how = self._how()
         self.steps_per_batch = how.passes * how.per_pass(1 if self.regime == "single" else self.schedule.size)
@@ -169,7 +169,7 @@ class LoRA(EditingModule):
 
     def _text(self, record: EditRecord) -> Tokens:
         text = encode_request(self.lm, record.request)
-        end = (self.lm.eos_id,) if self.target_eos and self.lm.eos_id is not None else ()
+        end = (self.lm.end_id,) if self.target_eos and self.lm.end_id is not None else ()
         return Tokens(text.ids + end, text.n_prompt)
 
     def _how(self) -> Steps:

@@ -40,7 +40,7 @@ def text_of(lm: LM, request: EditRequest, loss: Loss, eos: bool) -> Text:
         lm: The model.
         request: The request.
         loss: Where the target's tokens are read.
-        eos: Whether an end of text follows the target.
+        eos: Whether an end of text, in a chat of the turn, follows the target.
 
     Raises:
         TooLong: It does not fit into the context; names the record.
@@ -57,14 +57,14 @@ def text_of(lm: LM, request: EditRequest, loss: Loss, eos: bool) -> Text:
 
 
 def end_of_text(lm: LM) -> int:
-    """The token that ends a text.
+    """The token that ends a text, in a chat the assistant's turn.
 
     Raises:
         KeditError: The tokenizer has none.
     """
-    if lm.eos_id is None:
+    if lm.end_id is None:
         raise KeditError(f"model.target_eos: the tokenizer of {lm.name} has no end of text; set it to false")
-    return lm.eos_id
+    return lm.end_id
 
 
 @dataclass(frozen=True)

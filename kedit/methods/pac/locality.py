@@ -15,6 +15,7 @@ from kedit.forward.logits import frozen
 from kedit.forward.packing import logits_of
 from kedit.methods.pac.config import LocalityConfig
 from kedit.model.lm import LM
+from kedit.model.tokenization import asked
 from kedit.request import EditRecord
 
 _BATCH = 32
@@ -82,7 +83,7 @@ class LocalityTerm:
             start = len(self._texts)
             self._texts += [r.about(other).rstrip(" ") for other in others]
             self._own[r.case_id] = torch.arange(start, len(self._texts))
-        self._ids = [tuple(lm.encode(text)) for text in self._texts]
+        self._ids = [tuple(asked(lm, text)) for text in self._texts]
         self._starts = [0, *accumulate(min(len(ids), config.positions) for ids in self._ids)]
         self._reference = self._ask()
 

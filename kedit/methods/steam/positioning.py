@@ -213,4 +213,5 @@ def recipe(lm: LM, pool: Pool, leaks: Leaks, config: AnchorConfig) -> str:
     """16 hex digits that stand for everything that anchors of a run depend on."""
     parts = [str(VERSION), lm.fingerprint, str(lm.dtype), pool.fingerprint, repr(sorted(leaks.subjects)), repr(config)]
     parts += [repr(sorted((k, sorted(v)) for k, v in x.items())) for x in (leaks.texts, leaks.own)]
+    parts += [] if lm.chat is None else [lm.chat.fingerprint]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -66,9 +66,9 @@ def chunk_of(lm: LM, requests: Sequence[EditRequest], which: Which, target_eos: 
         tokens = encode(lm, request.text, request.target_new, request.name, request.joiner)
         ids = tokens.ids
         if target_eos:
-            if lm.eos_id is None:
+            if lm.end_id is None:
                 raise KeditError(f"model.target_eos: the tokenizer of {lm.name} has no end-of-text token")
-            ids += (lm.eos_id,)
+            ids += (lm.end_id,)
         n = len(ids) - tokens.n_prompt
         labels += [(row, at - 1, ids[at], 1 / n) for at in range(tokens.n_prompt, len(ids))]
         texts.append(ids[:-1])
