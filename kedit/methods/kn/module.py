@@ -58,7 +58,13 @@ class KN(EditingModule):
     published = Published(
         by_depth=lambda lm: {},
         usual={"steps": 20, "adaptive_threshold": 0.2, "strength": 2.0},
-        models={GPT2_XL: {}, GPT_J: {"adaptive_threshold": 0.1}, LLAMA_2: {}, LLAMA_3: {}, SMOLLM2: {}},
+        models={
+            GPT2_XL: {},
+            GPT_J: {"adaptive_threshold": 0.1},
+            LLAMA_2: {},
+            LLAMA_3: {},
+            SMOLLM2: {"adaptive_threshold": 0.4, "strength": 1.0},
+        },
     )
 
     def __init__(
