@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-PAGES = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md", ROOT / "slurm" / "README.md"]
+PAGES = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md"]
 CODE = [*sorted(ROOT.glob("kedit/**/*.py")), *sorted(ROOT.glob("callbacks/*.py"))]
 BENCHMARKS = sorted(ROOT.glob("benchmarks/**/*.py"))
 
