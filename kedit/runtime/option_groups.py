@@ -20,7 +20,7 @@ def check_groups(config: Namespace, classes: Mapping[str, type]) -> None:
     """Refuses what no class could take.
 
     Args:
-        config: What `kedit fit` parsed.
+        config: What the option parser gave.
         classes: Of the groups at the top, what each configures.
 
     Raises:
@@ -33,7 +33,7 @@ def check_groups(config: Namespace, classes: Mapping[str, type]) -> None:
         if not isinstance(chosen, Namespace):
             raise _no_group(name, chosen)
     for name, chosen in _chosen(config):
-        _check(name, chosen.init_args, _hints(class_of(chosen)))
+        check_chosen(name, chosen)
 
 
 def _chosen(config: Namespace) -> Iterator[tuple[str, Namespace]]:
@@ -41,6 +41,11 @@ def _chosen(config: Namespace) -> Iterator[tuple[str, Namespace]]:
     yield "model", config.model
     yield "data", config.data
     yield from editors(config.model)
+
+
+def check_chosen(name: str, chosen: Namespace) -> None:
+    """Refuse what the class that a user chose for an option could not take."""
+    _check(name, chosen.init_args, _hints(class_of(chosen)))
 
 
 def editors(model: Namespace) -> Iterator[tuple[str, Namespace]]:
