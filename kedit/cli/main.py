@@ -21,6 +21,9 @@ from kedit.version import __version__
 USAGE = """\
 usage: kedit COMMAND [OPTIONS]
 
+  edit           one fact, and what the model then says:       kedit edit smollm2-135m "The capital of {} is" \\
+                                                                 --subject France --target Lyon
+  ask            a model, with saved edits or without:         kedit ask smollm2-135m --delta DIR "Paris is in"
   fit            edit a model and measure what the edits did:  kedit fit --config configs/rome_smollm2.yaml
   stats          covariance of a model's keys, ahead of a run: kedit stats --lm.name smollm2-135m
   probe-anchors  layers that STEAM's anchors work in:          kedit probe-anchors --data Facts --out probe
@@ -88,6 +91,16 @@ def main(args: Sequence[str] | None = None) -> None:
 def _commands() -> dict[str, Callable[[list[str]], None]]:
     """Command -> what runs it; imported when needed, so that `kedit --help` is quick."""
 
+    def edit(words: list[str]) -> None:
+        from kedit.cli.commands.edit import edit
+
+        edit(words)
+
+    def ask(words: list[str]) -> None:
+        from kedit.cli.commands.ask import ask
+
+        ask(words)
+
     def fit(words: list[str]) -> None:
         from kedit.cli.options.first_look import first_look
 
@@ -132,6 +145,8 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
         ls(words)
 
     return {
+        "edit": edit,
+        "ask": ask,
         "fit": fit,
         "stats": stats,
         "probe-anchors": probe_anchors,

@@ -180,7 +180,7 @@ class Edit(JupyterMixin):
 
     def table(self) -> RenderableType:
         """The sentences before and after, for rich's console."""
-        return sentence_table(self.before, self.after, len(self.requests) > 1)
+        return sentence_table(self.before, self.after)
 
     def view(self, *lines: str) -> RenderableType:
         """Summary, table and the edits that failed, with more lines below."""

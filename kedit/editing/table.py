@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from io import StringIO
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -12,7 +13,10 @@ from rich.text import Text
 from kedit.editing.sentences import Sentence
 
 WIDTH = 100
-NAMES = {"request": "the request", "paraphrase": "other words", "neighbour": "other subjects", "question": "your questions"}
+"""Of a table as text."""
+
+SHORT, LONGEST = 12, 36
+"""Characters of a target that stands in a column's head, and of a continuation in a cell, at most."""
 
 
 def verdict(before: Sentence, after: Sentence) -> tuple[str, str]:
@@ -27,37 +31,54 @@ def verdict(before: Sentence, after: Sentence) -> tuple[str, str]:
     return ("same", "") if same else ("changed", "yellow")
 
 
-def sentence_table(before: Sequence[Sentence], after: Sequence[Sentence], several: bool = False) -> Table:
+def sentence_table(before: Sequence[Sentence], after: Sequence[Sentence]) -> Table:
     """The sentences, in their order, grouped by what they ask.
 
     Args:
         before: What the unedited model says.
         after: What the edited one says to the same prompts.
-        several: Whether they belong to several requests.
     """
-    table = Table(show_edge=False, pad_edge=False, header_style="bold")
-    table.add_column("prompt", ratio=5, overflow="fold")
-    table.add_column("before", ratio=3, overflow="fold")
-    table.add_column("after", ratio=3, overflow="fold")
-    table.add_column("p(new)", no_wrap=True)
+    news = {sentence.new for sentence in before if sentence.new is not None}
+    new = next(iter(news)) if len(news) == 1 else ""
+    table = Table(box=box.HORIZONTALS, show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("prompt", ratio=3, overflow="fold")
+    table.add_column("before", ratio=2, overflow="fold")
+    table.add_column("after", ratio=2, overflow="fold")
+    table.add_column(Text(f"p({new})" if 0 < len(new) <= SHORT else "p(new)"), no_wrap=True)
     table.add_column("p(old)", no_wrap=True)
     table.add_column("", no_wrap=True)
     group: object = None
-    for old, new in zip(before, after, strict=True):
-        key = (old.case_id if several and old.kind != "question" else None, old.kind)
+    request = ""
+    for old, now in zip(before, after, strict=True):
+        key = (old.case_id, old.kind == "question", old.kind == "neighbour")
         if key != group and group is not None:
             table.add_section()
         group = key
-        word, style = verdict(old, new)
+        request = old.prompt if old.kind == "request" else request
+        word, style = verdict(old, now)
         table.add_row(
-            Text(" ".join(old.prompt.split())),
-            Text(old.text.strip() or "(nothing)"),
-            Text(new.text.strip() or "(nothing)", style=style if word != "same" else ""),
-            _change(old.p_new, new.p_new),
-            _change(old.p_old, new.p_old),
+            Text(_shown_prompt(old, request)),
+            Text(_cut(old.text)),
+            Text(_cut(now.text), style=style if word != "same" else ""),
+            _change(old.p_new, now.p_new),
+            _change(old.p_old, now.p_old),
             Text(word, style=style),
         )
     return table
+
+
+def _shown_prompt(sentence: Sentence, request: str) -> str:
+    """On one line; of a paraphrase, what stands around the request's own prompt."""
+    prompt = sentence.prompt
+    if sentence.kind == "paraphrase" and request:
+        prompt = prompt.replace(request, "[...]")
+    return " ".join(prompt.split())
+
+
+def _cut(text: str) -> str:
+    """The beginning of a continuation; all of it is in the `Sentence`."""
+    words = " ".join(text.split())
+    return f"{words[:LONGEST].rsplit(' ', 1)[0]} ..." if len(words) > LONGEST else words or "(nothing)"
 
 
 def edit_view(title: str, table: Table, lines: Sequence[str]) -> RenderableType:

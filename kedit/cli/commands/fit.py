@@ -29,7 +29,7 @@ from kedit.cli.options.checks import (
     placed,
     run_name,
 )
-from kedit.runtime.option_groups import check_groups
+from kedit.cli.options.groups import check_groups
 from kedit.cli.options.help import Help, asked_for, shorten
 from kedit.cli.options.layers import begin_anew, class_first
 from kedit.cli.options.messages import Interrupted

@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from kedit.runtime.option_groups import class_of, editors
+from kedit.cli.options.groups import class_of, editors
 from kedit.cli.options.messages import of_kedit
 from kedit.errors import CannotWrite, KeditError, at_least, shown
 from kedit.runtime.checkpoint_file import read_checkpoint

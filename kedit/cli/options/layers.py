@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from jsonargparse import ArgumentParser, Namespace
 
-from kedit.runtime.option_groups import class_of
+from kedit.cli.options.groups import class_of
 from kedit.errors import shown
 
 log = logging.getLogger(__name__)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kedit.runtime import launcher
 from kedit.runtime.quiet_lightning import quiet_lightning as quiet_lightning
@@ -19,3 +21,17 @@ def set_up_logging() -> None:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for name in ("httpx", "filelock", "fsspec", "urllib3", "datasets", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def brief_log() -> Iterator[None]:
+    """Inside, kedit does not tell what matters to a run over a data set, and not to a single edit; warnings stay."""
+    loggers = [logging.getLogger(f"kedit.{name}") for name in ("data", "forward.binding", "covariance.api")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -13,7 +13,7 @@ import pytest
 
 from kedit import data, methods
 from kedit.cli.options.first_look import first_look
-from kedit.runtime.option_groups import _hints
+from kedit.cli.options.groups import _hints
 from kedit.cli.options.parts import TOP
 from kedit.cli.options.signatures import ROOT as LIBRARY
 from kedit.cli.options.signatures import groups, options
