@@ -25,7 +25,7 @@ PARAPHRASES, NEIGHBOURS = 3, 3
 
 FRAMES = (
     "Everybody knows it. {}",
-    "The weather was fine that day, and nobody was in a hurry. {}",
+    "The weather was fine that day. {}",
     "Complete the sentence.\n{}",
 )
 """What stands before a prompt that is the beginning of a sentence."""
