@@ -171,7 +171,8 @@ class Edit(JupyterMixin):
             return f"{len(made)} of {len(self.requests)} facts edited, {new} of them said by the edited model"
         first = next(i for i, sentence in enumerate(self.before) if sentence.kind == "request")
         old, new = self.before[first], self.after[first]
-        return f"{old.prompt}: {old.answer or old.text.strip() or '(nothing)'} -> {new.answer or new.text.strip()}"
+        was, now = ((s.answer or s.text.strip() or "(nothing)") for s in (old, new))
+        return f"{old.prompt}: {was} -> {now}"
 
     @property
     def state(self) -> str:
@@ -183,10 +184,12 @@ class Edit(JupyterMixin):
         return sentence_table(self.before, self.after)
 
     def view(self, *lines: str) -> RenderableType:
-        """Summary, table and the edits that failed, with more lines below."""
+        """Summary, table, how it was made and the edits that failed, with more lines below."""
         failed = [f"failed: {case}: {why}" for case, why in self.errors.items()]
-        head = f"{self.summary}   ({self.card.get('method')}, {self.lm.name}, {self.seconds:.1f} s)"
-        return edit_view(head, self.table(), [*failed, *lines])
+        config = (self.card.get("settings") or {}).get("config")
+        of = f" with the settings of {config}" if config else ""
+        how = f"{self.card.get('method')}{of} on {self.lm.name}: {self.seconds:.1f} s for the edit itself"
+        return edit_view(self.summary, self.table(), [how, *failed, *lines])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Summary, table and state."""

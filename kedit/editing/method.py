@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict
+from difflib import get_close_matches
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -18,7 +19,7 @@ from kedit.errors import KeditError, shown
 from kedit.methods import EditingModule
 from kedit.methods.base.edit_config import EditConfig, Regime
 from kedit.model.lm import LMConfig
-from kedit.runtime.option_groups import check_chosen, editors
+from kedit.runtime.option_groups import check_chosen, editors, options_of
 from kedit.runtime.option_values import check_values
 
 _KEY = re.compile(r'Parser key "([\w.]+)"')
@@ -115,7 +116,7 @@ def regime_for(module: EditingModule, count: int, asked: str | None, configured:
         return chosen  # type: ignore[return-value]
     keeping: list[Regime] = [regime for regime in ("batch", "sequential") if regime in module.regimes]
     if not keeping:
-        raise KeditError(f"requests: {name} edits one fact at a time and keeps none; give one request")
+        raise KeditError(f"requests: {name} edits one fact at a time; give one request")
     return keeping[0]
 
 
@@ -150,7 +151,7 @@ def _brief(message: str) -> str:
         if found := _UNKNOWN.search(line):
             group = re.search(r"Group '([\w.]+)'", line)
             name = ".".join([option, *([group[1]] if group else []), found[1]])
-            return f"{name}: there is no such option; configs/reference lists those of each method"
+            return f"{name}: there is no such option{_meant(found[1], message)}"
         if found := _NO_CLASS.search(line):
             return f"{option}: there is no class {found[1]} for it; kedit ls methods lists them"
     wanted = dict.fromkeys(kind for line in lines for kind in re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", line))
@@ -159,3 +160,11 @@ def _brief(message: str) -> str:
     said = [kinds[kind] for kind in wanted if kind in kinds]
     expected = f"expects {' or '.join(said)}, not" if said else "does not take"
     return f"{option}: {expected} {shown(value)}"
+
+
+def _meant(name: str, message: str) -> str:
+    """The option that was probably meant, of the innermost class that the parser names."""
+    classes = re.findall(r"given class_path '([\w.]+)'", message)
+    known = options_of(Namespace(class_path=classes[-1])) if classes else []
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}" if known else ""

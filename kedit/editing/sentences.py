@@ -24,7 +24,7 @@ WORDS = 5
 """Words of an answer at most."""
 
 _SENTENCE = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s+[^\sa-z]|\s*$)")
-_CLAUSE = re.compile(r"[,;:!?()\n]|\.(?=\s|$)|\s[-–—]\s")
+_CLAUSE = re.compile(r"[,;:!?()\n]|\.+(?=\s|$)|\s[-–—]\s")
 
 
 @dataclass(frozen=True)

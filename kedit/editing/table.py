@@ -24,7 +24,7 @@ def verdict(before: Sentence, after: Sentence) -> tuple[str, str]:
     if before.kind in ("request", "paraphrase"):
         if after.says_new:
             return "edited", "green"
-        return "not edited", "red"
+        return "missed", "red"
     same = before.answer.casefold() == after.answer.casefold()
     if before.kind == "neighbour":
         return ("kept", "green") if same else ("changed", "red")
@@ -40,7 +40,7 @@ def sentence_table(before: Sequence[Sentence], after: Sequence[Sentence]) -> Tab
     """
     news = {sentence.new for sentence in before if sentence.new is not None}
     new = next(iter(news)) if len(news) == 1 else ""
-    table = Table(box=box.HORIZONTALS, show_edge=False, pad_edge=False, header_style="bold")
+    table = Table(box=box.HORIZONTALS, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("prompt", ratio=3, overflow="fold")
     table.add_column("before", ratio=2, overflow="fold")
     table.add_column("after", ratio=2, overflow="fold")
@@ -83,7 +83,7 @@ def _cut(text: str) -> str:
 
 def edit_view(title: str, table: Table, lines: Sequence[str]) -> RenderableType:
     """Title, table and what is to be said below it."""
-    return Group(Text(title, style="bold"), table, *(Text(line) for line in lines))
+    return Group(Text(title, style="bold"), Text(), table, Text(), *(Text(line) for line in lines))
 
 
 def plain(view: RenderableType, width: int = WIDTH) -> str:

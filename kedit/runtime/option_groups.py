@@ -79,6 +79,11 @@ def class_of(chosen: Namespace) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def options_of(chosen: Namespace) -> list[str]:
+    """The names of the options of the class that a `class_path` names."""
+    return [name for name in _hints(class_of(chosen)) if name not in ("return", "kwargs")]
+
+
 def _hints(cls: Any) -> dict[str, Any]:
     """The types of a class's options, those that it hands on to its bases included."""
     bases = [base for base in cls.__mro__ if base.__module__.startswith("kedit.")]
