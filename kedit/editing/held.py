@@ -80,7 +80,11 @@ def load(config: LMConfig, device: str = "auto") -> LM:
     Raises:
         KeditError: There is no such model or device.
     """
-    return load_lm(config, device_of(device))
+    place = device_of(device)
+    try:
+        return load_lm(config, place)
+    except KeditError as error:  # it names the option of a configuration
+        raise KeditError(str(error).replace("lm.name", "model")) from error
 
 
 def device_of(name: str) -> torch.device:

@@ -104,14 +104,19 @@ def edit(
     at_least("n_neighbours", n_neighbours, 0)
     say_so = told or (lambda line: None)
 
+    def ready(settings: Settings | None) -> EditingModule:
+        module = own_copy(method) if isinstance(method, EditingModule) else module_of(settings or Settings({}))
+        configured = None if settings is None else settings.edit.get("regime")
+        configure(module, regime_for(module, len(asked_for), regime, configured), lanes, seed)
+        return module
+
     settings = _settings(model, method, options)
+    module = ready(settings)  # a slip is told before a model is loaded
     with ExitStack() as stack:
         lm = _model(model, tokenizer, settings, dtype, device, stack, say_so)
         if isinstance(method, str) and settings is not None and settings.source is None:
             settings = with_options(settings_of(method, lm=lm), options or {})
-        module = own_copy(method) if isinstance(method, EditingModule) else module_of(settings or Settings({}))
-        configured = None if settings is None else settings.edit.get("regime")
-        configure(module, regime_for(module, len(asked_for), regime, configured), lanes, seed)
+            module = ready(settings)
         data = _data(module, asked_for, settings)
 
         few = len(asked_for) > 1
@@ -138,9 +143,7 @@ def _settings(model: Any, method: Any, options: Mapping[str, Any] | None) -> Set
     if not isinstance(method, str):
         raise KeditError(f"method: expects a name, or a method such as ROME(), not {shown(method)}")
     name = model.name if isinstance(model, LM | LMConfig) else str(model) if isinstance(model, str | Path) else None
-    settings = with_options(settings_of(method, name), options or {})
-    module_of(settings)  # a wrong option is told before a model is loaded
-    return settings
+    return with_options(settings_of(method, name), options or {})
 
 
 def _model(

@@ -53,7 +53,8 @@ def one_request(
     try:
         return request_of(Item("the request", raw | ({} if true_target is None else {"target_true": true_target})))
     except KeditError as error:
-        raise KeditError(re.sub(r"^(the request|record 1)(: |, )", "", str(error))) from None
+        message = re.sub(r"^(the request|record 1)(: |, )", "", str(error))
+        raise KeditError(message.replace("target_new", "target")) from None
 
 
 def with_slot(prompt: str, subject: str) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from kedit.delta import apply
 from kedit.delta.delta import Delta
-from kedit.delta.serialization import load_delta
+from kedit.delta.serialization import CARD, load_delta
 from kedit.editing.held import in_use, lm_of, load
 from kedit.errors import KeditError, at_least, shown
 from kedit.forward.greedy import greedy
@@ -63,6 +63,10 @@ def ask(
     """
     at_least("max_new_tokens", max_new_tokens, 1)
     changes = [deltas] if isinstance(deltas, Delta | _HasDelta | str | Path) else list(deltas)
+    check_prompts(prompts)
+    for one in changes:
+        if isinstance(one, str | Path) and not Path(one, CARD).is_file():
+            load_delta(one)  # says what is wrong before a model is loaded
     with ExitStack() as stack:
         if isinstance(model, str | Path):
             lm = load(LMConfig(str(model)), device)
@@ -80,12 +84,21 @@ def continuations(lm: LM, prompts: str | Sequence[str], max_new_tokens: int) -> 
     Raises:
         KeditError: A prompt that is no text, empty, or too long for the model's context.
     """
+    texts = greedy(lm, check_prompts(prompts), max_new_tokens)
+    return texts[0] if isinstance(prompts, str) else texts
+
+
+def check_prompts(prompts: str | Sequence[str]) -> list[str]:
+    """The prompts as a list.
+
+    Raises:
+        KeditError: One is no text, or empty.
+    """
     asked = [prompts] if isinstance(prompts, str) else list(prompts)
     for prompt in asked:
         if not isinstance(prompt, str) or not prompt.strip():
             raise KeditError(f"prompts: expects texts, not {shown(prompt)}")
-    texts = greedy(lm, asked, max_new_tokens)
-    return texts[0] if isinstance(prompts, str) else texts
+    return asked
 
 
 @contextmanager

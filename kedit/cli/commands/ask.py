@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.text import Text
 
 from kedit.cli.options.quiet import brief_log
-from kedit.editing.said import ask as continued
-from kedit.errors import within
+from kedit.errors import KeditError, within
 from kedit.runtime.option_values import check_path
 
+USAGE = 'kedit ask MODEL "Paris is the capital of" [--delta DIR ...] [--tokens N]'
 ABOUT = """\
 What a model goes on to say, token by token the most probable, with saved edits in effect (--delta) or without.
 """
@@ -29,9 +29,15 @@ def ask(words: list[str]) -> None:
         KeditError: No such model or delta, or a prompt that is too long.
     """
     args = _arguments(words)
+    if args.model is None or not args.prompt:
+        raise KeditError(f"{'MODEL and PROMPT' if args.model is None else 'PROMPT'} missing: {USAGE}")
+    if not all(prompt.strip() for prompt in args.prompt):
+        raise KeditError("PROMPT: it is empty")
     within("tokens", args.tokens, 1, MOST)
     for folder in args.delta or []:
         check_path("delta", folder)
+    from kedit.editing.said import ask as continued  # heavy, and not needed to refuse a slip
+
     with brief_log(), Console(stderr=True, highlight=False).status(f"asking {args.model}"):
         texts = continued(args.model, args.prompt, None, args.delta or [], args.tokens, args.device)
     console = Console(highlight=False, soft_wrap=True)
@@ -40,12 +46,12 @@ def ask(words: list[str]) -> None:
 
 
 def _arguments(words: list[str]) -> Any:
-    parser = ArgumentParser(prog="kedit ask", exit_on_error=False, description=ABOUT)
+    parser = ArgumentParser(prog="kedit ask", usage=USAGE, exit_on_error=False, description=ABOUT)
     model = "An alias (smollm2-135m), a local Hugging Face folder, or a hub id."
-    parser.add_argument("model", type=str, metavar="MODEL", help=model)
-    parser.add_argument("prompt", type=str, nargs="+", metavar="PROMPT", help="What is to be continued.")
+    parser.add_argument("model", type=str, nargs="?", default=None, metavar="MODEL", help=model)
+    parser.add_argument("prompt", type=str, nargs="*", default=[], metavar="PROMPT", help="What is to be continued.")
     delta = "Folder of a saved edit, which is in effect; may be given several times."
     parser.add_argument("--delta", action="append", type=str, metavar="DIR", help=delta)
     parser.add_argument("--tokens", type=int, default=20, metavar="N", help="New tokens of each prompt at most.")
-    parser.add_argument("--device", type=str, default="auto", help="auto (a GPU where there is one), cpu or cuda.")
+    parser.add_argument("--device", type=str, default="auto", metavar="NAME", help="auto (a GPU where there is one), cpu or cuda.")
     return parser.parse_args(words)

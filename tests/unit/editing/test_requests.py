@@ -51,7 +51,7 @@ def test_the_place_of_the_subject(prompt: str, subject: str, template: str) -> N
         (("", "France", "Lyon"), "prompt: it is empty"),
         ((None, "France", None), "prompt and target missing"),
         (("The capital of {} is", "France", 3), "target: expects a text, not 3"),
-        (("The capital of {} is", "France", "Paris", "Paris"), "^target_new equals the true target"),
+        (("The capital of {} is", "France", "Paris", "Paris"), "^target equals the true target"),
         (("The capital of {} is", "Fra\0nce", "Lyon"), "NUL"),
     ],
 )

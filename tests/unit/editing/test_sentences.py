@@ -57,7 +57,7 @@ def test_the_table() -> None:
     lines = text.splitlines()
     assert lines[0] == "title"
     assert lines[-1] == "[bold]below[/bold]"  # nothing that a user wrote is markup
-    assert "p(Lyon)" in lines[1]
+    assert "p(Lyon)" in lines[2]
     assert "0.1% > 100%" in text
     assert "77% > 77%" in text
     assert "0% > 100%" in text
