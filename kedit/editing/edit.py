@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.jupyter import JupyterMixin
+from rich.table import Table
 
 from kedit.delta.apply import edited, written
 from kedit.delta.delta import Delta
@@ -179,7 +180,7 @@ class Edit(JupyterMixin):
         """Which weights the model has now, in words."""
         return "in the model now: .revert() takes it out" if self.applied else "not in the model: .apply() puts it in"
 
-    def table(self) -> RenderableType:
+    def table(self) -> Table:
         """The sentences before and after, for rich's console."""
         return sentence_table(self.before, self.after)
 

@@ -64,9 +64,13 @@ def lm_of(model: Any, tokenizer: Any = None, name: str | None = None) -> LM:
     if isinstance(model, LM):
         return model
     if not isinstance(model, PreTrainedModel):
-        raise KeditError(f"model: expects an alias, a folder, a hub id, an LM or a transformers model, not {shown(model)}")
+        raise KeditError(
+            f"model: expects an alias, a folder, a hub id, an LM or a transformers model, not {shown(model)}"
+        )
     if tokenizer is None:
-        raise KeditError("tokenizer: a transformers model needs its tokenizer beside it: kedit.edit(model, tokenizer, ...)")
+        raise KeditError(
+            "tokenizer: a transformers model needs its tokenizer beside it: kedit.edit(model, tokenizer, ...)"
+        )
     return wrap_lm(model, tokenizer, name or str(getattr(model, "name_or_path", "")) or type(model).__name__)
 
 

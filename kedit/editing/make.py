@@ -72,8 +72,8 @@ def edit(
         target: What the prompt should be continued with.
         true_target: What it should be continued with before the edit, if the user wants it named.
         method: A name of `kedit ls methods` in any case, `steam_memit` and the like, or a configuration
-            (`rome_smollm2`, `my/own.yaml`); its settings are those of the configuration that ships for the model, so that
-            `kedit fit` makes the same delta. Or a method object, e.g. `ROME(layer=5)`, as it is.
+            (`rome_smollm2`, `my/own.yaml`); its settings are those of the configuration that ships for the model, so
+            that `kedit fit` makes the same delta. Or a method object, e.g. `ROME(layer=5)`, as it is.
         requests: Instead of one fact: a list of `EditRequest`s or mappings (`prompt`, `subject`, `target`,
             `true_target`), or a JSONL file. All are edited into one delta.
         options: Settings of a named method to be replaced, as a configuration names them: `{"layer": 7}`.
@@ -131,7 +131,9 @@ def edit(
         say_so("asking the edited model")
         with edited(lm.model, delta):
             after = say(lm, prompts, before)
-    return Edit(lm, delta, asked_for, before, after, *_figures(made, asked_for), _card(made, module, settings), made.seconds)
+    return Edit(
+        lm, delta, asked_for, before, after, *_figures(made, asked_for), _card(made, module, settings), made.seconds
+    )
 
 
 def _settings(model: Any, method: Any, options: Mapping[str, Any] | None) -> Settings | None:

@@ -41,7 +41,7 @@ def module_of(settings: Settings) -> EditingModule:
         check_chosen(name, chosen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the parser, about its own next version
-        made = _parser().instantiate_classes(parsed)
+        made: Any = _parser().instantiate_classes(parsed)
     module: EditingModule = made.model
     return module.configure(edit=made.edit)
 
@@ -154,7 +154,9 @@ def _brief(message: str) -> str:
             return f"{name}: there is no such option{_meant(found[1], message)}"
         if found := _NO_CLASS.search(line):
             return f"{option}: there is no class {found[1]} for it; kedit ls methods lists them"
-    wanted = dict.fromkeys(kind for line in lines for kind in re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", line))
+    wanted = dict.fromkeys(
+        kind for line in lines for kind in re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", line)
+    )
     value = next((found[1] for line in lines if (found := _VALUE.search(line))), "")
     kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
     said = [kinds[kind] for kind in wanted if kind in kinds]

@@ -48,11 +48,45 @@ KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 HINTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "person": (
-            *("tongue", "born", "occupation", "profession", "citizenship", "plays", "played", "sport", "wife", "husband"),
-            *("married", "died", "position", "instrument", "speaks", "politician", "actor", "singer", "works", "worked"),
+            *(
+                "tongue",
+                "born",
+                "occupation",
+                "profession",
+                "citizenship",
+                "plays",
+                "played",
+                "sport",
+                "wife",
+                "husband",
+            ),
+            *(
+                "married",
+                "died",
+                "position",
+                "instrument",
+                "speaks",
+                "politician",
+                "actor",
+                "singer",
+                "works",
+                "worked",
+            ),
         ),
         "company": ("headquarter", "headquarters", "headquartered", "founded", "founder", "company", "ceo", "produced"),
-        "work": ("author", "written", "wrote", "novel", "book", "film", "directed", "composed", "painted", "song", "play"),
+        "work": (
+            "author",
+            "written",
+            "wrote",
+            "novel",
+            "book",
+            "film",
+            "directed",
+            "composed",
+            "painted",
+            "song",
+            "play",
+        ),
         "country": ("capital", "language", "currency", "continent", "president", "population", "government"),
         "city": ("city", "mayor", "twin", "town"),
         "landmark": ("located", "tower", "building", "museum", "bridge", "stands", "found"),
@@ -103,7 +137,7 @@ def _subjects(request: EditRequest) -> Iterator[str]:
         own = [record.request.subject or "" for record in records]
         place = next((i for i, name in enumerate(own) if name.casefold() == _bare(request.subject)), None)
         same = _relation_words(records) == _words(request.prompt)
-        if same or place is not None and _is_kind(relation, request):
+        if same or (place is not None and _is_kind(relation, request)):
             yield from _from(own, -1 if place is None else place)
     kind = _kind(request)
     if kind is not None:

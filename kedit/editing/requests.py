@@ -48,7 +48,8 @@ def one_request(
         check_text(name, text or "")
         if text is not None and not text.strip():
             raise KeditError(f"{name}: it is empty")
-    assert prompt is not None and subject is not None
+    assert prompt is not None
+    assert subject is not None
     raw = {"case_id": "1", "prompt": with_slot(prompt, subject), "subject": subject, "target_new": target}
     try:
         return request_of(Item("the request", raw | ({} if true_target is None else {"target_true": true_target})))

@@ -114,7 +114,7 @@ def run(module: EditingModule, lm: LM, data: GivenRequests, progress: bool = Fal
         stack.callback(watch.close)
         module.use_lm(lm)
         seed_everything(0, workers=False, verbose=False)  # as `kedit fit` begins
-        options = TRAINER_DEFAULTS | _place(lm) | {"logger": False, "enable_checkpointing": False}
+        options: dict[str, Any] = TRAINER_DEFAULTS | _place(lm) | {"logger": False, "enable_checkpointing": False}
         trainer = Trainer(**options, default_root_dir=folder, callbacks=[watch])
         trainer.fit(module, datamodule=data)
         deltas = module.deltas if accumulates(module.regime) else [d for batch in watch.batches for d in batch.deltas]

@@ -127,9 +127,8 @@ def to_sentence(text: str) -> str:
 
 def _old(one: Asked, text: str, true: Mapping[str, str]) -> str | None:
     """The answer of before: the true target, of the request and its paraphrases, or what was said."""
-    if one.kind in ("request", "paraphrase") and one.case_id in true:
-        return true[one.case_id]
-    return answer_of(text) or None
+    known = true.get(one.case_id or "") if one.kind in ("request", "paraphrase") else None
+    return known or answer_of(text) or None
 
 
 def _probabilities(lm: LM, asked: Sequence[Asked], answers: Sequence[str | None]) -> list[float | None]:

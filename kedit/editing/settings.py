@@ -1,7 +1,7 @@
 """The settings of a method that is named: those of the configuration that ships with kedit, where there is one.
 
-So an edit made by one line is the edit that `kedit fit --config METHOD_MODEL` makes. A model is known by the name that a
-configuration has, or by its shape; for another one they are the method's own defaults.
+So an edit made by one line is the edit that `kedit fit --config METHOD_MODEL` makes. A model is known by the name that
+a configuration has, or by its shape; for another one they are the method's own defaults.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def settings_of(name: str, lm_name: str | None = None, lm: LM | None = None) -> 
     """
     if name.endswith((".yaml", ".yml")) or name in shipped_configs():
         return _read(config_path(name), name)
-    parts = tuple(name.strip().lower().replace("r-rome", "rrome").replace("-", "_").split("_"))
+    parts: tuple[str, ...] = tuple(name.strip().lower().replace("r-rome", "rrome").replace("-", "_").split("_"))
     _check(name, parts)
     for config in _candidates(parts):
         settings = _shipped(config)

@@ -28,7 +28,9 @@ def quiet_lightning() -> Iterator[None]:
 
     What the user had set of its loggers comes back afterwards.
     """
-    before = [(logger := logging.getLogger(name), logger.level, logger.handlers[:], logger.propagate) for name in LOGGERS]
+    before = [
+        (logger := logging.getLogger(name), logger.level, logger.handlers[:], logger.propagate) for name in LOGGERS
+    ]
     for logger, *_ in before:
         logger.setLevel(logging.WARNING)
         logger.handlers.clear()

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from kedit.methods import MEMIT, ROME, Retrieval
 from tests.runs.test_contract import ENTRIES, NAMES, SMALL
 from tests.support.tiny_models import tiny_lm, tiny_model, tiny_tokenizer
 
-FACT = {"prompt": "The capital of {} is", "subject": "France", "target": "Rome"}
-FACTS: list[dict[str, str]] = [
+FACT: dict[str, Any] = {"prompt": "The capital of {} is", "subject": "France", "target": "Rome"}
+FACTS: list[dict[str, Any]] = [
     FACT,
     {"prompt": "{} is located in", "subject": "The Space Needle", "target": "Tokyo"},
     {"prompt": "The mother tongue of {} is", "subject": "Danielle Darrieux", "target": "English"},
@@ -35,7 +35,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "ROME": {"class_path": "ROME", "init_args": {"layer": 1, **QUICK}},
     "MEMIT": {"class_path": "MEMIT", "init_args": {"layers": [0, 1], **QUICK}},
     "LoRA": {"class_path": "LoRA", "init_args": {"steps": 3}},
-    "STEAM": {"class_path": "STEAM", "init_args": {"editor": {"class_path": "ROME", "init_args": {"layer": 1, **QUICK}}}},
+    "STEAM": {
+        "class_path": "STEAM",
+        "init_args": {"editor": {"class_path": "ROME", "init_args": {"layer": 1, **QUICK}}},
+    },
     "REP": {
         "class_path": "REP",
         "init_args": {
@@ -53,7 +56,9 @@ def quick() -> Callable[..., kedit.Edit]:
 
     def make(model: Any, tokenizer: Any = None, **given: Any) -> kedit.Edit:
         if "method" not in given:
-            given["method"] = ROME(layer=1, mom2_adjustment=False, **{k: SMALL[k] for k in ("v_num_grad_steps", "contexts")})
+            given["method"] = ROME(
+                layer=1, mom2_adjustment=False, **{k: SMALL[k] for k in ("v_num_grad_steps", "contexts")}
+            )
         return kedit.edit(model, tokenizer, **(given if "requests" in given else {**FACT, **given}))
 
     return make
@@ -98,13 +103,13 @@ def assert_equal_deltas(a: kedit.Delta, b: kedit.Delta) -> None:
 
 
 @pytest.fixture
-def own_model() -> Iterator[tuple[Any, Any]]:
+def own_model() -> tuple[Any, Any]:
     """A model as a user may hold it: training, one module in eval mode, one parameter frozen."""
     model, tokenizer = tiny_model("llama", **TINY), tiny_tokenizer("sentencepiece")
     model.train().requires_grad_(True)
     model.model.layers[1].eval()
     next(model.parameters()).requires_grad_(False)
-    yield model, tokenizer
+    return model, tokenizer
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -147,7 +152,18 @@ def test_python_the_command_and_fit_make_the_same_delta(
     config["data"]["init_args"]["path"] = str(tmp_path / "facts.jsonl")
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
     run = ["--run.root", str(tmp_path), "--run.name", "fit", "--metrics.scoring.generate", "[]"]
-    main(["fit", "--config", str(tmp_path / "own.yaml"), *run, "--trainer.accelerator", "cpu", "--results.resamples", "9"])
+    main(
+        [
+            "fit",
+            "--config",
+            str(tmp_path / "own.yaml"),
+            *run,
+            "--trainer.accelerator",
+            "cpu",
+            "--results.resamples",
+            "9",
+        ]
+    )
     lm = kedit.load_lm(kedit.LMConfig(folder))
     saved = next(iter((tmp_path / "fit").glob("delta*/**/card.json"))).parent
     of_fit, _ = kedit.load_delta(saved, lm)
@@ -327,7 +343,7 @@ def test_one_edit_that_fails_is_an_error_and_one_of_several_is_named(own_model: 
     model, tokenizer = own_model
     before = held(model)
     endless = ROME(layer=1, mom2_adjustment=False, **{**SMALL, "v_lr": 1e30})
-    with pytest.raises(kedit.KeditError, match="the edit failed: .*the model is as it was"):
+    with pytest.raises(kedit.KeditError, match=r"the edit failed: .*the model is as it was"):
         kedit.edit(model, tokenizer, **FACT, method=endless)
     assert_same(before, held(model))
     long = {"case_id": "long", "prompt": "word " * 400 + "{} is", "subject": "France", "target": "Rome"}

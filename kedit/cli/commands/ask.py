@@ -53,5 +53,7 @@ def _arguments(words: list[str]) -> Any:
     delta = "Folder of a saved edit, which is in effect; may be given several times."
     parser.add_argument("--delta", action="append", type=str, metavar="DIR", help=delta)
     parser.add_argument("--tokens", type=int, default=20, metavar="N", help="New tokens of each prompt at most.")
-    parser.add_argument("--device", type=str, default="auto", metavar="NAME", help="auto (a GPU where there is one), cpu or cuda.")
+    parser.add_argument(
+        "--device", type=str, default="auto", metavar="NAME", help="auto (a GPU where there is one), cpu or cuda."
+    )
     return parser.parse_args(words)

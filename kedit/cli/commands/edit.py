@@ -148,10 +148,16 @@ def _arguments(words: list[str]) -> Any:
     parser = ArgumentParser(prog="kedit edit", usage=USAGE, exit_on_error=False, description=ABOUT)
     model = "An alias (smollm2-135m), a local Hugging Face folder, or a hub id."
     parser.add_argument("model", type=str, nargs="?", default=None, metavar="MODEL", help=model)
-    prompt = 'The beginning of a sentence, with {} where the subject goes ("The capital of {} is"), or the subject in it.'
+    prompt = (
+        'The beginning of a sentence, with {} where the subject goes ("The capital of {} is"), or the subject in it.'
+    )
     parser.add_argument("prompt", type=str, nargs="?", default=None, metavar="PROMPT", help=prompt)
-    parser.add_argument("--subject", type=str, default=None, metavar="TEXT", help="What the fact is about, e.g. France.")
-    parser.add_argument("--target", type=str, default=None, metavar="TEXT", help="What the prompt should go on with, e.g. Lyon.")
+    parser.add_argument(
+        "--subject", type=str, default=None, metavar="TEXT", help="What the fact is about, e.g. France."
+    )
+    parser.add_argument(
+        "--target", type=str, default=None, metavar="TEXT", help="What the prompt should go on with, e.g. Lyon."
+    )
     true = "What it goes on with now, where you know it: its probability is shown. Otherwise: what the model says."
     parser.add_argument("--true-target", type=str, default=None, metavar="TEXT", help=true)
     method = "A method (kedit ls methods), or a configuration such as rep_smollm2; its settings are those of the "
@@ -167,10 +173,20 @@ def _arguments(words: list[str]) -> Any:
     parser.add_argument("--export-peft", type=str, default=None, metavar="DIR", help=peft)
     hf = "Folder for the whole edited model, in the Hugging Face form."
     parser.add_argument("--export-hf", type=str, default=None, metavar="DIR", help=hf)
-    parser.add_argument("--paraphrases", type=int, default=PARAPHRASES, metavar="N", help="Other wordings that are asked.")
-    parser.add_argument("--neighbours", type=int, default=NEIGHBOURS, metavar="N", help="Other subjects that are asked about.")
-    parser.add_argument("--seed", type=int | None, default=None, metavar="N", help="Of the edit; null: as configured, 0.")
+    parser.add_argument(
+        "--paraphrases", type=int, default=PARAPHRASES, metavar="N", help="Other wordings that are asked."
+    )
+    parser.add_argument(
+        "--neighbours", type=int, default=NEIGHBOURS, metavar="N", help="Other subjects that are asked about."
+    )
+    parser.add_argument(
+        "--seed", type=int | None, default=None, metavar="N", help="Of the edit; null: as configured, 0."
+    )
     types = Literal["float32", "bfloat16", "float16"] | None
-    parser.add_argument("--dtype", type=types, default=None, metavar="TYPE", help="Of the weights; null: as configured, or float32.")
-    parser.add_argument("--device", type=str, default="auto", metavar="NAME", help="auto (a GPU where there is one), cpu or cuda.")
+    parser.add_argument(
+        "--dtype", type=types, default=None, metavar="TYPE", help="Of the weights; null: as configured, or float32."
+    )
+    parser.add_argument(
+        "--device", type=str, default="auto", metavar="NAME", help="auto (a GPU where there is one), cpu or cuda."
+    )
     return parser.parse_args(words)

@@ -1,4 +1,4 @@
-"""Paraphrases hold the prompt whole; neighbours are other subjects of the shipped facts, of the same kind where it shows."""
+"""Paraphrases hold the prompt whole; neighbours are subjects of the shipped facts, of the same kind where it shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A method's name finds the configuration that ships for the model; what it says is what `kedit fit` would make of it."""
+"""A method's name finds the configuration that ships for the model: what `kedit fit` would make of it."""
 
 from __future__ import annotations
 
