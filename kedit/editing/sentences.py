@@ -17,7 +17,7 @@ from kedit.text.prompts import Joiner
 
 Kind = Literal["request", "paraphrase", "neighbour", "question"]
 
-TOKENS = 10
+TOKENS = 12
 """New tokens of a continuation at most."""
 
 WORDS = 5
@@ -53,7 +53,7 @@ class Sentence:
     Attributes:
         prompt: The prompt.
         kind: `request`, `paraphrase`, `neighbour` or `question` (one of the user's).
-        text: The most probable continuation, to the end of the sentence or 10 tokens.
+        text: The most probable continuation, to the end of the sentence or of the line, 12 tokens at most.
         new: The new target; None where the prompt belongs to no single request.
         old: The answer of before: the true target where it was given, else what the unedited model says.
         p_new: Probability of the new target as the continuation, all its tokens together.
@@ -106,7 +106,7 @@ def say(
     Raises:
         TooLong: A prompt that does not fit into the model's context; names it.
     """
-    texts = [to_sentence(text) for text in greedy(lm, [one.prompt for one in asked], TOKENS, stop="\n")]
+    texts = [to_sentence(text) for text in greedy(lm, [one.prompt for one in asked], TOKENS)]
     if before is None:
         old = [_old(one, text, true or {}) for one, text in zip(asked, texts, strict=True)]
     else:
@@ -120,7 +120,11 @@ def say(
 
 
 def to_sentence(text: str) -> str:
-    """A continuation to the end of its sentence, without the mark that ends it where words stand before it."""
+    """A continuation to the end of its sentence or line, without the mark that ends it where words stand before it.
+
+    Lines that are empty are passed over: many models begin a new one behind a question.
+    """
+    text = text.lstrip("\r\n").partition("\n")[0]
     found = _SENTENCE.search(text)
     return text if found is None or not text[: found.start()].strip() else text[: found.start()]
 

@@ -85,10 +85,11 @@ def settings_of(name: str, lm_name: str | None = None, lm: LM | None = None) -> 
         settings = _shipped(config)
         if settings is not None and (settings.lm.get("name") == lm_name or (lm is not None and _fits(config, lm))):
             return settings
-    if parts[0] not in EDITORS:
-        return Settings({"class_path": method_names()[parts[0]].__name__, "init_args": {}})
-    inner = settings_of(parts[1] if len(parts) > 1 else EDITORS[parts[0]], lm_name, lm)
-    model = {"class_path": method_names()[parts[0]].__name__, "init_args": {"editor": inner.model}}
+    head = parts[0]
+    if head not in EDITORS:
+        return Settings({"class_path": method_names()[head].__name__, "init_args": {}})
+    inner = settings_of([EDITORS[head], *parts[1:]][-1], lm_name, lm)
+    model = {"class_path": method_names()[head].__name__, "init_args": {"editor": inner.model}}
     return Settings(model, inner.lm, inner.edit, source=inner.source)
 
 

@@ -44,8 +44,8 @@ def sentence_table(before: Sequence[Sentence], after: Sequence[Sentence]) -> Tab
     table.add_column("prompt", ratio=3, overflow="fold")
     table.add_column("before", ratio=2, overflow="fold")
     table.add_column("after", ratio=2, overflow="fold")
-    table.add_column(Text(f"p({new})" if 0 < len(new) <= SHORT else "p(new)"), no_wrap=True)
-    table.add_column("p(old)", no_wrap=True)
+    named = f"p({new})" if 0 < len(new) <= SHORT else "p(new)"
+    table.add_column(Text.assemble(f"{named}\n", ("p(old)", "dim")), no_wrap=True)
     table.add_column("", no_wrap=True)
     group: object = None
     request = ""
@@ -60,8 +60,7 @@ def sentence_table(before: Sequence[Sentence], after: Sequence[Sentence]) -> Tab
             Text(_shown_prompt(old, request)),
             Text(_cut(old.text)),
             Text(_cut(now.text), style=style if word != "same" else ""),
-            _change(old.p_new, now.p_new),
-            _change(old.p_old, now.p_old),
+            Text.assemble(_change(old.p_new, now.p_new), "\n", (_change(old.p_old, now.p_old), "dim")),
             Text(word, style=style),
         )
     return table
@@ -93,8 +92,8 @@ def plain(view: RenderableType, width: int = WIDTH) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
-def _change(before: float | None, after: float | None) -> Text:
-    return Text("" if before is None or after is None else f"{_percent(before)} > {_percent(after)}")
+def _change(before: float | None, after: float | None) -> str:
+    return "" if before is None or after is None else f"{_percent(before)} > {_percent(after)}"
 
 
 def _percent(p: float) -> str:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -355,8 +356,6 @@ def test_one_edit_that_fails_is_an_error_and_one_of_several_is_named(own_model: 
 def test_an_interrupted_edit_leaves_the_model_as_it_was(
     own_model: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import signal
-
     model, tokenizer = own_model
     before, handler = held(model), signal.getsignal(signal.SIGINT)
 

@@ -20,6 +20,8 @@ from kedit.editing.table import LONGEST, edit_view, plain, sentence_table, verdi
         (" 3.5 million", " 3.5 million", "3.5 million"),
         (" well-known", " well-known", "well-known"),
         ("", "", ""),
+        ("\n\nThe official one.\nIt", "The official one", "The official one"),
+        ("\n", "", ""),
         ("...", "...", ""),
         (' "Paris."', ' "Paris', '"Paris'),
     ],
