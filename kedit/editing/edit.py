@@ -190,7 +190,9 @@ class Edit(JupyterMixin):
         config = (self.card.get("settings") or {}).get("config")
         of = f" with the settings of {config}" if config else ""
         how = f"{self.card.get('method')}{of} on {self.lm.name}: {self.seconds:.1f} s for the edit itself"
-        return edit_view(self.summary, self.table(), [how, *failed, *lines])
+        asks = any(s.kind == "request" and not s.text.strip() for s in self.before)
+        silent = ["The unedited model says nothing behind the prompt: one that begins a sentence tells more."] * asks
+        return edit_view(self.summary, self.table(), [how, *failed, *silent, *lines])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Summary, table and state."""

@@ -24,7 +24,7 @@ from kedit.editing.method import (
 from kedit.editing.probes import NEIGHBOURS, PARAPHRASES, neighbours, paraphrases
 from kedit.editing.requests import many_requests, one_request
 from kedit.editing.run import GivenRequests, Made, run
-from kedit.editing.sentences import Asked, say
+from kedit.editing.sentences import Asked, fits, say
 from kedit.editing.settings import Settings, settings_of, with_options
 from kedit.errors import KeditError, at_least, shown
 from kedit.methods import EditingModule
@@ -34,6 +34,9 @@ from kedit.results.rows import edit_row, without_probes
 from kedit.runtime.provenance import provenance
 
 log = logging.getLogger(__name__)
+
+MUST_FIT = ("request", "question")
+"""What the user gave: a prompt that is too long is an error. Of what kedit adds it is left out."""
 
 
 def edit(
@@ -121,7 +124,9 @@ def edit(
 
         few = len(asked_for) > 1
         counts = (min(n_paraphrases, 1), min(n_neighbours, 1)) if few else (n_paraphrases, n_neighbours)
-        prompts = _prompts(asked_for, questions, *counts)
+        prompts = [
+            one for one in _prompts(asked_for, questions, *counts) if one.kind in MUST_FIT or fits(lm, one.prompt)
+        ]
         true = {one.case_id: one.target_true for one in asked_for if one.target_true is not None}
         stack.enter_context(in_use(lm.model))
         before = say(lm, prompts, true=true)

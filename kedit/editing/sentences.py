@@ -9,8 +9,9 @@ from math import exp
 from typing import Literal
 
 from kedit.evaluation.score import EvalConfig, score
-from kedit.forward.greedy import greedy
+from kedit.forward.greedy import greedy, prompt_ids
 from kedit.model.lm import LM
+from kedit.model.tokenization import TooLong
 from kedit.request import Probe
 from kedit.text.matching import begins_with
 from kedit.text.prompts import Joiner
@@ -117,6 +118,14 @@ def say(
         Sentence(one.prompt, one.kind, text, one.new, was, new_p, old_p, one.case_id)
         for one, text, was, new_p, old_p in zip(asked, texts, old, p_new, p_old, strict=True)
     ]
+
+
+def fits(lm: LM, prompt: str) -> bool:
+    """Whether a prompt leaves room for what is asked."""
+    try:
+        return bool(prompt_ids(lm, prompt, TOKENS))
+    except TooLong:
+        return False
 
 
 def to_sentence(text: str) -> str:

@@ -25,6 +25,8 @@ def verdict(before: Sentence, after: Sentence) -> tuple[str, str]:
         if after.says_new:
             return "edited", "green"
         return "missed", "red"
+    if not before.text.strip() and not after.text.strip():
+        return "-", "dim"  # nothing was said, so nothing can be compared
     same = before.answer.casefold() == after.answer.casefold()
     if before.kind == "neighbour":
         return ("kept", "green") if same else ("changed", "red")
@@ -60,7 +62,7 @@ def sentence_table(before: Sequence[Sentence], after: Sequence[Sentence]) -> Tab
             Text(_shown_prompt(old, request)),
             Text(_cut(old.text)),
             Text(_cut(now.text), style=style if word != "same" else ""),
-            Text.assemble(_change(old.p_new, now.p_new), "\n", (_change(old.p_old, now.p_old), "dim")),
+            _changes(old, now),
             Text(word, style=style),
         )
     return table
@@ -90,6 +92,13 @@ def plain(view: RenderableType, width: int = WIDTH) -> str:
     file = StringIO()
     Console(file=file, width=width, color_system=None, highlight=False, legacy_windows=False).print(view)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def _changes(old: Sentence, now: Sentence) -> Text:
+    """Both probabilities, below each other."""
+    both = [(_change(old.p_new, now.p_new), ""), (_change(old.p_old, now.p_old), "dim")]
+    shown = [Text(text, style=style) for text, style in both if text]
+    return Text("\n").join(shown)
 
 
 def _change(before: float | None, after: float | None) -> str:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 import kedit
 from kedit.cli import main
+from kedit.editing.sentences import TOKENS
+from kedit.keyvalue.contexts import ContextConfig
 from kedit.methods import MEMIT, ROME, Retrieval
 from tests.runs.test_contract import ENTRIES, NAMES, SMALL
 from tests.support.tiny_models import tiny_lm, tiny_model, tiny_tokenizer
@@ -347,10 +349,27 @@ def test_one_edit_that_fails_is_an_error_and_one_of_several_is_named(own_model: 
     with pytest.raises(kedit.KeditError, match=r"the edit failed: .*the model is as it was"):
         kedit.edit(model, tokenizer, **FACT, method=endless)
     assert_same(before, held(model))
-    long = {"case_id": "long", "prompt": "word " * 400 + "{} is", "subject": "France", "target": "Rome"}
-    edit = kedit.edit(model, tokenizer, requests=[FACT, long], method=ROME(layer=1, **SMALL), n_paraphrases=0)
-    assert list(edit.errors) == ["long"]
-    assert "failed: long" in str(edit)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer("Zebra")["input_ids"][-2:]] = float("nan")
+    hurt = {"case_id": "hurt", "prompt": "{} is in", "subject": "Zebra", "target": "Rome"}
+    method = ROME(layer=1, mom2_adjustment=False, **SMALL)
+    edit = kedit.edit(model, tokenizer, requests=[FACT, hurt], method=method, n_paraphrases=0)
+    assert list(edit.errors) == ["hurt"]
+    assert "failed: hurt: " in str(edit)
+    assert edit.summary.startswith("1 of 2 facts edited")
+
+
+def test_a_prompt_that_is_too_long(own_model: tuple[Any, Any]) -> None:
+    method = ROME(layer=1, mom2_adjustment=False, **SMALL)
+    with pytest.raises(kedit.KeditError, match="shorten the prompt"):
+        kedit.edit(*own_model, prompt="word " * 400 + "{} is", subject="France", target="Rome", method=method)
+    words = 0
+    while len(own_model[1]("word " * (words + 1) + "France is")["input_ids"]) <= 256 - TOKENS - 2:
+        words += 1
+    nearly = "word " * words + "{} is"
+    method = ROME(layer=1, mom2_adjustment=False, v_num_grad_steps=3, contexts=ContextConfig(texts=["{}"]))
+    edit = kedit.edit(*own_model, prompt=nearly, subject="France", target="Rome", method=method)
+    assert "paraphrase" not in [s.kind for s in edit.before]  # no room for more words
 
 
 def test_an_interrupted_edit_leaves_the_model_as_it_was(

@@ -126,7 +126,9 @@ def _next(args: Any, result: Edit, console: Console) -> None:
     asked = shlex.quote(result.requests[0].text)
     if not result.after[0].says_new:
         how = "try another --method (kedit ls methods), or put the fact in another way"
-        console.print(f"the edited model does not say {args.target!r} to the prompt: {how}", markup=False, soft_wrap=True)
+        console.print(
+            f"the edited model does not say {args.target!r} to the prompt: {how}", markup=False, soft_wrap=True
+        )
     model = shlex.quote(args.model)
     if args.save is None:
         line = "nothing was kept. To keep it, the same command with --save DIR; then: "
