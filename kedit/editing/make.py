@@ -122,11 +122,10 @@ def edit(
             module = ready(settings)
         data = _data(module, asked_for, settings)
 
-        few = len(asked_for) > 1
-        counts = (min(n_paraphrases, 1), min(n_neighbours, 1)) if few else (n_paraphrases, n_neighbours)
-        prompts = [
-            one for one in _prompts(asked_for, questions, *counts) if one.kind in MUST_FIT or fits(lm, one.prompt)
-        ]
+        several = len(asked_for) > 1
+        counts = (min(n_paraphrases, 1), min(n_neighbours, 1)) if several else (n_paraphrases, n_neighbours)
+        prompts = _prompts(asked_for, questions, *counts)
+        prompts = [one for one in prompts if one.kind in MUST_FIT or fits(lm, one.prompt)]
         true = {one.case_id: one.target_true for one in asked_for if one.target_true is not None}
         stack.enter_context(in_use(lm.model))
         before = say(lm, prompts, true=true)
@@ -177,9 +176,8 @@ def _model(
 
 
 def _data(module: EditingModule, requests: Sequence[EditRequest], settings: Settings | None) -> GivenRequests:
-    size = len(requests)
-    if module.regime != "batch":
-        size = 1 if settings is None else int(settings.data.get("batch_size", 1))
+    configured = 1 if settings is None else int(settings.data.get("batch_size", 1))
+    size = max(len(requests), configured) if module.regime == "batch" else configured
     records = [EditRecord(request, ()) for request in requests]
     joiner = "auto" if settings is None else settings.data.get("joiner", "auto")
     return GivenRequests(records, size, None if settings is None else query_config(settings), joiner=joiner)

@@ -50,6 +50,10 @@ METHODS: dict[str, dict[str, Any]] = {
         },
     },
     "Retrieval": {"class_path": "Retrieval", "init_args": {"threshold": 0.0}},
+    "UltraEdit": {
+        "class_path": "UltraEdit",
+        "init_args": {"gate_layers": [], "up_layers": [1], "down_layers": [1, 2], "eta": 1e-3, "warmup": 6},
+    },
 }
 
 
@@ -149,6 +153,8 @@ def test_python_the_command_and_fit_make_the_same_delta(
 ) -> None:
     folder = tiny_folder("llama", **FOLDER)
     config = {"lm": {"name": folder}, "model": METHODS[name], "data": {"class_path": "Records", "init_args": {}}}
+    if name == "UltraEdit":
+        config["data"]["init_args"]["batch_size"] = 4
     if name == "REP":
         config["data"]["init_args"]["queries"] = {"long_contexts": 1, "train_long": 1, "long_words": [20]}
     (tmp_path / "facts.jsonl").write_text(json.dumps({**FACT, "target_new": FACT["target"]}) + "\n")
