@@ -26,13 +26,10 @@ def in_use(model: nn.Module) -> Iterator[None]:
     """Inside, the model is frozen and in eval mode; afterwards every module and parameter is what it was."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     try:
         model.eval().requires_grad_(False)
         yield
     finally:
-        if next((parameter.device for parameter in model.parameters()), device) != device:
-            model.to(device)  # Lightning leaves what it has trained on the CPU
         for module, training in modes:
             module.training = training
         for parameter, flag in flags:

@@ -19,6 +19,7 @@ from kedit.data.datamodule import EditData
 from kedit.data.robust_queries import QueryConfig
 from kedit.delta.delta import Delta
 from kedit.editing.held import interruptible
+from kedit.errors import KeditError
 from kedit.methods import EditingModule
 from kedit.methods.base.callback import EditCallback, schedule_of
 from kedit.methods.base.edit_batch import EditBatch, Outcome
@@ -104,19 +105,24 @@ def run(module: EditingModule, lm: LM, data: GivenRequests, progress: bool = Fal
     Raises:
         KeditError: As the method says.
     """
-    watch = _Watch(progress)
+    devices = {parameter.device for parameter in lm.model.parameters()}
+    if len(devices) > 1:
+        raise KeditError(f"model: it is spread over {len(devices)} devices; put it on one to edit it")
+    watch, place = _Watch(progress), lm.device
     with ExitStack() as stack:
         stack.enter_context(quiet_lightning())
         stack.enter_context(interruptible())
         stack.enter_context(_apart())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kedit-"))
         stack.callback(module.take_back)
+        stack.callback(lm.model.to, place)  # Lightning leaves what it has trained on the CPU
         stack.callback(watch.close)
         module.use_lm(lm)
         seed_everything(0, workers=False, verbose=False)  # as `kedit fit` begins
         options: dict[str, Any] = TRAINER_DEFAULTS | _place(lm) | {"logger": False, "enable_checkpointing": False}
         trainer = Trainer(**options, default_root_dir=folder, callbacks=[watch])
         trainer.fit(module, datamodule=data)
+        lm.model.to(place)
         deltas = module.deltas if accumulates(module.regime) else [d for batch in watch.batches for d in batch.deltas]
         found = [delta.to(lm.device) for delta in deltas if delta is not None]
         order = {record.request.case_id: place for place, record in enumerate(data.given)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -244,6 +245,7 @@ def test_edits_of_one_model_come_and_go_in_any_order(
     with first:
         assert first.applied
         of_first = held(model)
+    assert_same(before, held(model))
     first.apply().apply()
     second.apply()
     both = held(model)
@@ -392,6 +394,16 @@ def test_an_interrupted_edit_leaves_the_model_as_it_was(
         kedit.edit(model, tokenizer, requests=FACTS, method=MEMIT(layers=[1, 2], **SMALL), regime="sequential")
     assert_same(before, held(model))
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_an_edit_that_is_applied_stays_when_its_object_goes(
+    quick: Callable[..., kedit.Edit], own_model: tuple[Any, Any]
+) -> None:
+    weight = own_model[0].model.layers[1].mlp.down_proj.weight
+    plain = weight.clone()
+    quick(*own_model).apply()
+    gc.collect()
+    assert not torch.equal(weight, plain)
 
 
 def test_an_lm_is_taken_as_it_is() -> None:
