@@ -68,6 +68,9 @@ def lm_of(model: Any, tokenizer: Any = None, name: str | None = None) -> LM:
         raise KeditError(
             "tokenizer: a transformers model needs its tokenizer beside it: kedit.edit(model, tokenizer, ...)"
         )
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1:
+        raise KeditError(f"model: it is spread over {len(devices)} devices; put it on one to edit it")
     return wrap_lm(model, tokenizer, name or str(getattr(model, "name_or_path", "")) or type(model).__name__)
 
 

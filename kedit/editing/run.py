@@ -19,7 +19,6 @@ from kedit.data.datamodule import EditData
 from kedit.data.robust_queries import QueryConfig
 from kedit.delta.delta import Delta
 from kedit.editing.held import interruptible
-from kedit.errors import KeditError
 from kedit.methods import EditingModule
 from kedit.methods.base.callback import EditCallback, schedule_of
 from kedit.methods.base.edit_batch import EditBatch, Outcome
@@ -105,9 +104,6 @@ def run(module: EditingModule, lm: LM, data: GivenRequests, progress: bool = Fal
     Raises:
         KeditError: As the method says.
     """
-    devices = {parameter.device for parameter in lm.model.parameters()}
-    if len(devices) > 1:
-        raise KeditError(f"model: it is spread over {len(devices)} devices; put it on one to edit it")
     watch, place = _Watch(progress), lm.device
     with ExitStack() as stack:
         stack.enter_context(quiet_lightning())

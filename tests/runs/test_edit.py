@@ -396,6 +396,28 @@ def test_an_interrupted_edit_leaves_the_model_as_it_was(
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_what_is_no_model_to_edit(own_model: tuple[Any, Any]) -> None:
+    model, tokenizer = own_model
+    for given, why in (
+        ((model,), "tokenizer: a transformers model needs its tokenizer"),
+        ((torch.nn.Linear(2, 2), tokenizer), "model: expects an alias"),
+        ((3,), "model: expects an alias"),
+    ):
+        with pytest.raises(kedit.KeditError, match=why):
+            kedit.edit(*given, **FACT)
+    with pytest.raises(kedit.KeditError, match="either prompt, subject and target, or a list"):
+        kedit.edit(model, tokenizer, **FACT, requests=[FACT])
+    with pytest.raises(kedit.KeditError, match="a method object has its own"):
+        kedit.edit(model, tokenizer, **FACT, method=ROME(), options={"layer": 1})
+    with pytest.raises(kedit.KeditError, match="loaded already"):
+        kedit.edit(model, tokenizer, **FACT, dtype="bfloat16")
+    with pytest.raises(kedit.KeditError, match="expects a delta, an Edit or the folder"), kedit.edited(model, 3):  # type: ignore[arg-type]
+        pass
+    model.lm_head.to("meta")
+    with pytest.raises(kedit.KeditError, match="spread over 2 devices"):
+        kedit.edit(model, tokenizer, **FACT)
+
+
 def test_an_edit_that_is_applied_stays_when_its_object_goes(
     quick: Callable[..., kedit.Edit], own_model: tuple[Any, Any]
 ) -> None:
