@@ -21,6 +21,9 @@ from kedit.version import __version__
 USAGE = """\
 usage: kedit COMMAND [OPTIONS]
 
+  edit           one fact, and what the model then says:       kedit edit smollm2-135m "The capital of {} is" \\
+                                                                 --subject France --target Lyon
+  ask            a model, with saved edits or without:         kedit ask smollm2-135m --delta DIR "Paris is in"
   fit            edit a model and measure what the edits did:  kedit fit --config configs/rome_smollm2.yaml
   show           what the model said before, and says now:     kedit show RUN
   stats          covariance of a model's keys, ahead of a run: kedit stats --lm.name smollm2-135m
@@ -92,6 +95,16 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _commands() -> dict[str, Callable[[list[str]], None]]:
     """Command -> what runs it; imported when needed, so that `kedit --help` is quick."""
+
+    def edit(words: list[str]) -> None:
+        from kedit.cli.commands.edit import edit
+
+        edit(words)
+
+    def ask(words: list[str]) -> None:
+        from kedit.cli.commands.ask import ask
+
+        ask(words)
 
     def fit(words: list[str]) -> None:
         from kedit.cli.options.first_look import first_look
@@ -168,6 +181,8 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
         from_easyedit(words)
 
     return {
+        "edit": edit,
+        "ask": ask,
         "fit": fit,
         "show": show,
         "stats": stats,

@@ -6,8 +6,8 @@ touched, taken when it is touched (`kedit.delta.master_weights`). How each kind 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -82,6 +82,26 @@ class _Edited:
     def write(self) -> None:
         for delta in self._deltas:
             self._weights.add(delta)
+
+
+def written(model: nn.Module, *deltas: Delta) -> Callable[[], None]:
+    """Writes deltas into a model, as `edited` does, until what is returned is called.
+
+    Args:
+        model: The model to edit, in place.
+        deltas: What to write, in order.
+
+    Returns:
+        What puts the old weights back, bit for bit; once more does nothing. Of several it may be called in any order.
+
+    Raises:
+        KeditError: A delta does not fit the model; another thread has a block open on it.
+    """
+    block = _Edited(model, deltas)
+    with ExitStack() as stack:
+        stack.callback(leave, model, block)
+        enter(model, block)
+        return stack.pop_all().close
 
 
 @contextmanager

@@ -27,6 +27,7 @@ FLOORS = (
     ("sweeps",),
     ("methods",),
     ("analysis",),
+    ("editing",),
     ("api", "callbacks", "cli"),
     ("__init__", "__main__"),
 )
@@ -74,7 +75,12 @@ def may_import_lightning(module: str) -> bool:
     top, *_, last = module.split(".")
     if top == "methods":
         return last == "module" or module.startswith("methods.base.")
-    return top in ("callbacks", "cli") or module in ("data.datamodule", "data.datasets", "runtime.strategy")
+    return top in ("callbacks", "cli") or module in (
+        "data.datamodule",
+        "data.datasets",
+        "runtime.strategy",
+        "editing.run",
+    )
 
 
 def test_every_package_has_a_floor() -> None:

@@ -20,6 +20,7 @@ from kedit.callbacks import (
     WhitenedSimilarity,
 )
 from kedit.methods.base.edit_config import EditConfig
+from kedit.methods.base.trainer_options import TRAINER_DEFAULTS as TRAINER_DEFAULTS
 from kedit.model.lm import LMConfig
 
 
@@ -58,14 +59,3 @@ added to a row. Nothing else depends on it."""
 
 TOP: Mapping[str, type] = MappingProxyType({"lm": LMConfig, "edit": EditConfig, "run": RunConfig, **CALLBACKS})
 """The groups at the top of a configuration, besides the classes that a user chooses and the trainer."""
-
-TRAINER_DEFAULTS = {
-    "devices": 1,
-    "reload_dataloaders_every_n_epochs": 1,  # every epoch has its own edit batch
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 1,
-    "max_epochs": -1,  # as many as there are edit batches
-    "enable_progress_bar": False,  # kedit's own shows edits
-    "enable_model_summary": False,
-    "use_distributed_sampler": False,
-}

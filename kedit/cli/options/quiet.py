@@ -1,28 +1,15 @@
-"""What other libraries print that tells a user of kedit nothing, and only that. Warnings that matter stay."""
+"""The log of the command: kedit's messages as plain lines, other libraries' warnings."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kedit.runtime import launcher
-
-# (message, module) of warnings about what kedit does on purpose
-NOISE = (
-    (r"Found \d+ module\(s\) in eval mode", ""),  # the edited model is in eval mode: dropout would be wrong
-    (r".*LeafSpec.* is deprecated", ""),  # Lightning calls what this torch has renamed
-    (r"The '?train_dataloader'? does not have many workers", ""),  # its batches are text, ready in memory
-    (r"Checkpoint directory .* exists and is not empty", ""),  # a resumed run
-    (r"You're resuming from a checkpoint that ended before the epoch ended", ""),  # early stop ends an epoch
-    (r"The `srun` command is available", ""),  # a run on a login node
-    (r"The dirpath has changed from", ""),  # a run folder that was moved
-    (r"`Trainer.fit` stopped", ""),
-    (r"`training_step` returned `None`", ""),  # PAC has nothing left to learn
-)
+from kedit.runtime.quiet_lightning import quiet_lightning as quiet_lightning
 
 
 def set_up_logging() -> None:
@@ -37,20 +24,14 @@ def set_up_logging() -> None:
 
 
 @contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Lightning's messages from WARNING on and once each (it adds handlers of its own), without `NOISE`."""
-    for name in (
-        "lightning",
-        "lightning.pytorch",
-        "lightning.fabric",
-        "lightning.pytorch.utilities.rank_zero",
-    ):
-        logger = logging.getLogger(name)
+def brief_log() -> Iterator[None]:
+    """Inside, kedit does not tell what matters to a run over a data set, and not to a single edit; warnings stay."""
+    loggers = [logging.getLogger(f"kedit.{name}") for name in ("data", "forward.binding", "covariance.api")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
         logger.setLevel(logging.WARNING)
-        logger.handlers.clear()
-        logger.propagate = True
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning|kedit\.cli")
-        for message, module in NOISE:
-            warnings.filterwarnings("ignore", message, module=module)
+    try:
         yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -90,6 +90,11 @@ class AppliedEdits:
             self._weights.add(found)
             self.total = found
 
+    def take_back(self) -> None:
+        """Puts the unedited weights back; what is kept of the edits stays."""
+        if self._weights is not None:
+            self._weights.restore()
+
     def _keep(self, delta: Delta) -> None:
         """Keeps a delta, by itself or in the sum of all."""
         if self._merged is not None and self.deltas:

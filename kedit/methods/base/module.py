@@ -158,10 +158,7 @@ class EditingModule(LightningModule, Contract):
 
     @property
     def deltas(self) -> list[Delta]:
-        """In the sequential regime, the delta of every committed batch (or, with `merges_deltas`, their sum).
-
-        Once the run is over, what `finish` put in their place.
-        """
+        """In the sequential regime, that of every committed batch, or (`merges_deltas`) their sum; last, `finish`'s."""
         return self._committed.deltas if self._committed.total is None else [self._committed.total]
 
     @property
@@ -271,6 +268,10 @@ class EditingModule(LightningModule, Contract):
     def finish_run(self) -> None:
         """Lets `finish` have its say, once. Whoever measures or keeps the end of a run calls this first."""
         self._committed.finish(self.finish, self.device)
+
+    def take_back(self) -> None:
+        """Puts the unedited weights back, for whoever goes on with the model; `deltas` stay."""
+        self._committed.take_back()
 
     def on_train_end(self) -> None:
         """Also where nobody has measured the end."""
