@@ -21,6 +21,7 @@ from kedit.delta.delta import Delta
 from kedit.errors import KeditError
 from kedit.forward.binding import load_lm
 from kedit.methods.base import record_checks, resume
+from kedit.methods.base.about import about
 from kedit.methods.base.callback import call_hooks, data_of
 from kedit.methods.base.committed import AppliedEdits, Outcomes, as_entry, of_first_process, outcomes_of
 from kedit.methods.base.contract import Contract
@@ -125,16 +126,7 @@ class EditingModule(LightningModule, Contract):
 
     def describe(self) -> dict[str, Any]:
         """Provenance for results: method, model, protocol."""
-        lm = self.lm
-        chat = {} if lm.chat is None else {"chat": lm.chat.card()}
-        return chat | {
-            "method": type(self).__name__,
-            "model": lm.name,
-            "model_fingerprint": lm.fingerprint,
-            "dtype": str(lm.dtype).removeprefix("torch."),
-            "regime": self.regime,
-            "seed": self.seed,
-        }
+        return about(self)
 
     @property
     def resumed_at(self) -> int:
@@ -158,7 +150,10 @@ class EditingModule(LightningModule, Contract):
 
     @property
     def deltas(self) -> list[Delta]:
-        """In the sequential regime, that of every committed batch, or (`merges_deltas`) their sum; last, `finish`'s."""
+        """In the sequential regime, the delta of every committed batch (or, with `merges_deltas`, their sum).
+
+        Once the run is over, what `finish` put in their place.
+        """
         return self._committed.deltas if self._committed.total is None else [self._committed.total]
 
     @property

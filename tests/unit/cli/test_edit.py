@@ -28,7 +28,7 @@ MISSING = "which model, and which fact?"
         (["edit", *FACT[:3], "", *FACT[4:]], "subject: it is empty"),
         (["edit", *FACT, "--true-target", "Lyon"], "target equals the true target 'Lyon'"),
         (["edit", *FACT, "--method", "rom"], "there is no method 'rom'; did you mean rome?"),
-        (["edit", *FACT, "--method", "nope.yaml"], "there is no file 'nope.yaml'"),
+        (["edit", *FACT, "--method", "nope.yaml"], "there is no file nope.yaml"),
         (["edit", *FACT, "--set", "layer"], "set: expects NAME=VALUE"),
         (["edit", *FACT, "--set", "model.layr=7"], "model.layr: there is no such option; did you mean layer?"),
         (["edit", *FACT, "--set", "layer=seven"], "model.layer: expects a whole number, not 'seven'"),
