@@ -14,7 +14,6 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
 
 from kedit.data.datamodule import EditData
 from kedit.data.robust_queries import QueryConfig
@@ -112,7 +111,7 @@ def run(module: EditingModule, lm: LM, data: GivenRequests, progress: bool = Fal
         stack.enter_context(_apart())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kedit-"))
         stack.callback(module.take_back)
-        model: nn.Module = lm.model
+        model: Any = lm.model
         stack.callback(model.to, place)  # Lightning leaves what it has trained on the CPU
         stack.callback(watch.close)
         module.use_lm(lm)
