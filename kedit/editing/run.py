@@ -111,14 +111,15 @@ def run(module: EditingModule, lm: LM, data: GivenRequests, progress: bool = Fal
         stack.enter_context(_apart())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kedit-"))
         stack.callback(module.take_back)
-        stack.callback(lm.model.to, place)  # Lightning leaves what it has trained on the CPU
+        model: Any = lm.model
+        stack.callback(model.to, place)  # Lightning leaves what it has trained on the CPU
         stack.callback(watch.close)
         module.use_lm(lm)
         seed_everything(0, workers=False, verbose=False)  # as `kedit fit` begins
         options: dict[str, Any] = TRAINER_DEFAULTS | _place(lm) | {"logger": False, "enable_checkpointing": False}
         trainer = Trainer(**options, default_root_dir=folder, callbacks=[watch])
         trainer.fit(module, datamodule=data)
-        lm.model.to(place)
+        model.to(place)
         deltas = module.deltas if accumulates(module.regime) else [d for batch in watch.batches for d in batch.deltas]
         found = [delta.to(lm.device) for delta in deltas if delta is not None]
         order = {record.request.case_id: place for place, record in enumerate(data.given)}

@@ -398,13 +398,14 @@ def test_an_interrupted_edit_leaves_the_model_as_it_was(
 
 def test_what_is_no_model_to_edit(own_model: tuple[Any, Any]) -> None:
     model, tokenizer = own_model
-    for given, why in (
-        ((model,), "tokenizer: a transformers model needs its tokenizer"),
-        ((torch.nn.Linear(2, 2), tokenizer), "model: expects an alias"),
-        ((3,), "model: expects an alias"),
-    ):
+    cases: list[tuple[Any, Any, str]] = [
+        (model, None, "tokenizer: a transformers model needs its tokenizer"),
+        (torch.nn.Linear(2, 2), tokenizer, "model: expects an alias"),
+        (3, None, "model: expects an alias"),
+    ]
+    for given, words, why in cases:
         with pytest.raises(kedit.KeditError, match=why):
-            kedit.edit(*given, **FACT)
+            kedit.edit(given, words, **FACT)
     with pytest.raises(kedit.KeditError, match="either prompt, subject and target, or a list"):
         kedit.edit(model, tokenizer, **FACT, requests=[FACT])
     with pytest.raises(kedit.KeditError, match="a method object has its own"):
