@@ -56,6 +56,8 @@ def edit(
     ask: str | Sequence[str] = (),
     n_paraphrases: int = PARAPHRASES,
     n_neighbours: int = NEIGHBOURS,
+    chat: bool | None = None,
+    system: str | None = None,
     dtype: str | None = None,
     device: str = "auto",
     progress: bool = False,
@@ -87,6 +89,9 @@ def edit(
         ask: Prompts of the user's own, asked before and after.
         n_paraphrases: Other wordings of each prompt that are asked (of several requests, one).
         n_neighbours: Other subjects that each prompt is asked about (of several requests, one).
+        chat: Ask every prompt as a user of a chat, through the tokenizer's chat template; the target is the
+            assistant's answer (docs/chat.md). None: as configured, or plain prompts.
+        system: The chat's system message; None: the template's own, if it has one.
         dtype: Type of the weights of a model that is loaded here; None: as configured, or float32.
         device: Where it is loaded: `auto` (a GPU where there is one), `cpu`, `cuda`.
         progress: Show a bar of the optimiser's steps.
@@ -120,7 +125,8 @@ def edit(
         if isinstance(method, str) and settings is not None and settings.source is None:
             settings = with_options(settings_of(method, lm=lm), options or {})
             module = ready(settings)
-        data = _data(module, asked_for, settings)
+        data = _data(module, asked_for, settings, chat, system)
+        lm = data.asking(lm)
 
         several = len(asked_for) > 1
         counts = (min(n_paraphrases, 1), min(n_neighbours, 1)) if several else (n_paraphrases, n_neighbours)
@@ -175,12 +181,22 @@ def _model(
     return lm_of(model, tokenizer)
 
 
-def _data(module: EditingModule, requests: Sequence[EditRequest], settings: Settings | None) -> GivenRequests:
-    configured = 1 if settings is None else int(settings.data.get("batch_size", 1))
+def _data(
+    module: EditingModule,
+    requests: Sequence[EditRequest],
+    settings: Settings | None,
+    chat: bool | None,
+    system: str | None,
+) -> GivenRequests:
+    """The requests as a data set, with the options of data that the configuration names."""
+    options = {} if settings is None else settings.data
+    chat = bool(options.get("chat", False)) if chat is None else chat
+    more = {"joiner": options.get("joiner", "auto"), "chat": chat}
+    more["system"] = options.get("system") if chat and system is None else system
+    configured = int(options.get("batch_size", 1))
     size = max(len(requests), configured) if module.regime == "batch" else configured
     records = [EditRecord(request, ()) for request in requests]
-    joiner = "auto" if settings is None else settings.data.get("joiner", "auto")
-    return GivenRequests(records, size, None if settings is None else query_config(settings), joiner=joiner)
+    return GivenRequests(records, size, None if settings is None else query_config(settings), **more)
 
 
 def _prompts(requests: Sequence[EditRequest], questions: Sequence[str], n_words: int, n_others: int) -> list[Asked]:

@@ -15,6 +15,7 @@ from kedit.delta.serialization import CARD, load_delta
 from kedit.editing.held import in_use, lm_of, load
 from kedit.errors import KeditError, at_least, shown
 from kedit.forward.greedy import greedy
+from kedit.model.chat import chat_frame
 from kedit.model.fingerprint import fingerprint
 from kedit.model.lm import LM, LMConfig
 
@@ -43,6 +44,8 @@ def ask(
     deltas: Change | Sequence[Change] = (),
     max_new_tokens: int = 20,
     device: str = "auto",
+    chat: bool = False,
+    system: str | None = None,
 ) -> Any:
     """What a model goes on to say, with or without edits. The model is as it was afterwards.
 
@@ -54,6 +57,8 @@ def ask(
         deltas: Edits that are in effect: deltas, `Edit`s, or folders of saved ones.
         max_new_tokens: Tokens after which a continuation ends at the latest.
         device: Of a model that is loaded here: `auto`, `cpu`, `cuda`.
+        chat: Ask as a user of a chat, through the tokenizer's chat template; what comes back is the assistant's answer.
+        system: The chat's system message; None: the template's own, if it has one.
 
     Returns:
         One text for one prompt, a list for a list. Each as it follows its prompt.
@@ -75,6 +80,9 @@ def ask(
                 stack.enter_context(in_use(held))
             lm = lm_of(model, tokenizer)
         stack.enter_context(edited(lm, *changes))
+        if system is not None and not chat:
+            raise KeditError("system: only a chat has a system message; give chat too")
+        lm = lm.in_chat(chat_frame(lm, system)) if chat else lm
         return continuations(lm, prompts, max_new_tokens)
 
 

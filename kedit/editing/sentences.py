@@ -10,10 +10,11 @@ from typing import Literal
 
 from kedit.evaluation.score import EvalConfig, score
 from kedit.forward.greedy import greedy, prompt_ids
+from kedit.model.chat import REPEAT
 from kedit.model.lm import LM
 from kedit.model.tokenization import TooLong
 from kedit.request import Probe
-from kedit.text.matching import begins_with
+from kedit.text.matching import after_prompt, begins_with
 from kedit.text.prompts import Joiner
 
 Kind = Literal["request", "paraphrase", "neighbour", "question"]
@@ -107,7 +108,7 @@ def say(
     Raises:
         TooLong: A prompt that does not fit into the model's context; names it.
     """
-    texts = [to_sentence(text) for text in greedy(lm, [one.prompt for one in asked], TOKENS)]
+    texts = [to_sentence(text) for text in _continued(lm, [one.prompt for one in asked])]
     if before is None:
         old = [_old(one, text, true or {}) for one, text in zip(asked, texts, strict=True)]
     else:
@@ -117,6 +118,15 @@ def say(
     return [
         Sentence(one.prompt, one.kind, text, one.new, was, new_p, old_p, one.case_id)
         for one, text, was, new_p, old_p in zip(asked, texts, old, p_new, p_old, strict=True)
+    ]
+
+
+def _continued(lm: LM, prompts: Sequence[str]) -> list[str]:
+    """Greedy continuations; in a chat, what is said once the prompt has been repeated, where the model does that."""
+    if lm.chat is None:
+        return greedy(lm, prompts, TOKENS)
+    return [
+        after_prompt(text, prompt) for prompt, text in zip(prompts, greedy(lm, prompts, TOKENS + REPEAT), strict=True)
     ]
 
 

@@ -8,11 +8,13 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.text import Text
 
+from kedit.cli.options.chat import add_chat
+from kedit.cli.options.positionals import positionals_first
 from kedit.cli.options.quiet import brief_log
 from kedit.errors import KeditError, within
 from kedit.runtime.option_values import check_path
 
-USAGE = 'kedit ask MODEL "Paris is the capital of" [--delta DIR ...] [--tokens N]'
+USAGE = 'kedit ask MODEL "Paris is the capital of" [--delta DIR ...] [--chat] [--tokens N]'
 ABOUT = """\
 What a model goes on to say, token by token the most probable, with saved edits in effect (--delta) or without.
 """
@@ -39,10 +41,13 @@ def ask(words: list[str]) -> None:
     from kedit.editing.said import ask as continued  # heavy, and not needed to refuse a slip
 
     with brief_log(), Console(stderr=True, highlight=False).status(f"asking {args.model}"):
-        texts = continued(args.model, args.prompt, None, args.delta or [], args.tokens, args.device)
+        texts = continued(
+            args.model, args.prompt, None, args.delta or [], args.tokens, args.device, args.chat, args.system
+        )
     console = Console(highlight=False, soft_wrap=True)
+    between = "\n" if args.chat else ""
     for prompt, text in zip(args.prompt, texts, strict=True):
-        console.print(Text.assemble(prompt.rstrip(" "), (text.rstrip(), "bold")))
+        console.print(Text.assemble(prompt.rstrip(" "), between, (text.rstrip(), "bold")))
 
 
 def _arguments(words: list[str]) -> Any:
@@ -52,8 +57,9 @@ def _arguments(words: list[str]) -> Any:
     parser.add_argument("prompt", type=str, nargs="*", default=[], metavar="PROMPT", help="What is to be continued.")
     delta = "Folder of a saved edit, which is in effect; may be given several times."
     parser.add_argument("--delta", action="append", type=str, metavar="DIR", help=delta)
+    add_chat(parser)
     parser.add_argument("--tokens", type=int, default=20, metavar="N", help="New tokens of each prompt at most.")
     parser.add_argument(
         "--device", type=str, default="auto", metavar="NAME", help="auto (a GPU where there is one), cpu or cuda."
     )
-    return parser.parse_args(words)
+    return parser.parse_args(positionals_first(parser, words))

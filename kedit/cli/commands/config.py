@@ -17,6 +17,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from kedit.cli.options.positionals import positionals_first
 from kedit.errors import KeditError, shown
 from kedit.runtime.option_values import check_path
 from kedit.runtime.shipped import any_path, shipped_configs, shipped_sweeps
@@ -75,7 +76,7 @@ def _list(words: list[str]) -> None:
     parser.add_argument("word", nargs="*", default=[], help="Only files that have all of these words.")
     parser.add_argument("--sweeps", action="store_true", help="Sweep files in place of configurations.")
     parser.add_argument("--reference", action="store_true", help="Pages of all options of a method.")
-    args = parser.parse_args(words)
+    args = parser.parse_args(positionals_first(parser, words))
     entries = [entry for entry in _entries(args) if _has(entry, args.word)]
     if not entries:
         what = "sweep file" if args.sweeps else "configuration"

@@ -12,6 +12,8 @@ import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from kedit.cli.options.chat import add_chat
+from kedit.cli.options.positionals import positionals_first
 from kedit.cli.options.quiet import brief_log
 from kedit.editing.probes import NEIGHBOURS, PARAPHRASES
 from kedit.editing.requests import one_request, with_slot
@@ -77,6 +79,8 @@ def edit(words: list[str]) -> None:
             ask=args.ask or [],
             n_paraphrases=args.paraphrases,
             n_neighbours=args.neighbours,
+            chat=args.chat or None,
+            system=args.system,
             dtype=args.dtype,
             device=args.device,
             progress=True,
@@ -129,12 +133,12 @@ def _next(args: Any, result: Edit, console: Console) -> None:
         console.print(
             f"the edited model does not say {args.target!r} to the prompt: {how}", markup=False, soft_wrap=True
         )
-    model = shlex.quote(args.model)
+    model, chat = shlex.quote(args.model), " --chat" if args.chat else ""
     if args.save is None:
         line = "nothing was kept. To keep it, the same command with --save DIR; then: "
-        line += f"kedit ask {model} --delta DIR {asked}"
+        line += f"kedit ask {model}{chat} --delta DIR {asked}"
     else:
-        line = f"ask it: kedit ask {model} --delta {shlex.quote(args.save)} {asked}"
+        line = f"ask it: kedit ask {model}{chat} --delta {shlex.quote(args.save)} {asked}"
     console.print(line, markup=False, soft_wrap=True)
 
 
@@ -184,6 +188,7 @@ def _arguments(words: list[str]) -> Any:
     parser.add_argument(
         "--neighbours", type=int, default=NEIGHBOURS, metavar="N", help="Other subjects that are asked about."
     )
+    add_chat(parser)
     parser.add_argument(
         "--seed", type=int | None, default=None, metavar="N", help="Of the edit; null: as configured, 0."
     )
@@ -194,4 +199,4 @@ def _arguments(words: list[str]) -> Any:
     parser.add_argument(
         "--device", type=str, default="auto", metavar="NAME", help="auto (a GPU where there is one), cpu or cuda."
     )
-    return parser.parse_args(words)
+    return parser.parse_args(positionals_first(parser, words))
