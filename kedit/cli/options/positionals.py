@@ -1,4 +1,4 @@
-"""Words without a name may stand anywhere: `kedit ask MODEL --delta DIR PROMPT`. argparse wants them all in one place."""
+"""Words without a name may stand anywhere, as in `kedit ask MODEL --delta DIR PROMPT`: argparse wants them together."""
 
 from __future__ import annotations
 
