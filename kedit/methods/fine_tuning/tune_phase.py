@@ -182,6 +182,8 @@ class TunePhase:
 
     def _lanes(self) -> Iterator[list[int]]:
         for _ in range(self.recipe.passes):
+            if not self._open:
+                return
             yield sorted(self._open)
 
     def _mini_batches(self) -> Iterator[list[int]]:

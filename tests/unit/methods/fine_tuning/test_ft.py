@@ -133,6 +133,16 @@ def test_a_whole_layer_on_cached_inputs() -> None:
     assert all(outcome.info["steps"] == 8 for outcome in scores.batches[0].outcomes)
 
 
+def test_all_requests_may_stop_early() -> None:
+    """Where every loss is small before the passes are over, the edit ends there."""
+    (batch,) = run(FT(layers=[1], stop_loss=5.5, lr=5e-3, steps=60), tiny_lm("llama")).batches
+    steps = [outcome.info["steps"] for outcome in batch.outcomes]
+    assert max(steps) < 60
+    assert [outcome.error for outcome in batch.outcomes] == [None, None]
+    (batch,) = run(FT(layers=[1], stop_loss=1e3), tiny_lm("llama")).batches
+    assert [outcome.info["steps"] for outcome in batch.outcomes] == [0, 0]
+
+
 def test_published_values() -> None:
     lm = tiny_lm("llama", n_layers=30)
     assert (FT.published.of(lm)["layers"], LocFT.published.of(lm)["layer"]) == ((20,), 20)
