@@ -47,8 +47,8 @@ def test_a_printed_config_runs(
     assert (run / "summary.json").exists()
 
 
-def test_help_shows_kedits_own_options_first(said: Callable[[list[str]], str]) -> None:
-    text = said(["fit", "--help"])
+def test_the_whole_help_shows_kedits_own_options_first(said: Callable[[list[str]], str]) -> None:
+    text = said(["fit", "--help", "all"])
     places = [text.index(f"\n  --{name}") for name in ("lm.name", "edit.regime", "model", "data", "run.root")]
     places += [text.index(f"\n  --{name}") for name in ("metrics.measure", "results.save_deltas", "ckpt_path")]
     places += [text.index("\n  --trainer.accelerator ")]
