@@ -50,7 +50,7 @@ class Settings:
         model: `class_path` and `init_args` of the method.
         lm: Options of the model.
         edit: Regime, lanes and seed.
-        data: Options of the data that edits depend on: `batch_size`, `queries`, `joiner`.
+        data: Options of the data that edits depend on: `batch_size`, `queries`, `joiner`, `chat`, `system`.
         source: Name of the configuration; None: the method's own defaults.
     """
 
@@ -169,5 +169,5 @@ def _read(path: Path, name: str) -> Settings:
     if not isinstance(whole, Mapping) or not isinstance(whole.get("model"), Mapping):
         raise KeditError(f"method: {name} has no 'model:' with a class_path, so it is no configuration of a method")
     data = (whole.get("data") or {}).get("init_args") or {}
-    kept = {key: data[key] for key in ("batch_size", "queries", "joiner") if key in data}
+    kept = {key: data[key] for key in ("batch_size", "queries", "joiner", "chat", "system") if key in data}
     return Settings(dict(whole["model"]), dict(whole.get("lm") or {}), dict(whole.get("edit") or {}), kept, name)

@@ -55,6 +55,18 @@ def test_the_command_edits_as_python_does(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().out.startswith("The capital of France is\n")
 
 
+def test_a_configuration_may_say_so(tmp_path: Path) -> None:
+    lm = chat_lm("chatml", **SIZE)
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        "model: {class_path: ROME, init_args: {layer: 1, v_num_grad_steps: 4, mom2_adjustment: false}}\n"
+        "data: {class_path: Facts, init_args: {chat: true, system: Be brief.}}\n"
+    )
+    edit = kedit.edit(lm, **FACT, method=str(config))
+    assert "Be brief." in edit.card["chat"]["before"]
+    assert "chat" not in kedit.edit(lm, **FACT, method=str(config), options={"data.system": None}, chat=False).card
+
+
 @pytest.mark.parametrize(
     ("given", "line"),
     [
