@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -145,9 +144,10 @@ class Edit(JupyterMixin):
         return {**self.card, "sentences": shown}
 
     def _export(self, how: str, folder: str | Path) -> Any:
-        export = getattr(import_module("kedit.export"), how)  # heavy, and only needed here
+        from kedit import export  # heavy, and only needed here
+
         with self._unedited():
-            return export(self.delta, self.lm, Path(folder), self.full_card())
+            return getattr(export, how)(self.delta, self.lm, Path(folder), self.full_card())
 
     @contextmanager
     def _unedited(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,3 +81,23 @@ def make_folder(path: Path, option: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CannotWrite(f"{option}: {path} cannot be made: {error.strerror}") from None
+
+
+def check_writable(folder: Path, option: str, said: str | None = None) -> None:
+    """Whether a folder can be written, or made where it will be; leaves nothing behind.
+
+    Args:
+        folder: It need not be there.
+        option: How an error calls it.
+        said: The folder as the user gave it.
+
+    Raises:
+        CannotWrite: It cannot; says why.
+    """
+    above = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not above.is_dir():
+        raise CannotWrite(f"{option}: {above} is a file; give a folder")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".kedit-", dir=above))
+    except OSError as error:
+        raise CannotWrite(f"{option}: {said or folder} cannot be written: {error.strerror}") from None

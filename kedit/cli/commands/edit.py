@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +17,7 @@ from kedit.cli.options.quiet import brief_log
 from kedit.editing.probes import NEIGHBOURS, PARAPHRASES
 from kedit.editing.requests import one_request, with_slot
 from kedit.errors import CannotWrite, KeditError, at_least, cannot_write, shown
+from kedit.runtime.files import check_writable
 from kedit.runtime.option_values import check_path
 from kedit.runtime.yaml_text import load_yaml
 
@@ -51,7 +51,9 @@ def edit(words: list[str]) -> None:
     folders = {"save": args.save, "export_peft": args.export_peft, "export_hf": args.export_hf}
     for name, folder in folders.items():
         if folder is not None:
-            check_folder(name.replace("_", "-"), folder)
+            option = name.replace("_", "-")
+            check_path(option, folder)
+            check_writable(Path(os.path.expanduser(folder)), option, folder)
     from kedit.editing.make import edit as made  # heavy, and not needed to refuse a slip
 
     console = Console(highlight=False)
@@ -89,23 +91,6 @@ def edit(words: list[str]) -> None:
     console.print(result.view())
     _keep(result, folders, console)
     _next(args, result, console)
-
-
-def check_folder(option: str, folder: str) -> None:
-    """Whether a folder can be made there, or written, before minutes are spent; leaves nothing behind.
-
-    Raises:
-        KeditError: It cannot; names the option.
-    """
-    check_path(option, folder)
-    path = Path(os.path.expanduser(folder))
-    above = next(one for one in (path, *path.parents, Path(".")) if os.path.exists(one))
-    if not above.is_dir():
-        raise KeditError(f"{option}: {above} is a file; give a folder")
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=".kedit-", dir=above))
-    except OSError as error:
-        raise KeditError(f"{option}: {folder} cannot be written: {error.strerror}") from None
 
 
 def _keep(result: Edit, folders: dict[str, str | None], console: Console) -> None:

@@ -23,14 +23,12 @@ from kedit.cli.options.checks import (
     check_checkpoint,
     check_options,
     check_precision,
-    check_root,
     edits_kept,
     first_line,
     placed,
     run_name,
 )
 from kedit.cli.options.found import found_configs
-from kedit.cli.options.groups import check_groups
 from kedit.cli.options.help import shorten, topic_of, words_for
 from kedit.cli.options.layers import begin_anew, class_first
 from kedit.cli.options.messages import Interrupted
@@ -44,7 +42,8 @@ from kedit.methods.base.edit_config import EditConfig
 from kedit.model.lm import LMConfig
 from kedit.runtime import launcher
 from kedit.runtime.claim import Claim, begun, numbered
-from kedit.runtime.files import make_folder, writing
+from kedit.runtime.files import check_writable, make_folder, writing
+from kedit.runtime.option_groups import check_groups
 from kedit.runtime.run_folder import CHECKPOINT, finished
 from kedit.runtime.signals import Stopped, Stopper
 from kedit.runtime.strategy import ShardedEdits
@@ -106,7 +105,7 @@ class KeditCLI(LightningCLI):
         """Chooses the run's folder, and the checkpoint to resume from."""
         config = self.config[str(self.subcommand)]
         root, name = Path(config.run.root), config.run.name or run_name(config)
-        check_root(root)
+        check_writable(root, "run.root")
 
         def decide() -> dict[str, Any]:
             number = self.claim.take(root, name, config.run.resume)

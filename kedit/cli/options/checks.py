@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +10,11 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from kedit.cli.options.groups import class_of, editors
 from kedit.cli.options.messages import of_kedit
-from kedit.errors import CannotWrite, KeditError, at_least, shown
+from kedit.errors import KeditError, at_least, shown
 from kedit.runtime.checkpoint_file import read_checkpoint
 from kedit.runtime.checksum import first_line as first_line
+from kedit.runtime.option_groups import class_of, editors
 from kedit.runtime.option_values import check_path, check_text, check_values
 from kedit.runtime.run_folder import CHECKPOINT
 
@@ -74,21 +72,6 @@ def check_name(name: str) -> None:
         )
     if len(name.encode()) > NAME:
         raise KeditError(f"run.name: {shown(name)} is too long, {len(name.encode())} bytes; at most {NAME}")
-
-
-def check_root(root: Path) -> None:
-    """Whether folders can be made in `run.root`, or where it will be; leaves nothing behind.
-
-    Raises:
-        CannotWrite: They cannot; says why.
-    """
-    above = next(path for path in (root, *root.parents) if os.path.exists(path))
-    if not above.is_dir():
-        raise CannotWrite(f"run.root: {above} is a file; give a folder")
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=".kedit-", dir=above))
-    except OSError as error:
-        raise CannotWrite(f"run.root: {root} cannot be written: {error.strerror}") from None
 
 
 TYPES = {"bf16-true": "bfloat16", "16-true": "float16"}

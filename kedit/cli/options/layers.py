@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from jsonargparse import ArgumentParser, Namespace
 
-from kedit.cli.options.groups import class_of
 from kedit.errors import shown
+from kedit.runtime.option_groups import class_of
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ import pytest
 
 from kedit import data, methods
 from kedit.cli.options.first_look import first_look
-from kedit.cli.options.groups import _hints
 from kedit.cli.options.parts import TOP
 from kedit.cli.options.signatures import ROOT as LIBRARY
 from kedit.cli.options.signatures import groups, options
 from kedit.errors import KeditError
+from kedit.runtime.option_groups import _hints
 from tests.support.paths import ROOT
 
 CONFIG = str(ROOT / "configs" / "rome_smollm2.yaml")
