@@ -18,7 +18,7 @@ from kedit.delta.serialization import save_delta
 from kedit.editing.held import in_use
 from kedit.editing.said import continuations
 from kedit.editing.sentences import Sentence
-from kedit.editing.table import edit_view, plain, sentence_table
+from kedit.editing.table import edit_view, plain, remarks, sentence_table
 from kedit.model.lm import LM
 from kedit.request import EditRequest
 
@@ -190,9 +190,7 @@ class Edit(JupyterMixin):
         config = (self.card.get("settings") or {}).get("config")
         of = f" with the settings of {config}" if config else ""
         how = f"{self.card.get('method')}{of} on {self.lm.name}: {self.seconds:.1f} s for the edit itself"
-        asks = any(s.kind == "request" and not s.text.strip() for s in self.before)
-        silent = ["The unedited model says nothing behind the prompt: one that begins a sentence tells more."] * asks
-        return edit_view(self.summary, self.table(), [how, *failed, *silent, *lines])
+        return edit_view(self.summary, self.table(), [how, *failed, *remarks(self.before), *lines])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Summary, table and state."""

@@ -13,12 +13,10 @@ What a neighbour should be continued with is never made up: it is compared with 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from types import MappingProxyType
+from collections.abc import Iterator, Sequence
 
-from kedit.data.readers.facts import read_facts
-from kedit.request import EditRecord, EditRequest
+from kedit.editing.kinds import KINDS, SEVERAL, kind_of, known_facts, of_kind, words_of
+from kedit.request import EditRequest
 
 PARAPHRASES, NEIGHBOURS = 3, 3
 """How many of each there are at most."""
@@ -32,70 +30,6 @@ FRAMES = (
 
 QUESTION_FRAMES = ("Question: {} Answer:", "Please answer. {}", "A visitor asked me something. {}")
 """The same for a prompt that asks."""
-
-KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "person": ("person_birth_country", "person_field"),
-        "country": ("country_continent", "country_language"),
-        "company": ("company_country",),
-        "work": ("work_author",),
-        "landmark": ("landmark_country", "landmark_city"),
-        "city": ("city_country", "city_state"),
-    }
-)
-"""Kinds of subject -> relations of the shipped facts whose subjects are of that kind."""
-
-HINTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "person": (
-            *(
-                "tongue",
-                "born",
-                "occupation",
-                "profession",
-                "citizenship",
-                "plays",
-                "played",
-                "sport",
-                "wife",
-                "husband",
-            ),
-            *(
-                "married",
-                "died",
-                "position",
-                "instrument",
-                "speaks",
-                "politician",
-                "actor",
-                "singer",
-                "works",
-                "worked",
-            ),
-        ),
-        "company": ("headquarter", "headquarters", "headquartered", "founded", "founder", "company", "ceo", "produced"),
-        "work": (
-            "author",
-            "written",
-            "wrote",
-            "novel",
-            "book",
-            "film",
-            "directed",
-            "composed",
-            "painted",
-            "song",
-            "play",
-        ),
-        "country": ("capital", "language", "currency", "continent", "president", "population", "government"),
-        "city": ("city", "mayor", "twin", "town"),
-        "landmark": ("located", "tower", "building", "museum", "bridge", "stands", "found"),
-    }
-)
-"""Words of a prompt that tell what its subject is; the kinds are tried in this order."""
-
-SEVERAL = ("person", "city", "company")
-"""The kinds that are asked where nothing tells."""
 
 
 def paraphrases(request: EditRequest, most: int = PARAPHRASES) -> list[str]:
@@ -131,63 +65,31 @@ def neighbours(request: EditRequest, most: int = NEIGHBOURS) -> list[str]:
 
 def _subjects(request: EditRequest) -> Iterator[str]:
     """Other subjects, the likeliest first."""
-    facts = _known_facts()
+    facts = known_facts()
     assert request.subject is not None
     for relation, records in facts.items():
         own = [record.request.subject or "" for record in records]
         place = next((i for i, name in enumerate(own) if name.casefold() == _bare(request.subject)), None)
-        same = _relation_words(records) == _words(request.prompt)
+        same = words_of(records[0].request.prompt) == words_of(request.prompt)
         if same or (place is not None and _is_kind(relation, request)):
             yield from _from(own, -1 if place is None else place)
-    kind = _kind(request)
+    kind = kind_of(request.prompt)
     if kind is not None:
-        yield from _of_kind(kind)
+        yield from of_kind(kind)
     else:
-        pools = [list(_of_kind(one)) for one in SEVERAL]
+        pools = [list(of_kind(one)) for one in SEVERAL]
         yield from (name for turn in zip(*pools, strict=False) for name in turn)
 
 
 def _is_kind(relation: str, request: EditRequest) -> bool:
     """Whether subjects of the relation can stand in the prompt: as far as its words tell."""
-    kind = _kind(request)
+    kind = kind_of(request.prompt)
     return kind is None or relation in KINDS[kind] or not any(relation in own for own in KINDS.values())
-
-
-def _kind(request: EditRequest) -> str | None:
-    words = _words(request.prompt)
-    return next((kind for kind, hints in HINTS.items() if words & set(hints)), None)
-
-
-def _of_kind(kind: str) -> Iterator[str]:
-    """Subjects of the kind, from one target to the next, so that the first few differ."""
-    for relation in KINDS[kind]:
-        by_target: dict[str | None, list[str]] = {}
-        for record in _known_facts()[relation]:
-            by_target.setdefault(record.request.target_true, []).append(record.request.subject or "")
-        pools = list(by_target.values())
-        yield from (pool[turn] for turn in range(max(map(len, pools))) for pool in pools if turn < len(pool))
 
 
 def _from(names: Sequence[str], place: int) -> Iterator[str]:
     """The names behind a place, then those before it."""
     yield from (*names[place + 1 :], *names[: max(place, 0)])
-
-
-@cache
-def _known_facts() -> dict[str, list[EditRecord]]:
-    """The shipped facts by relation, in their order."""
-    found: dict[str, list[EditRecord]] = {}
-    for record in read_facts("all"):
-        found.setdefault(record.request.relation or "", []).append(record)
-    return found
-
-
-def _relation_words(records: Sequence[EditRecord]) -> set[str]:
-    return _words(records[0].request.prompt)
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.casefold()))
 
 
 def _bare(subject: str) -> str:

@@ -14,6 +14,7 @@ from kedit.model.chat import REPEAT
 from kedit.model.lm import LM
 from kedit.model.tokenization import TooLong
 from kedit.request import Probe
+from kedit.text.lines import first_clause
 from kedit.text.matching import after_prompt, begins_with
 from kedit.text.prompts import Joiner
 
@@ -26,7 +27,6 @@ WORDS = 5
 """Words of an answer at most."""
 
 _SENTENCE = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s+[^\sa-z]|\s*$)")
-_CLAUSE = re.compile(r"[,;:!?()\n]|\.+(?=\s|$)|\s[-–—]\s")
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,9 @@ class Sentence:
 
 
 def answer_of(text: str) -> str:
-    """What of a continuation is the answer; may be empty."""
-    start = text.strip()
-    found = _CLAUSE.search(start)
-    clause = start if found is None else start[: found.start()]
-    return " ".join(clause.split()[:WORDS])
+    """What of a continuation is the answer; empty where it has no word."""
+    clause = first_clause(text.strip())
+    return " ".join(clause.split()[:WORDS]) if any(char.isalnum() for char in clause) else ""
 
 
 def say(

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kedit.editing.sentences import Sentence
+from kedit.text.lines import cut, one_line
 
 WIDTH = 100
 """Of a table as text."""
@@ -68,18 +69,29 @@ def sentence_table(before: Sequence[Sentence], after: Sequence[Sentence]) -> Tab
     return table
 
 
+def remarks(before: Sequence[Sentence]) -> list[str]:
+    """What the unedited model says to the requests that makes the table tell less of the edit than it seems to."""
+    asked = [sentence for sentence in before if sentence.kind == "request"]
+    found = []
+    if any(not sentence.text.strip() for sentence in asked):
+        found.append("The unedited model says nothing behind the prompt: one that begins a sentence tells more.")
+    if known := [sentence for sentence in asked if sentence.says_new]:
+        of = "" if len(asked) == 1 else f" to {len(known)} of {len(asked)} prompts"
+        found.append(f"The unedited model answers with the new target already{of}: there was little to edit.")
+    return found
+
+
 def _shown_prompt(sentence: Sentence, request: str) -> str:
     """On one line; of a paraphrase, what stands around the request's own prompt."""
     prompt = sentence.prompt
     if sentence.kind == "paraphrase" and request:
         prompt = prompt.replace(request, "[...]")
-    return " ".join(prompt.split())
+    return one_line(prompt)
 
 
 def _cut(text: str) -> str:
     """The beginning of a continuation; all of it is in the `Sentence`."""
-    words = " ".join(text.split())
-    return f"{words[:LONGEST].rsplit(' ', 1)[0]} ..." if len(words) > LONGEST else words or "(nothing)"
+    return cut(one_line(text), LONGEST) or "(nothing)"
 
 
 def edit_view(title: str, table: Table, lines: Sequence[str]) -> RenderableType:

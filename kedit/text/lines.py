@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-CLAUSE = re.compile(r"(?<=\w)(?:[,.;:!?](?=\s|$)|\s*\(|[，。；：！？、])")
+CLAUSE = re.compile(r"(?<=[\w\"'”’])(?:[,.;:!?]+(?=\s|$)|\s*\(|[，。；：！？、]|\n|\s[-–—]\s)")
 """Where the first thing that was said ends."""
 
 
@@ -32,6 +32,6 @@ def cut_middle(text: str, most: int) -> str:
 
 
 def first_clause(text: str) -> str:
-    """What stands before the first comma, period, bracket or the like."""
+    """What stands before the first comma, period, bracket, dash, line end or the like."""
     found = CLAUSE.search(text)
     return text if found is None else text[: found.start()]

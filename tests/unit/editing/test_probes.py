@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kedit.data.readers.facts import read_facts
-from kedit.editing.probes import HINTS, KINDS, NEIGHBOURS, PARAPHRASES, SEVERAL, neighbours, paraphrases
+from kedit.editing.kinds import HINTS, KINDS, PRODUCTS, SEVERAL
+from kedit.editing.probes import NEIGHBOURS, PARAPHRASES, neighbours, paraphrases
 from kedit.request import EditRequest
 
 FACTS = read_facts("all")
@@ -62,8 +63,12 @@ def test_neighbours_are_not_the_target() -> None:
     assert neighbours(EditRequest("1", "No subject here", None, "x")) == []
 
 
+def test_what_is_made_has_neighbours_of_its_own() -> None:
+    assert subjects(request("{} was developed by", "Windows XP")) == list(PRODUCTS[:3])
+
+
 def test_kinds_and_hints_are_of_the_shipped_facts() -> None:
     assert {relation for own in KINDS.values() for relation in own} <= SUBJECTS.keys()
-    assert set(HINTS) == set(KINDS)
+    assert set(HINTS) == {*KINDS, "product"}
     assert set(SEVERAL) <= set(KINDS)
-    assert all(word == word.casefold() for words in HINTS.values() for word in words)
+    assert all(words == words.casefold() for words in HINTS.values())

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from kedit.editing.sentences import Sentence, answer_of, to_sentence
-from kedit.editing.table import LONGEST, edit_view, plain, sentence_table, verdict
+from kedit.editing.table import LONGEST, edit_view, plain, remarks, sentence_table, verdict
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,15 @@ def test_the_table() -> None:
     assert "So they say. [...]" in text
     assert "[red]x[/red]" in text
     assert "word" * LONGEST not in text
-    assert "word ..." in text
+    assert "word.." in text
     assert "word word" in str(long)
     many = [REQUEST, replace(REQUEST, new="Nice", case_id="2")]
     assert "p(new)" in plain(sentence_table(many, many))
+
+
+def test_remarks() -> None:
+    known, silent = replace(REQUEST, text=" Lyon"), replace(REQUEST, text="")
+    assert remarks([REQUEST, replace(REQUEST, kind="paraphrase", text=" Lyon")]) == []
+    assert "new target already: " in remarks([known])[0]
+    assert "already to 1 of 2 prompts" in remarks([REQUEST, known])[0]
+    assert "says nothing" in remarks([silent])[0]
