@@ -75,6 +75,14 @@ def known_facts() -> dict[str, list[EditRecord]]:
     return found
 
 
+def subjects_of(target: str) -> set[str]:
+    """Subjects, case apart, of the shipped facts that the target answers."""
+    requests = [record.request for records in known_facts().values() for record in records]
+    return {
+        r.subject.casefold() for r in requests if r.subject and (r.target_true or "").casefold() == target.casefold()
+    }
+
+
 def words_of(text: str) -> set[str]:
     """The words of a text, case apart."""
     return set(re.findall(r"\w+", text.casefold()))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from kedit.editing.kinds import KINDS, SEVERAL, kind_of, known_facts, of_kind, words_of
+from kedit.editing.kinds import KINDS, SEVERAL, kind_of, known_facts, of_kind, subjects_of, words_of
 from kedit.request import EditRequest
 
 PARAPHRASES, NEIGHBOURS = 3, 3
@@ -53,6 +53,7 @@ def neighbours(request: EditRequest, most: int = NEIGHBOURS) -> list[str]:
     if request.subject is None:
         return []
     avoid = {name.casefold() for name in (request.subject, request.target_new, request.target_true) if name}
+    avoid |= subjects_of(request.target_new)  # of them the new target holds anyway
     chosen: list[str] = []
     for subject in _subjects(request):
         if len(chosen) >= most:

@@ -63,6 +63,12 @@ def test_neighbours_are_not_the_target() -> None:
     assert neighbours(EditRequest("1", "No subject here", None, "x")) == []
 
 
+def test_subjects_that_the_new_target_answers_are_no_neighbours() -> None:
+    hamlet = request("{} was written by", "Hamlet", "Charles Dickens")
+    assert "Oliver Twist" in subjects(request("{} was written by", "Hamlet"), most=100)
+    assert "Oliver Twist" not in subjects(hamlet, most=100)
+
+
 def test_what_is_made_has_neighbours_of_its_own() -> None:
     assert subjects(request("{} was developed by", "Windows XP")) == list(PRODUCTS[:3])
 
