@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from kedit.cli.main import _commands
 from kedit.cli.options.first_look import first_look
 from kedit.cli.options.found import found_configs
+from kedit.version import __version__
 from tests.support.code_blocks import LANGUAGES, PAGES, SHELL, Block, blocks_of, commands_of, is_known, unfenced, values
 from tests.support.paths import ROOT
 
@@ -57,6 +60,17 @@ def check_commands(block: Block) -> None:
         assert "..." not in command.words, f"{block.place}: {' '.join(command.words)}"
         if command.words[:2] == ("kedit", "fit") and not command.env and "my_rome.yaml" not in command.words:
             first_look(found_configs(list(command.words[2:]), say=False))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_in_the_text_are_kedit_s(page: Path) -> None:
+    named = set(re.findall(r"`kedit ([a-z][\w-]*)", page.read_text(encoding="utf-8")))
+    assert named - set(_commands()) == set()
+
+
+def test_the_wheel_is_of_this_version() -> None:
+    (name,) = re.findall(r"kedit-[\w.]+-py3", (ROOT / "docs" / "install.md").read_text(encoding="utf-8"))
+    assert name == f"kedit-{__version__}-py3"
 
 
 @pytest.mark.parametrize(
