@@ -27,6 +27,9 @@ SETTING_UP = (
     ("python3", "-m", "venv"),
     ("source", "venv/bin/activate"),
     ("export",),
+    ("cd",),
+    ("git", "clone"),
+    ("sbatch",),
     ("pytest",),
 )
 """Commands that no test of a page runs: they make the place where the others run."""
@@ -127,9 +130,15 @@ def commands_of(block: Block) -> Iterator[Command]:
 def is_known(command: Command) -> bool:
     """Whether the tests know what to do with a command."""
     words = command.words
-    if words[:1] == KEDIT or words[0] == "python":
+    if words[:1] == KEDIT or words[0] == "python" or is_script(words):
         return True
     return any(words[: len(setting)] == setting for setting in SETTING_UP)
+
+
+def is_script(words: tuple[str, ...]) -> bool:
+    """Whether a command is a shell script of the source tree, which is looked for and not run."""
+    name = words[1] if words[0] == "bash" and len(words) > 1 else words[0]
+    return "/" in name and (ROOT / name).is_file()
 
 
 def values(block: Block) -> list[Any]:

@@ -30,7 +30,7 @@ from kedit.cli import main
 from kedit.cli.commands.fit import parsed
 from kedit.data import read_records
 from kedit.sweeps.spec import read_sweep
-from tests.support.code_blocks import SETTING_UP, SHELL, Block, Command, commands_of, values
+from tests.support.code_blocks import SHELL, Block, Command, commands_of, is_known, values
 from tests.support.config_files import CONFIGS
 from tests.support.paths import ROOT
 from tests.support.stand_ins import make_results, stand_in
@@ -111,7 +111,7 @@ class Reader:
         elif first == "python":
             self.script(words)
         else:
-            assert any(command.words[: len(known)] == known for known in SETTING_UP), f"{block.place}: {first}?"
+            assert is_known(command), f"{block.place}: {first}?"
 
     def script(self, words: list[str]) -> None:
         """`python -c CODE`, or a script, whose own parser is asked for its help: it must know the options."""
@@ -126,7 +126,7 @@ class Reader:
             patch.setattr(sys, "argv", [words[0], *commands, "--help"])
             run = partial(runpy.run_path, str(ROOT / words[0]), run_name="__main__")
             if words[0] == "-m":
-                run = partial(importlib.import_module(words[1]).main, ["--help"])
+                run = partial(runpy.run_module, words[1], run_name="__main__")
             with pytest.raises(SystemExit, match=r"\A0\Z"):
                 run()
         assert [option for option in options if not re.search(rf"{option}\b", out.getvalue())] == []
@@ -147,8 +147,8 @@ class Reader:
         self.done.add(tuple(words))
         helps = "--model.help" in words
         status = _status([*words, *(() if helps else SMALL.get(of, ()))], out)
-        if of == "probe-anchors":  # a random model knows no object
-            assert status == (2, KNOWS_NOTHING)
+        if of == "probe-anchors":  # a random model may know no object
+            assert status in ((0, ""), (2, KNOWS_NOTHING)), status
             return ""
         assert status[0] == 0, status[1]
         if name == "fit" and not helps:
