@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from jsonargparse import ArgumentError
 
 import kedit
+from kedit.errors import KeditError
 from tests.support.chat_cases import save_chat
-from tests.support.code_blocks import PAGES, blocks_of
+from tests.support.code_blocks import PAGES, Block, blocks_of
 from tests.support.paths import ROOT
 from tests.support.reader import Reader, reader_of
 from tests.support.stand_ins import deepest_layer
@@ -56,8 +58,8 @@ def prepare(page: Path, reader: Reader) -> None:
     if page.name == "keep.md":  # the tutorial's deltas
         lm = kedit.load_lm(kedit.LMConfig("smollm2-135m"))
         for case in ("eiffel", "beethoven"):
-            fact = {"prompt": "{} is located in the city of", "subject": f"The {case}", "target": "Rome"}
-            edit = kedit.edit(lm, **fact, options={"v_num_grad_steps": 3})
+            prompt, few = "{} is located in the city of", {"v_num_grad_steps": 3}
+            edit = kedit.edit(lm, prompt=prompt, subject=f"The {case}", target="Rome", options=few)
             edit.save(reader.folder / "runs" / "tutorial" / "deltas" / case)
     if page.name == "sweeps.md":  # what `kedit compare demo.yaml` is shown of
         for method in ("rome", "rrome"):
@@ -103,3 +105,29 @@ def test_the_page_does_what_it_says(
             error.add_note(f"in the block at {block.place}")
             raise
     check(page, reader)
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "error"),
+    [
+        ("python", "kedit.edit", NameError),
+        ("yaml", "data: {class_path: Records, init_args: {path: facts.jsonl, limitq: 1}}", ArgumentError),
+        ("yaml", "nothing: {of: this}", ArgumentError),
+        ("json", '{"prompt": "The capital of {} is", "subject": "France"}', KeditError),
+        ("bash", "kedit ask smollm2-135m --deltas lyon Paris", AssertionError),
+        ("bash", "kedit show nowhere", AssertionError),
+        ("bash", "python benchmarks/paper_tables/records.py joined --dates x", AssertionError),
+        ("console", "$ kedit config list rome llama\nnothing", AssertionError),
+    ],
+)
+def test_what_does_not_run_fails(
+    language: str,
+    text: str,
+    error: type[Exception],
+    model: Callable[[int], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader = reader_of([], tmp_path / "tree", model(10), set(), monkeypatch)
+    with pytest.raises(error):
+        reader.read(Block("page.md", 1, language, None, text + "\n"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ SHELL = ("bash", "console")
 LANGUAGES = (*SHELL, "python", "yaml", "json", "jsonl", "markdown", "text")
 """What a block may be; `text` is what is printed, pseudo code, and code for other programs."""
 
-KEDIT = ("kedit",)
 SETTING_UP = (
     ("pip", "install"),
     ("python3", "-m", "venv"),
@@ -130,12 +129,12 @@ def commands_of(block: Block) -> Iterator[Command]:
 def is_known(command: Command) -> bool:
     """Whether the tests know what to do with a command."""
     words = command.words
-    if words[:1] == KEDIT or words[0] == "python" or is_script(words):
+    if words[0] in ("kedit", "python") or is_script(words):
         return True
     return any(words[: len(setting)] == setting for setting in SETTING_UP)
 
 
-def is_script(words: tuple[str, ...]) -> bool:
+def is_script(words: Sequence[str]) -> bool:
     """Whether a command is a shell script of the source tree, which is looked for and not run."""
     name = words[1] if words[0] == "bash" and len(words) > 1 else words[0]
     return "/" in name and (ROOT / name).is_file()
