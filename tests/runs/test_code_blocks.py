@@ -96,7 +96,7 @@ def test_the_page_does_what_it_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     blocks = blocks_of(page)
-    reader = reader_of(blocks, tmp_path / "tree", model(max(10, deepest_layer(blocks) + 2)), done, monkeypatch)
+    reader = reader_of(tmp_path / "tree", model(max(10, deepest_layer(blocks) + 2)), done, monkeypatch)
     prepare(page, reader)
     for block in blocks:
         try:
@@ -128,6 +128,6 @@ def test_what_does_not_run_fails(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reader = reader_of([], tmp_path / "tree", model(10), set(), monkeypatch)
+    reader = reader_of(tmp_path / "tree", model(10), set(), monkeypatch)
     with pytest.raises(error):
         reader.read(Block("page.md", 1, language, None, text + "\n"))

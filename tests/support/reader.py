@@ -27,6 +27,7 @@ import pytest
 import yaml
 
 from kedit.cli import main
+from kedit.cli.commands import slurm
 from kedit.cli.commands.fit import parsed
 from kedit.data import read_records
 from kedit.sweeps.spec import read_sweep
@@ -46,6 +47,8 @@ SMALL: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Command -> what is put behind its words."""
+LONG = ("fit", "edit", "probe-anchors")
+"""Commands that are not run again where another page has them too."""
 KNOWS_NOTHING = "the anchor probe needs two objects with references, this run has 0"
 SAME_OUTPUT = ("config", "ls")
 """Commands that print the same with any model: what a page shows is compared."""
@@ -58,7 +61,6 @@ class Reader:
     Attributes:
         folder: Where the reader works; the current folder.
         model: A tiny model's folder.
-        shown: Runs that the page looks at later, which are therefore made.
         done: Commands that were run before, on other pages too.
         patch: Undone when the test ends.
         names: What the page's Python has defined.
@@ -66,7 +68,6 @@ class Reader:
 
     folder: Path
     model: str
-    shown: set[str]
     done: set[tuple[str, ...]]
     patch: pytest.MonkeyPatch
     names: dict[str, Any] = field(default_factory=lambda: {"__name__": "page"})
@@ -137,12 +138,14 @@ class Reader:
         of = " ".join(words[:2]) if name == "slurm" else name
         if name == "fit":
             words = self.fit(words)
-        elif of == "slurm resubmit":
-            return ""  # needs a cluster: tests/runs/test_slurm_stub.py
+        elif of == "slurm resubmit":  # nothing was submitted: tests/runs/test_slurm_stub.py
+            slurm._options("resubmit", "").parse_args(words[2:])
+            return ""
         elif name in ("collect", "compare") or of == "slurm collect":
             make_results([word for word in words[1:] if not word.startswith("--")])
         out = io.StringIO()
-        if not words or (tuple(words) in self.done and name in ("fit", "probe-anchors") and "--run.name" not in words):
+        kept = {"--save", "--run.name"} & set(words)  # a later command may ask for it
+        if not words or (tuple(words) in self.done and name in LONG and not kept):
             return ""
         self.done.add(tuple(words))
         helps = "--model.help" in words
@@ -163,8 +166,7 @@ class Reader:
         name = Path(config).stem
         if len(words) == 3 and name in {file.stem for file in CONFIGS}:
             assert config in (name, f"configs/{name}.yaml")
-            if name not in self.shown:
-                return []
+            return []
         if "smollm2" not in name and name != "my_method":
             words = [*words, "--lm.name", self.model]
         if "--trainer.devices" in words:
@@ -178,13 +180,10 @@ class Reader:
         return words
 
 
-def reader_of(
-    page: list[Block], folder: Path, model: str, done: set[tuple[str, ...]], patch: pytest.MonkeyPatch
-) -> Reader:
+def reader_of(folder: Path, model: str, done: set[tuple[str, ...]], patch: pytest.MonkeyPatch) -> Reader:
     """A reader in a folder with what the source tree has, and with the stand-ins."""
     stand_in(folder, model, patch)
-    text = "".join(block.text for block in page if block.language in SHELL)
-    return Reader(folder, model, set(re.findall(r"kedit show (\w+)", text)), done, patch)
+    return Reader(folder, model, done, patch)
 
 
 def _status(words: list[str], out: io.StringIO) -> tuple[int, str]:
