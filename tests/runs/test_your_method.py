@@ -1,4 +1,7 @@
-"""docs/your_method.md does what it says: its own blocks are written to files and run, as a reader would."""
+"""docs/your_method.md: its method is short, and runs as a reader runs it, in a process of its own.
+
+tests/runs/test_code_blocks.py runs its test and its other commands.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +10,27 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.support.code_blocks import blocks_of
 from tests.support.paths import ROOT
 
-PAGE = ROOT / "docs" / "your_method.md"
-NAMED = {"python": ["my_method.py", "test_my_method.py"], "yaml": ["my_method.yaml"]}
+BLOCKS = blocks_of(ROOT / "docs" / "your_method.md")
 MOST = 60  # lines of the method's file
-
-
-def blocks() -> Iterator[tuple[str, str]]:
-    """Language and text of every fenced block of the page."""
-    for found in re.finditer(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-        yield found[1], found[2]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A reader's folder with the page's files in it."""
-    left = {language: list(names) for language, names in NAMED.items()}
-    for language, text in blocks():
-        if language in left:
-            (tmp_path / left[language].pop(0)).write_text(text, encoding="utf-8")
-    assert not any(left.values()), "the page lacks a block"
+    titled = {block.title: block.text for block in BLOCKS if block.title is not None}
+    assert titled.keys() == {"my_method.py", "my_method.yaml", "test_my_method.py"}
+    for name, text in titled.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
     return tmp_path
 
 
@@ -51,16 +47,10 @@ def test_the_method_is_short(folder: Path) -> None:
 
 
 def test_the_commands_are_of_the_page_s_config(folder: Path) -> None:
-    (commands,) = [text for language, text in blocks() if language == "bash"]
+    (commands,) = [block.text for block in BLOCKS if block.language == "bash"]
     assert set(re.findall(r"--config (\S+)", commands)) == {"my_method.yaml"}
     class_path = yaml.safe_load((folder / "my_method.yaml").read_text())["model"]["class_path"]
     assert set(re.findall(r"--model.help (\S+)", commands)) == {class_path}
-
-
-def test_the_page_s_test_passes(folder: Path) -> None:
-    done = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_method.py"], folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 passed" in done.stdout
 
 
 def test_the_method_runs_from_its_config(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from kedit.data import read_counterfact, read_facts, read_records, read_robust
 from kedit.errors import KeditError
 from kedit.request import EditRecord, Probe
+from tests.support.code_blocks import blocks_of
 from tests.support.paths import FIXTURES, ROOT, SHARED
 
 GOOD = {"case_id": 5, "prompt": "The sky over Skye is", "subject": "Skye", "target_new": "green"}
@@ -262,8 +262,7 @@ def test_facts_of_kedit() -> None:
 
 
 def test_examples_of_the_docs(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    small, rich = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    small, rich = [block.text for block in blocks_of(ROOT / "docs" / "data.md") if block.language == "json"]
     assert len(read_records(write(tmp_path, small, "small.jsonl"))) == 2
     (record,) = read_records(write(tmp_path, f"[{rich}]"))
     kinds = {"rewrite", "paraphrase", "neighborhood", "portability", "subject_rephrase"}
