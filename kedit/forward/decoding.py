@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from kedit.delta.gate_state import choose_rows
 from kedit.forward.logits import logits_at
 from kedit.forward.thin_head import thin_head
+from kedit.model.architecture import weight
 from kedit.model.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 _HIDDEN = {"sdpa": -torch.inf, "eager": None}
 """Attention kernels that take a prepared mask, and what they add at a hidden token; None: the lowest number."""
+
+CPU_TOKENS = 2048
+MOST_TOKENS = 65_536
+_SHARE = 0.4  # of the memory that the weights leave, for the texts of a batch
 
 _ALIGNED = 16  # elements: a mask whose rows begin at multiples of so many is not copied by a GPU's kernels
 
@@ -89,6 +94,35 @@ class Decoding:
         self._real, self._positions, self._mask = (
             None if t is None else t[index] for t in (self._real, self._positions, self._mask)
         )
+
+
+def default_batch_tokens(lm: LM) -> int:
+    """Tokens, of texts and what they go on with, in one batch that keeps the device busy.
+
+    A step reads all weights for one token of each text, so that a batch is to be large (docs/metrics.md). On a GPU it is
+    bounded by the memory that the weights leave, a power of two: not by what is free now, so that a run that is made
+    again makes the same batches.
+    """
+    if lm.device.type != "cuda":
+        return CPU_TOKENS
+    whole = torch.cuda.get_device_properties(lm.device).total_memory
+    own = sum(p.nbytes for p in lm.model.parameters() if p.device == lm.device)
+    return bounded_tokens(whole - own, token_bytes(lm))
+
+
+def bounded_tokens(memory: int, each: int) -> int:
+    """The greatest power of two of tokens, from 1 to `MOST_TOKENS`, that takes a share of `memory` bytes at most."""
+    most = max(1, int(_SHARE * memory) // each)
+    return min(MOST_TOKENS, 1 << (most.bit_length() - 1))
+
+
+def token_bytes(lm: LM) -> int:
+    """What a token of a text takes: its keys and values in all layers, and a layer's activations while it is read."""
+    config = lm.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head = getattr(config, "head_dim", None) or lm.d_model // config.num_attention_heads
+    wide = weight(lm.arch.module(lm.model, "mlp_out", 0)).shape[1]
+    return lm.model.dtype.itemsize * (2 * lm.arch.n_layers * heads * head + 4 * (lm.d_model + wide))
 
 
 def text_cache(lm: LM, width: int) -> DynamicCache:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kedit.delta.prompts import prompt_for
 from kedit.errors import shown
-from kedit.forward.decoding import Decoding
-from kedit.forward.logits import check_lanes, default_batch_tokens, frozen, lane_rows
+from kedit.forward.decoding import Decoding, default_batch_tokens
+from kedit.forward.logits import check_lanes, frozen, lane_rows
 from kedit.model.tokenization import TooLong, encode
 from kedit.runtime import distributed
 
@@ -100,7 +100,10 @@ def greedy_ids(
     keys = list(zip(rows, lane_of, strict=True))
     todo = sorted(dict.fromkeys(keys), key=lambda key: -len(key[0]))
     ends = _Ends(lm, stop)
-    batches = list(_cut_batches(todo, max_new_tokens, batch_tokens or default_batch_tokens(lm.device)))
+    budget = batch_tokens or default_batch_tokens(lm)
+    if shared and batch_tokens is None:  # a batch for each process at least
+        budget = min(budget, -(-sum(len(ids) + max_new_tokens for ids, _ in todo) // distributed.world_size()))
+    batches = list(_cut_batches(todo, max_new_tokens, budget))
     with frozen(lm.model):
         own = distributed.share(batches) if shared else batches
         new = [_continue(lm, batch, max_new_tokens, bank, ends) for batch in own]
