@@ -4,6 +4,8 @@
 
 Times are CPU seconds of this process (wall seconds on a GPU); loading and tokenising are not in them. Each
 way runs `--repeats` times, in turn, and the smallest time counts. Fails if five layers cost over 1.3 of one.
+Operations are counted as they are dispatched, for 1,000 tokens, with the batches of a CPU and those of a GPU: a figure
+that does not depend on the machine. `--count` counts alone.
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
 
 from benchmarks.common import get_lm, peak_rss_gib, save, timed
+from benchmarks.speed.dispatched import Dispatched
 from kedit.covariance import StatsConfig, collect
+from kedit.covariance.collect import default_batch_tokens
 from kedit.covariance.corpus import load_ids
 from kedit.model.lm import LM
 
@@ -33,6 +38,29 @@ def tokens_of(lm: LM, text: Path | None, n: int) -> torch.Tensor:
         return load_ids(lm, StatsConfig(corpus=str(text), tokens=n), Path(folder))
 
 
+def per_thousand(lm: LM, layers: list[int], length: int, batch: int) -> dict[str, float]:
+    """Operations, views and waits for 1,000 tokens: of two passes that differ by eight batches and not by a measurement."""
+    counts = []
+    for batches in (9, 17):
+        with Dispatched() as seen:
+            collect(lm, layers, torch.arange(batches * batch) % lm.vocab_size, length, batch)
+        counts.append((seen.n, seen.views.total(), seen.waits.total()))
+    names = ("operations", "views", "waits")
+    return {name: 1000 * (more - less) / (8 * batch) for name, less, more in zip(names, *counts, strict=True)}
+
+
+def count(layers: list[int], length: int, name: str) -> None:
+    """Operations of a tiny model's pass with the batches of either device; the layers' number alone matters."""
+    lm = get_lm("random:llama-tiny", "float32", "cpu")
+    layers = [layer % lm.arch.n_layers for layer in layers]
+    figures: dict[str, Any] = {"model": "random:llama-tiny", "layers": layers, "sequence_length": length}
+    for device in ("cpu", "cuda"):
+        batch = default_batch_tokens(torch.device(device))
+        figures[device] = {"batch_tokens": batch, **per_thousand(lm, layers, length, batch)}
+        print(f"batches of {batch} tokens: {figures[device]}")
+    print(f"written to {save(name, figures)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
@@ -42,13 +70,18 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="a text file; without it, random tokens")
     parser.add_argument("--tokens", type=int, default=StatsConfig().tokens)
     parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--batch-tokens", type=int, help="by device without it")
+    parser.add_argument("--count", action="store_true", help="count operations of a random tiny model, and nothing else")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--name", default="stats_speed_cpu", help="of the file under benchmarks/results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.count:
+        count(args.layers, args.sequence_length, args.name)
+        return
     lm = get_lm(args.model, args.dtype, args.device)
+    args.batch_tokens = args.batch_tokens or default_batch_tokens(lm.device)
     ids = tokens_of(lm, args.text, args.tokens)
     shape = (ids, args.sequence_length, args.batch_tokens)
     deepest = max(args.layers)

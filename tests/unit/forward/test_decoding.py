@@ -94,14 +94,14 @@ def test_a_text_longer_than_a_window_keeps_the_windows_layers() -> None:
 
 def operations(lm: LM, rows: Sequence[tuple[int, ...]], new: int) -> int:
     with Dispatched() as seen:
-        greedy_ids(lm, rows, new)
+        texts = greedy_ids(lm, rows, new)
+    assert [len(text) for text in texts] == [new] * len(rows)  # or the counts are of unlike work
     return seen.n
 
 
 def test_a_step_has_fewer_operations_than_one_with_a_cache_that_is_copied() -> None:
     lm = tiny_lm("llama")
     lm.model.generation_config.eos_token_id = None
-    lm.tokenizer.eos_token = None
     rows = rows_of(lm)
     own = (operations(lm, rows, 6) - operations(lm, rows, 4)) / 2
     ids, mask = torch.ones(4, 1, dtype=torch.long), torch.ones(4, 12, dtype=torch.long)
