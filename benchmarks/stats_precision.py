@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--layer", type=int, default=5)
     parser.add_argument("--text", type=Path, help="a text file; without it, random tokens")
     parser.add_argument("--data", type=Path, help="a robust-query file; made-up facts without it")
-    parser.add_argument("--tokens", type=int, default=30_720)
+    parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--requests", type=int, default=20)
     parser.add_argument("--save", default="stats_precision_smollm2")
     a = parser.parse_args()
@@ -121,7 +121,9 @@ def main() -> None:
         if dtype == "bfloat16":
             same = all(torch.equal(rounded(batch, 10), batch.float()) for batch in batches)
             figures["TF32 holds bfloat16 keys exactly"] = same
-            ways["four batches in one"] = summed([torch.cat(batches[i : i + 4]) for i in range(0, len(batches), 4)], torch.float32)
+            ways["four batches in one"] = summed(
+                [torch.cat(batches[i : i + 4]) for i in range(0, len(batches), 4)], torch.float32
+            )
             ways["products given in bfloat16"] = products_rounded(batches)
         else:
             ways["keys rounded to TF32"] = summed([rounded(batch, 10) for batch in batches], torch.float32)
@@ -131,7 +133,10 @@ def main() -> None:
         for name, c in ways.items():
             found = errors(c, exact, count, keys)
             figures["errors"][f"{dtype} keys, {name}"] = found
-            print(f"{dtype:9} keys, {name:30}", *(f"{k} {v:.2e}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()))
+            print(
+                f"{dtype:9} keys, {name:30}",
+                *(f"{k} {v:.2e}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()),
+            )
     print(f"written to {save(a.save, figures)}")
 
 

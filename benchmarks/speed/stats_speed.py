@@ -4,8 +4,8 @@
 
 Times are CPU seconds of this process (wall seconds on a GPU); loading and tokenising are not in them. Each
 way runs `--repeats` times, in turn, and the smallest time counts. Fails if five layers cost over 1.3 of one.
-Operations are counted as they are dispatched, for 1,000 tokens, with the batches of a CPU and those of a GPU: a figure
-that does not depend on the machine. `--count` counts alone.
+`--count` counts operations instead, as they are dispatched, for 1,000 tokens in the batches of a CPU and of a GPU: a
+figure that does not depend on the machine.
 """
 
 from __future__ import annotations
@@ -38,26 +38,34 @@ def tokens_of(lm: LM, text: Path | None, n: int) -> torch.Tensor:
         return load_ids(lm, StatsConfig(corpus=str(text), tokens=n), Path(folder))
 
 
-def per_thousand(lm: LM, layers: list[int], length: int, batch: int) -> dict[str, float]:
-    """Operations, views and waits for 1,000 tokens: of two passes that differ by eight batches and not by a measurement."""
+def per_batch(lm: LM, layers: list[int], length: int) -> dict[str, float]:
+    """Operations, views and waits of a batch, whatever its size: of two passes that differ by eight batches alone.
+
+    Both are measured equally often on the way (after an eighth, a quarter, half and all of the text).
+    """
     counts = []
     for batches in (9, 17):
         with Dispatched() as seen:
-            collect(lm, layers, torch.arange(batches * batch) % lm.vocab_size, length, batch)
+            collect(lm, layers, torch.arange(batches * length) % lm.vocab_size, length, length)
         counts.append((seen.n, seen.views.total(), seen.waits.total()))
     names = ("operations", "views", "waits")
-    return {name: 1000 * (more - less) / (8 * batch) for name, less, more in zip(names, *counts, strict=True)}
+    return {name: (more - less) / 8 for name, less, more in zip(names, *counts, strict=True)}
 
 
 def count(layers: list[int], length: int, name: str) -> None:
-    """Operations of a tiny model's pass with the batches of either device; the layers' number alone matters."""
+    """Operations of a tiny model's pass, with the batches of either device; of a model the layers' number alone matters."""
     lm = get_lm("random:llama-tiny", "float32", "cpu")
-    layers = [layer % lm.arch.n_layers for layer in layers]
+    if max(layers) >= lm.arch.n_layers:
+        layers = list(range(lm.arch.n_layers - len(layers), lm.arch.n_layers))
+    own = per_batch(lm, layers, length)
     figures: dict[str, Any] = {"model": "random:llama-tiny", "layers": layers, "sequence_length": length}
-    for device in ("cpu", "cuda"):
-        batch = default_batch_tokens(torch.device(device))
-        figures[device] = {"batch_tokens": batch, **per_thousand(lm, layers, length, batch)}
-        print(f"batches of {batch} tokens: {figures[device]}")
+    figures |= {"per_batch": own, "per_1000_tokens": {}}
+    for batch in (4096, default_batch_tokens(torch.device("cuda"))):
+        figures["per_1000_tokens"][str(batch)] = {what: 1000 * n / batch for what, n in own.items()}
+        print(
+            f"batches of {batch} tokens: {own['operations']:.0f} operations each, "
+            f"{1000 * own['operations'] / batch:.1f} for 1,000 tokens; {own['waits']:.0f} waits each"
+        )
     print(f"written to {save(name, figures)}")
 
 
@@ -71,7 +79,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=StatsConfig().tokens)
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--batch-tokens", type=int, help="by device without it")
-    parser.add_argument("--count", action="store_true", help="count operations of a random tiny model, and nothing else")
+    parser.add_argument(
+        "--count", action="store_true", help="count operations of a random tiny model, and nothing else"
+    )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--name", default="stats_speed_cpu", help="of the file under benchmarks/results")

@@ -236,4 +236,3 @@ def _marks(ends: Sequence[int]) -> set[int]:
     """After how many chunks to measure, by the tokens up to each: an eighth, a quarter, half of the text, and all."""
     near = {min(range(len(ends)), key=lambda i: abs(ends[i] * part - ends[-1])) + 1 for part in (2, 4, 8)}
     return near | {len(ends)}
-

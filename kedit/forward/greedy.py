@@ -43,7 +43,7 @@ def greedy(
         lanes: Lane of each prompt, -1 for the unedited model; None where nothing is edited in a lane.
         bank: The deltas that `lanes` index.
         stop: Characters that end a continuation, e.g. `"\\n"`; the first of them and what follows is cut off.
-        batch_tokens: Bound of one batch in padded tokens, continuation included; None: by device.
+        batch_tokens: Bound of one batch in padded tokens, continuation included; None: by device and memory.
         shared: All processes of the run continue these prompts: each does a part of the batches, and all get all.
 
     Returns:
