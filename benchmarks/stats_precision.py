@@ -26,6 +26,7 @@ from benchmarks.common import get_lm, read_requests, save
 from benchmarks.speed.stats_speed import tokens_of
 from kedit.covariance import Covariance, woodbury
 from kedit.covariance.moments import SecondMoment
+from kedit.errors import KeditError
 from kedit.forward.activations import read, reading
 from kedit.forward.logits import frozen
 from kedit.model.lm import LM
@@ -90,7 +91,7 @@ def errors(c: Tensor, exact: Tensor, count: int, keys: Tensor) -> dict[str, floa
     own = Covariance(c, count)
     try:
         own.factor  # noqa: B018
-    except Exception as error:  # noqa: BLE001
+    except KeditError as error:
         return found | {"rome": str(error)[:60], "memit": "-"}
     a, b = true.solve(keys.T), own.solve(keys.T)
     found["rome"] = float(((a - b).norm(dim=1) / a.norm(dim=1)).max())

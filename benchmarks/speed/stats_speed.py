@@ -53,7 +53,7 @@ def per_batch(lm: LM, layers: list[int], length: int) -> dict[str, float]:
 
 
 def count(layers: list[int], length: int, name: str) -> None:
-    """Operations of a tiny model's pass, with the batches of either device; of a model the layers' number alone matters."""
+    """Operations of a tiny model's pass in batches of either device; of a model the number of layers alone matters."""
     lm = get_lm("random:llama-tiny", "float32", "cpu")
     if max(layers) >= lm.arch.n_layers:
         layers = list(range(lm.arch.n_layers - len(layers), lm.arch.n_layers))

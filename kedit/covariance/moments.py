@@ -84,7 +84,7 @@ def exact_products(keys: Tensor) -> AbstractContextManager[None]:
 
 @contextmanager
 def float32_products(precision: Literal["highest", "high"]) -> Iterator[None]:
-    """Inside, float32 matrix products on a GPU are whole ("highest") or TF32's ("high"), whatever the process has set."""
+    """Inside, float32 products on a GPU are whole ("highest") or TF32's ("high"), whatever the process has set."""
     setting = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -94,7 +94,7 @@ def float32_products(precision: Literal["highest", "high"]) -> Iterator[None]:
 
 
 def has_room(device: torch.device, size: int) -> bool:
-    """Whether a GPU has several times `size` bytes left, for a copy and for what is measured of it; a CPU always has."""
+    """Whether a GPU has many times `size` bytes left, for copies and what is measured of them; a CPU always has."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)

@@ -99,9 +99,9 @@ class Decoding:
 def default_batch_tokens(lm: LM) -> int:
     """Tokens, of texts and what they go on with, in one batch that keeps the device busy.
 
-    A step reads all weights for one token of each text, so that a batch is to be large (docs/metrics.md). On a GPU it is
-    bounded by the memory that the weights leave, a power of two: not by what is free now, so that a run that is made
-    again makes the same batches.
+    A step reads all weights for one token of each text, so that a batch is to be large (docs/metrics.md). On a GPU it
+    is bounded by the memory that the weights leave, a power of two: not by what is free now, so that a run that is
+    made again makes the same batches.
     """
     if lm.device.type != "cuda":
         return CPU_TOKENS
@@ -165,8 +165,6 @@ class _Room(DynamicLayer):
             self._whole = [whole[indices.to(whole.device)] for whole in self._whole]
             self.keys, self.values = (whole[..., :length, :] for whole in self._whole)
 
-    reorder_cache = batch_select_indices
-
 
 def _keeps_all(layer: Any, width: int) -> bool:
     if type(layer) is DynamicSlidingWindowLayer:
@@ -193,7 +191,7 @@ def _prepared(lm: LM, real: Tensor) -> Tensor:
     kernel, dtype = lm.model.config.get_text_config()._attn_implementation, lm.model.dtype
     if kernel == "sdpa" and torch.is_autocast_enabled(real.device.type):
         return real.bool()[:, None, None]
-    low = _HIDDEN[kernel]
+    low = _HIDDEN.get(kernel or "")
     room = real.new_zeros(len(real), 1, 1, -(-real.shape[1] // _ALIGNED) * _ALIGNED, dtype=dtype)
     mask = room[..., : real.shape[1]]
     return mask.masked_fill_(real[:, None, None] == 0, torch.finfo(dtype).min if low is None else low)

@@ -59,7 +59,8 @@ def test_the_sums_of_before_stay_where_the_sums_are() -> None:
     kept, then = moment.copy(), moment.mean()
     assert {strip.device for strip in kept.strips} == {strip.device for strip in moment.strips}
     moment.add(torch.randn(30, 20))
-    assert torch.equal(kept.mean(), then) and kept.count == 30
+    assert torch.equal(kept.mean(), then)
+    assert kept.count == 30
 
 
 def test_a_batch_waits_once_at_most_and_has_as_many_operations_whatever_its_size() -> None:
@@ -105,7 +106,8 @@ def test_documents_tokenised_together_are_those_tokenised_alone(
 
     monkeypatch.setattr(corpus_module, "_block", spy)
     together = load_ids(lm, config, tmp_path)
-    assert max(calls) > 1 and sum(calls) < len(texts)  # several at once, and no more than are needed
+    assert max(calls) > 1
+    assert sum(calls) < len(texts)  # no more than are needed
     monkeypatch.setattr(corpus_module, "BLOCK", 1)
     assert torch.equal(load_ids(lm, config, tmp_path), together)
     assert len(together) == 300
@@ -118,7 +120,8 @@ def test_a_file_holds_half_of_c_and_gives_all_of_it(tmp_path: Path) -> None:
     config = StatsConfig(corpus=str(text), tokens=600, sequence_length=64)
     made = covariances(lm, [1], config, tmp_path)[1]
     read = covariances(lm, [1], config, tmp_path)[1]
-    assert torch.equal(made.mean, read.mean) and made.mean.dtype == read.mean.dtype == torch.float32
+    assert torch.equal(made.mean, read.mean)
+    assert made.mean.dtype == read.mean.dtype == torch.float32
     (path,) = [path for path in tmp_path.rglob("*.safetensors") if path.name.startswith("model.layers.1")]
     (name, kept), *more = load_file(path).items()
     d = len(made.mean)
