@@ -16,7 +16,7 @@ import transformers
 from filelock import FileLock, Timeout
 
 from kedit.covariance import corpus, store
-from kedit.covariance.collect import collect, name_layers
+from kedit.covariance.collect import collect, default_batch_tokens, name_layers
 from kedit.covariance.config import StatsConfig
 from kedit.covariance.corpus import Progress
 from kedit.covariance.matrix import Covariance
@@ -137,7 +137,8 @@ def _compute(
             "take them before the first edit (kedit stats)"
         )
     ids = distributed.from_first(lambda: corpus.load_ids(lm, config, base, progress))
-    run = {**keys[layers[0]], "module": [keys[i]["module"] for i in layers], "batch": config.batch_tokens}
+    batch = config.batch_tokens or default_batch_tokens(lm.device)
+    run = {**keys[layers[0]], "module": [keys[i]["module"] for i in layers], "batch": batch}
     nameless = {name: value for name, value in run.items() if name != "model"}
     digest = hashlib.sha256(json.dumps(nameless).encode()).hexdigest()[:12]
     of = f"-{distributed.rank()}-of-{distributed.world_size()}" if distributed.world_size() > 1 else ""
@@ -145,7 +146,7 @@ def _compute(
     dtype = getattr(torch, config.dtype)
     length = run["sequence_length"]
     log.info(WHAT_FOR, name_layers(layers), len(ids), _source(config.corpus))
-    state = collect(lm, layers, ids, length, config.batch_tokens, dtype, partial, run, progress, save_seconds)
+    state = collect(lm, layers, ids, length, batch, dtype, partial, run, progress, save_seconds)
     result = {}
     for layer in layers:
         moment = state.moments[layer]

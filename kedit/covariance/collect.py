@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from kedit.covariance import store
 from kedit.covariance.corpus import Progress
 from kedit.covariance.matrix import RIDGE, Covariance
-from kedit.covariance.moments import SecondMoment
+from kedit.covariance.moments import SecondMoment, float32_products
 from kedit.errors import KeditError
 from kedit.forward.activations import reading
 from kedit.forward.logits import frozen
@@ -53,8 +53,8 @@ class Pass:
 
     def advance(self, ids: Tensor) -> None:
         """Take one chunk `[n, T]`."""
-        with frozen(self.lm.model), _full_precision(), reading(self._taps()):
-            self.lm.model(input_ids=ids.to(self.lm.device), use_cache=False)
+        with frozen(self.lm.model), float32_products("highest"), reading(self._taps()):
+            self.lm.model(input_ids=ids.to(self.lm.device, non_blocking=True), use_cache=False)
 
     def _taps(self) -> dict[nn.Module, Callable[[Tensor], None]]:
         """What adds the keys of each layer to its sum as they pass."""
@@ -132,8 +132,7 @@ class Pass:
         for layer, moment in self.moments.items():
             moment.load(tensors, now, f"now.{layer}.")
             if before:
-                old = SecondMoment(moment.d_in, moment.dtype, torch.device("cpu"))
-                self.before[layer] = old.load(tensors, before, f"before.{layer}.")
+                self.before[layer] = moment.empty().load(tensors, before, f"before.{layer}.")
 
 
 def collect(
@@ -141,7 +140,7 @@ def collect(
     layers: Sequence[int],
     ids: Tensor,
     sequence_length: int,
-    batch_tokens: int,
+    batch_tokens: int | None = None,
     dtype: torch.dtype = torch.float32,
     partial: Path | None = None,
     key: dict[str, Any] | None = None,
@@ -158,14 +157,16 @@ def collect(
         layers: Layers whose keys are taken.
         ids: The text.
         sequence_length: Tokens of one packed sequence.
-        batch_tokens: Tokens of one forward pass, at least one sequence.
+        batch_tokens: Tokens of one forward pass, at least one sequence; None: by device.
         dtype: Of products and sums.
         partial: File for the state of an unfinished pass, one for each process; None: not resumable.
         key: What that file must have been made from.
         progress: Called with what is being done, tokens so far and tokens after every chunk.
         save_seconds: Least time between two writes of `partial`, which get a tenth of the time at most.
     """
-    chunks = list(_chunks(ids, sequence_length, batch_tokens))
+    if lm.device.type == "cuda":
+        ids = ids.pin_memory()  # so that the host does not wait while a chunk is brought to the device
+    chunks = list(_chunks(ids, sequence_length, batch_tokens or default_batch_tokens(lm.device)))
     ends = list(accumulate(chunk.numel() for chunk in chunks))
     marks = _marks(ends)
     state = Pass(lm, layers, dtype)
@@ -192,6 +193,11 @@ def collect(
         if progress is not None:
             progress(what, ends[state.chunks - 1], len(ids))
     return state
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """Tokens of a forward pass that keep `device` busy."""
+    return 4096 if device.type == "cpu" else 16_384
 
 
 def reading_text(layers: Sequence[int]) -> str:
@@ -230,14 +236,3 @@ def _marks(ends: Sequence[int]) -> set[int]:
     """After how many chunks to measure, by the tokens up to each: an eighth, a quarter, half of the text, and all."""
     near = {min(range(len(ends)), key=lambda i: abs(ends[i] * part - ends[-1])) + 1 for part in (2, 4, 8)}
     return near | {len(ends)}
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """float32 products without TF32, whatever the process has set."""
-    setting = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(setting)

@@ -22,7 +22,8 @@ class StatsConfig:
             its d_in; published work takes 100 000 Wikipedia articles. At least 4 times d_in.
         sequence_length: Documents are packed, with EOS between, and cut to this many tokens (at most the
             model's context).
-        batch_tokens: Tokens in one forward pass; bounds the memory, hardly changes the speed.
+        batch_tokens: Tokens in one forward pass; bounds the memory, hardly changes the speed. null chooses by device
+            (4096 on CPU, 16384 on GPU).
         seed: Of the sampled text (self), or of the order of the documents (hf).
         ridge: Added to C as ridge * mean(diagonal) * I before it is inverted; 0 for none. Not part of the
             cached file: it can be changed at no cost.
@@ -32,7 +33,7 @@ class StatsConfig:
     corpus: str = "self"
     tokens: int = 30_000
     sequence_length: int = 256
-    batch_tokens: int = 4096
+    batch_tokens: int | None = None
     seed: int = 0
     ridge: float = RIDGE
     dtype: Literal["float32", "float64"] = "float32"
@@ -40,8 +41,8 @@ class StatsConfig:
     def __post_init__(self) -> None:
         check_values(vars(self), "stats")
         for name in ("tokens", "sequence_length", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise KeditError(f"stats.{name} is {getattr(self, name)}; it must be 1 or more")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise KeditError(f"stats.{name} is {value}; it must be 1 or more")
         if self.ridge < 0:
             raise KeditError(f"stats.ridge is {self.ridge}; it must be 0 or more")
         if not self.corpus:

@@ -135,6 +135,20 @@ class Covariance:
         return str(self.card.get("key", {}).get("module", "the keys"))
 
 
+def packed(matrix: Tensor) -> Tensor:
+    """The upper triangle of `matrix: [d, d]`, row by row, the diagonal with it: `[d * (d + 1) / 2]`."""
+    return torch.cat([row[i:] for i, row in enumerate(matrix)])
+
+
+def unpacked(upper: Tensor, d: int) -> Tensor:
+    """The symmetric matrix `[d, d]` whose `packed` is `upper`, bit for bit."""
+    full, start = upper.new_zeros(d, d), 0
+    for i in range(d):
+        full[i, i:] = upper[start : start + d - i]
+        start += d - i
+    return full + full.triu(1).T
+
+
 def woodbury(cov: Covariance, keys: Tensor, lam: float) -> Tensor:
     """X = (lam C + K K^T)^-1 K without a factorisation of size d_in: for n << d_in keys.
 

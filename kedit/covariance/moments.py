@@ -1,13 +1,20 @@
-"""The running sum of k k^T: only its upper triangle is computed, in strips of columns."""
+"""The running sum of k k^T: only its upper triangle is computed, in strips of columns.
+
+On a GPU the products of bfloat16 and float16 keys are TF32's, which holds such numbers exactly (docs/statistics.md).
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 STRIPS = 8  # 9/16 of the full product's work; with more of them the products get too small to be fast
+ROOM = 16  # times the bytes of one layer's sums: copies of some layers, and float64 matrices while they are measured
 
 
 class SecondMoment:
@@ -28,9 +35,11 @@ class SecondMoment:
 
     def add(self, keys: Tensor) -> None:
         """Add the keys `[n, d_in]` of n tokens."""
+        exact = exact_products(keys)
         keys = keys.to(self.dtype)
-        for (start, end), strip in zip(self.bounds, self.strips, strict=True):
-            strip.addmm_(keys[:, start:end].T, keys[:, start:])
+        with exact:
+            for (start, end), strip in zip(self.bounds, self.strips, strict=True):
+                strip.addmm_(keys[:, start:end].T, keys[:, start:])
         self.count += len(keys)
 
     def mean(self) -> Tensor:
@@ -42,9 +51,14 @@ class SecondMoment:
         return full + full.triu(1).T
 
     def copy(self) -> SecondMoment:
-        """The sums as they are now, in the CPU's memory."""
-        kept = SecondMoment(self.d_in, self.dtype, torch.device("cpu"))
-        return kept.load({name: tensor.cpu().clone() for name, tensor in self.state().items()}, self.count)
+        """The sums as they are now: beside these where the device has room, else in the CPU's memory."""
+        return self.empty().load(self.state(), self.count)
+
+    def empty(self) -> SecondMoment:
+        """Other sums of the same shape, where `copy` keeps them."""
+        device = self.strips[0].device
+        size = sum(strip.nbytes for strip in self.strips)
+        return SecondMoment(self.d_in, self.dtype, device if has_room(device, size) else torch.device("cpu"))
 
     def state(self, prefix: str = "") -> dict[str, Tensor]:
         """The strips by name, for a file."""
@@ -56,3 +70,33 @@ class SecondMoment:
             strip.copy_(tensors[f"{prefix}strip{i}"])
         self.count = count
         return self
+
+
+def exact_products(keys: Tensor) -> AbstractContextManager[None]:
+    """What products of `keys`, cast to float32, are made in: TF32 on a GPU where it rounds none of them, else float32.
+
+    TF32 has 10 bits of fraction and float32's range. bfloat16 has 7 and float16 10, so nothing is lost but the order
+    in which a sum is taken; float32 keys keep float32's products.
+    """
+    short = keys.dtype in (torch.bfloat16, torch.float16)
+    return float32_products("high") if short and keys.device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def float32_products(precision: Literal["highest", "high"]) -> Iterator[None]:
+    """Inside, float32 products on a GPU are whole ("highest") or TF32's ("high"), whatever the process has set."""
+    setting = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(setting)
+
+
+def has_room(device: torch.device, size: int) -> bool:
+    """Whether a GPU has many times `size` bytes left, for copies and what is measured of them; a CPU always has."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free > ROOM * size

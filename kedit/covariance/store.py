@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kedit.covariance.matrix import RIDGE, Covariance
+from kedit.covariance.matrix import RIDGE, Covariance, packed, unpacked
 from kedit.covariance.null_space import Spectrum
 from kedit.errors import KeditError, shown
 from kedit.model.architecture import check_layers, weight
@@ -161,8 +161,10 @@ def layer_path(base: Path, key: Mapping[str, Any]) -> Path:
 
 
 def save_covariance(path: Path, cov: Covariance) -> None:
-    """Write one layer; `cov.card` must hold its key."""
-    write(path, {"mean": cov.mean}, {"kind": "covariance", **cov.card, "count": cov.count})
+    """Write one layer, the upper half of a symmetric C, which is all of it; `cov.card` must hold its key."""
+    symmetric = torch.equal(cov.mean, cov.mean.T)
+    content = {"upper": packed(cov.mean)} if symmetric else {"mean": cov.mean}
+    write(path, content, {"kind": "covariance", **cov.card, "count": cov.count})
 
 
 def load_covariance(path: str | Path, lm: LM, layer: int, ridge: float = RIDGE) -> Covariance:
@@ -186,7 +188,9 @@ def read_covariance(path: Path, wanted: Mapping[str, Any], d_in: int, ridge: flo
     """Read one layer's file and hold it against the key `wanted`, or the part of one that is known."""
     tensors, card = read(path)
     check(path, card["key"], wanted)
-    mean, count = tensors.get("mean"), card.get("count")
+    mean, upper, count = tensors.get("mean"), tensors.get("upper"), card.get("count")
+    if upper is not None and tuple(upper.shape) == (d_in * (d_in + 1) // 2,):
+        mean = unpacked(upper, d_in)
     whole = mean is not None and tuple(mean.shape) == (d_in, d_in) and mean.dtype in (torch.float32, torch.float64)
     if mean is None or not whole or type(count) is not int or count < 1:
         raise KeditError(f"{path} holds no covariance of width {d_in}; delete it, it will be made again")

@@ -37,7 +37,8 @@ class EvalConfig:
     """How probes are scored.
 
     Args:
-        batch_tokens: Bound of one batch in padded tokens; null chooses by device (512 on CPU, 16384 on GPU).
+        batch_tokens: Bound of one batch in padded tokens; null chooses by device (512 on CPU, 16384 on GPU; of
+            generated texts more: 2048 on CPU, by the memory that the weights leave on GPU).
         generate: Kinds of probe that free greedy generation answers too, e.g. [rewrite, portability].
         max_new_tokens: Tokens after which a free generation ends (more where an answer is longer).
         stop: Characters that end a free generation, beside the model's end-of-text token.

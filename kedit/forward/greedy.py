@@ -6,18 +6,16 @@ Sampling and beams do not live here. In a chat the prompts are the user's, and a
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from kedit.delta.gate_state import choose_rows
 from kedit.delta.prompts import prompt_for
 from kedit.errors import shown
-from kedit.forward.logits import check_lanes, default_batch_tokens, frozen, lane_rows, logits_at
+from kedit.forward.decoding import Decoding, default_batch_tokens
+from kedit.forward.logits import check_lanes, frozen, lane_rows
 from kedit.model.tokenization import TooLong, encode
 from kedit.runtime import distributed
 
@@ -45,7 +43,7 @@ def greedy(
         lanes: Lane of each prompt, -1 for the unedited model; None where nothing is edited in a lane.
         bank: The deltas that `lanes` index.
         stop: Characters that end a continuation, e.g. `"\\n"`; the first of them and what follows is cut off.
-        batch_tokens: Bound of one batch in padded tokens, continuation included; None: by device.
+        batch_tokens: Bound of one batch in padded tokens, continuation included; None: by device and memory.
         shared: All processes of the run continue these prompts: each does a part of the batches, and all get all.
 
     Returns:
@@ -102,7 +100,10 @@ def greedy_ids(
     keys = list(zip(rows, lane_of, strict=True))
     todo = sorted(dict.fromkeys(keys), key=lambda key: -len(key[0]))
     ends = _Ends(lm, stop)
-    batches = list(_cut_batches(todo, max_new_tokens, batch_tokens or default_batch_tokens(lm.device)))
+    budget = batch_tokens or default_batch_tokens(lm)
+    if shared and batch_tokens is None:  # a batch for each process at least
+        budget = min(budget, -(-sum(len(ids) + max_new_tokens for ids, _ in todo) // distributed.world_size()))
+    batches = list(_cut_batches(todo, max_new_tokens, budget))
     with frozen(lm.model):
         own = distributed.share(batches) if shared else batches
         new = [_continue(lm, batch, max_new_tokens, bank, ends) for batch in own]
@@ -133,48 +134,32 @@ class _Ends:
 def _continue(
     lm: LM, batch: list[tuple[tuple[int, ...], int]], max_new: int, bank: BatchedDeltas | None, ends: _Ends
 ) -> list[list[int]]:
-    """Continue one batch. Finished rows leave it as soon as they are half of it."""
-    takes_positions = "position_ids" in inspect.signature(lm.model.forward).parameters
+    """Continue one batch. Finished rows leave it as soon as they are half of it.
+
+    The host reads the tokens of every step, in one transfer: it must know which rows have ended, and a batch that is
+    large enough to keep a device busy hides the wait.
+    """
     new: list[list[int]] = [[] for _ in batch]
     live = list(range(len(batch)))  # batch row -> index into `new`
-    ids, mask = _pad_left([ids for ids, _ in batch], lm)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=lm.model.config)
+    rows = [ids for ids, _ in batch]
+    texts = Decoding(lm, rows, max(map(len, rows)) + max_new)
+    ids: Tensor | None = None  # [len(live), 1]
     while live:
         with lane_rows(bank, [batch[i][1] for i in live]):
             finished = [False] * len(live)
             while 2 * sum(finished) < len(live):
-                extra: dict[str, Any] = {"position_ids": positions} if takes_positions else {}
-                every = torch.arange(len(live))
-                logits, _ = logits_at(
-                    lm, ids, every, torch.full_like(every, -1), attention_mask=mask, past_key_values=cache,
-                    use_cache=True, **extra,
-                )  # fmt: skip
-                token = logits.argmax(-1)  # [len(live)]
-                for row, value in enumerate(token.tolist()):
+                ids = texts.next_logits(ids).argmax(-1, keepdim=True)
+                for row, value in enumerate(ids.flatten().tolist()):
                     if not finished[row]:
                         new[live[row]].append(value)
                         finished[row] = len(new[live[row]]) >= max_new or ends(value)
-                ids, positions = token.unsqueeze(1), positions[:, -1:] + 1
-                mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
         keep = [row for row, over in enumerate(finished) if not over]
         live = [live[row] for row in keep]
-        if live:
-            index = torch.tensor(keep, device=mask.device)
-            ids, mask, positions = ids[index], mask[index], positions[index]
-            choose_rows(cache, index)
+        if live and ids is not None:
+            index = torch.tensor(keep, device=ids.device)
+            ids = ids[index]
+            texts.choose(index)
     return new
-
-
-def _pad_left(rows: list[tuple[int, ...]], lm: LM) -> tuple[Tensor, Tensor]:
-    """Ids and mask `[n, T]`, padded on the left so that every row's next token is the same column."""
-    width = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = torch.tensor(row)
-        mask[i, width - len(row) :] = 1
-    return ids.to(lm.device), mask.to(lm.device)
 
 
 def _cut_batches(

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from kedit.delta.gate_state import choose_rows
 from kedit.errors import KeditError
-from kedit.forward.logits import check_lanes, frozen, lane_rows, logits_at
+from kedit.forward.decoding import Decoding
+from kedit.forward.logits import check_lanes, frozen, lane_rows
 from kedit.model.lm import LM
 
 if TYPE_CHECKING:
@@ -147,31 +146,55 @@ def _continue(
     """
     fed = min(len(prompt) for prompt in plan.prompts)
     live = [row for row, count in enumerate(plan.counts) if count]
-    ids = torch.tensor([plan.prompts[row][:fed] for row in live], device=lm.device)
-    cache = DynamicCache(config=lm.model.config)
+    if not live:
+        return
+    longest = max(len(plan.prompts[row]) + plan.counts[row] for row in live)
+    texts = Decoding(lm, [plan.prompts[row][:fed] for row in live], longest)
+    table = _aligned([draws[row] for row in live], [len(plan.prompts[row]) for row in live], longest).to(lm.device)
+    ids: Tensor | None = None  # [len(live), 1]
     while live:
-        every = torch.arange(len(ids))
         with lane_rows(bank, [plan.lanes[row] for row in live]):
-            logits, _ = logits_at(lm, ids, every, torch.full_like(every, -1), past_key_values=cache, use_cache=True)
+            logits = texts.next_logits(ids)
         steps = [fed - len(plan.prompts[row]) for row in live]  # negative where the prompt goes on
         drawing = [i for i, step in enumerate(steps) if step >= 0]
-        given = [0 if step >= 0 else plan.prompts[row][fed] for row, step in zip(live, steps, strict=True)]
-        token = torch.tensor(given, device=lm.device)
+        if len(drawing) == len(live):
+            token = _draw(logits / temperature, table[:, fed], top_k)
+            values = token.tolist()
+        else:
+            values = [0 if step >= 0 else plan.prompts[row][fed] for row, step in zip(live, steps, strict=True)]
+            if drawing:
+                found = _draw(logits[drawing] / temperature, table[drawing, fed], top_k).tolist()
+                for i, value in zip(drawing, found, strict=True):
+                    values[i] = value
+            token = torch.tensor(values, device=lm.device)
         if drawing:
-            logits = logits if len(drawing) == len(live) else logits[drawing]
-            numbers = draws[[live[i] for i in drawing], [steps[i] for i in drawing]]
-            token[drawing] = _draw(logits / temperature, numbers, top_k)
-            yield token[drawing].tolist(), [live[i] for i in drawing]
+            yield [values[i] for i in drawing], [live[i] for i in drawing]
         fed += 1
         ended = [step + 1 == plan.counts[row] for row, step in zip(live, steps, strict=True)]
         if eos is not None:
-            ended = [e or (step >= 0 and t in eos) for e, step, t in zip(ended, steps, token.tolist(), strict=True)]
+            ended = [e or (step >= 0 and v in eos) for e, step, v in zip(ended, steps, values, strict=True)]
         ids = token.unsqueeze(1)
         if any(ended):
             keep = [i for i, over in enumerate(ended) if not over]
             live = [live[i] for i in keep]
-            ids = ids[keep]
-            choose_rows(cache, torch.tensor(keep, dtype=torch.long, device=lm.device))
+            index = torch.tensor(keep, dtype=torch.long, device=lm.device)
+            ids, table = ids[index], table[index]
+            texts.choose(index)
+
+
+def _aligned(draws: Sequence[Tensor], lengths: Sequence[int], width: int) -> Tensor:
+    """The numbers by the column of the token that they draw, `[n, width]` float32, so that a step takes one column.
+
+    Args:
+        draws: Of each row, `[steps]` float64.
+        lengths: Tokens of each prompt, the column of its first number.
+        width: Columns.
+    """
+    table = torch.zeros(len(draws), width)
+    for row, (numbers, length) in enumerate(zip(draws, lengths, strict=True)):
+        own = numbers[: width - length]
+        table[row, length : length + len(own)] = own.float()
+    return table
 
 
 def _draw(logits: Tensor, draws: Tensor, top_k: int | None) -> Tensor:
@@ -185,6 +208,6 @@ def _draw(logits: Tensor, draws: Tensor, top_k: int | None) -> Tensor:
     if top_k is not None and top_k < logits.shape[-1]:
         logits, index = logits.topk(top_k)
     cumulative = logits.softmax(-1).cumsum(-1)
-    at = draws.to(logits.device, torch.float32).unsqueeze(1) * cumulative[:, -1:]
+    at = draws.to(cumulative).unsqueeze(1) * cumulative[:, -1:]
     choice = torch.searchsorted(cumulative, at, right=True).clamp(max=logits.shape[-1] - 1)
     return (choice if index is None else index.gather(1, choice)).squeeze(1)
