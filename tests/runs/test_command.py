@@ -22,6 +22,7 @@ from kedit.cli.commands.ls import NAMES
 from kedit.covariance import load_covariance
 from kedit.data import datasets_index
 from kedit.methods import ROME
+from tests.support.device import ACCELERATOR
 from tests.support.paths import FIXTURES
 from tests.support.small_runs import QUICK_ROME, option_words
 
@@ -38,7 +39,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
         "data.path": RECORDS,
         "run.root": tmp_path / "runs",
         "run.name": "one",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
     }
     return ["fit", *option_words(options)]
 

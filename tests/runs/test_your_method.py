@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.device import ACCELERATOR
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "your_method.md"
@@ -74,7 +75,7 @@ def test_the_method_runs_from_its_config(
         "data.max_probes": 1,
         "results.resamples": 50,
         "run.name": "mine",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
         "trainer.fast_dev_run": "true",
     }
     words = [f"--{name}={value}" for name, value in small.items()]

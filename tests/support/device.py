@@ -1,0 +1,42 @@
+"""Where the tests run: `KEDIT_TEST_DEVICE=cuda pytest` runs them on a GPU, `pretended` on a pretended one.
+
+Every tiny model, option of the trainer and command line of the tests takes its place from here, and so does every
+tensor that a test makes without naming a device: the same numbers as on the CPU. What kedit makes stays where kedit
+puts it. Tests of several processes on one machine stay on the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+
+NAME = os.environ.get("KEDIT_TEST_DEVICE", "cpu")
+ACCELERATOR = "gpu" if NAME.startswith("cuda") else NAME  # as `trainer.accelerator` calls it
+TESTS = str(Path(__file__).resolve().parents[1])
+
+
+class MadeByTests(TorchFunctionMode):
+    """Inside, tensors that are made by a line of a test stand on `DEVICE`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func not in _device_constructors() or "device" in (kwargs or {}):
+            return made
+        if not sys._getframe(1).f_code.co_filename.startswith(TESTS):
+            return made
+        return made.detach().to(DEVICE).requires_grad_(made.requires_grad)
+
+
+if NAME == "pretended":
+    from tests.support import pretended
+
+    pretended.start()
+DEVICE = torch.device(NAME)
+if DEVICE.type != "cpu":
+    MadeByTests().__enter__()  # for good: fixtures of modules and of the session make tensors too
