@@ -54,80 +54,47 @@ class Sections:
 
     def all(self) -> Iterator[Section]:
         """Most important first; the limits add up to less than 600."""
-        yield self.own("matmul", 25, ["matmul"], ["--size", "64"])
-        yield self.tests("gpu tests", 75, ["tests/gpu", "-m", "gpu", "-n", "0"], ["-k", "statistics"])
-        yield self.tests(
-            "tests on the device", 120, ["tests/unit", "tests/runs", "-n", "12", "--dist", "loadfile"],
-            ["tests/unit/benchmarks/test_dispatched.py"],
-        )  # fmt: skip
-        small = ["--lanes", "1", "2", "--steps", "2", "--layer", "3"]
-        yield self.own("rome v*", 60, ["vstar", "--way", "rome", "--lanes", "1", "8", "32", "64"], small)
-        yield self.own("memit v*", 45, ["vstar", "--way", "memit", "--lanes", "1", "32", "128"], small)
+        yield self.own("matmul", 25, "matmul", "--size 64")
+        yield self.tests("gpu tests", 75, "tests/gpu -m gpu -n 0", "tests/gpu -m gpu -n 0")
+        device = "tests/unit tests/runs -n 12 --dist loadfile"
+        yield self.tests("tests on the device", 120, device, "tests/unit/benchmarks/test_dispatched.py -n 0")
+        small = "--lanes 1 2 --steps 2 --layer 3"
+        yield self.own("rome v*", 60, "vstar --way rome --lanes 1 8 32 64", small)
+        yield self.own("memit v*", 45, "vstar --way memit --lanes 1 32 128", small)
+        small = "--requests 2 --lanes 2 --rounds 1"
         for only in ("steps", "trace"):
-            words = ["--only", only, "--requests", "4", "--lanes", "4", "--rounds", "2"]
-            yield self.script(
-                f"pac {only}", 35, "pac_speed", words, ["--requests", "2", "--lanes", "2", "--rounds", "1"]
-            )
-        words = [
-            "--requests",
-            "16",
-            "--lanes",
-            "16",
-            "--slow",
-            "1",
-            "--banks",
-            "1",
-            "--repeats",
-            "2",
-            "--batch",
-            "4",
-            "128",
-        ]
-        small = [
-            "--requests",
-            "2",
-            "--lanes",
-            "2",
-            "--steps",
-            "2",
-            "--evaluations",
-            "2",
-            "--repeats",
-            "1",
-            "--batch",
-            "1",
-            "8",
-        ]
+            words = f"--only {only} --requests 4 --lanes 4 --rounds 2"
+            yield self.script(f"pac {only}", 35, "pac_speed", words, f"--only {only} {small}")
+        words = "--requests 16 --lanes 16 --slow 1 --banks 1 --repeats 2"
+        small = "--requests 2 --lanes 2 --steps 2 --evaluations 2 --banks 1 --repeats 1 --batch 1 8"
         yield self.script("rep", 50, "rep_speed", words, small)
-        yield self.own("scoring", 35, ["scoring"], ["--records", "1"])
-        yield self.own("statistics", 30, ["statistics"], ["--layers", "3", "--tokens", "2048", "--batch-tokens", "512"])
+        yield self.own("scoring", 35, "scoring", "--records 1")
+        yield self.own("statistics", 30, "statistics", "--layers 3 --tokens 2048 --batch-tokens 512")
         for dtype in self.dtypes:
             yield self.edits(dtype, 45)
 
-    def own(self, name: str, limit: float, words: list[str], small: list[str]) -> Section:
-        """A section of `benchmarks.gpu.sections`."""
+    def own(self, name: str, limit: float, words: str, small: str) -> Section:
+        """A section of `benchmarks.gpu.sections`; `small` are further words of the dry run."""
         file = self.scratch / f"{name.replace(' ', '_').replace('*', '')}.json"
         more = ["--model", self.model, "--device", self.device, "--out", str(file)]
-        more += ["--dtype", "float32", *small] if self.dry else []
-        return Section(name, ["-m", "benchmarks.gpu.sections", *words, *more], limit, lambda: _json(file))
+        more += ["--dtype", "float32", *small.split()] if self.dry else []
+        return Section(name, ["-m", "benchmarks.gpu.sections", *words.split(), *more], limit, lambda: _json(file))
 
-    def script(self, name: str, limit: float, script: str, words: list[str], small: list[str]) -> Section:
+    def script(self, name: str, limit: float, script: str, words: str, small: str) -> Section:
         """A script of benchmarks/speed, which writes its figures beside the committed ones."""
         saved = f"gpu_run_{name.replace(' ', '_')}"
-        more = ["--model", self.model, "--device", self.device, "--save", saved, "--layer", "3" if self.dry else "5"]
-        more += ["--dtype", "float32", *small] if self.dry else ["--dtype", "bfloat16"]
-        return Section(
-            name, [f"benchmarks/speed/{script}.py", *words, *more], limit, lambda: _taken(RESULTS / f"{saved}.json")
-        )
+        more = ["--model", self.model, "--device", self.device, "--save", saved]
+        more += ["--layer", "3", "--dtype", "float32"] if self.dry else ["--layer", "5", "--dtype", "bfloat16"]
+        sizes, file = (small if self.dry else words).split(), RESULTS / f"{saved}.json"
+        return Section(name, [f"benchmarks/speed/{script}.py", *sizes, *more], limit, lambda: _taken(file))
 
-    def tests(self, name: str, limit: float, words: list[str], small: list[str]) -> Section:
+    def tests(self, name: str, limit: float, words: str, small: str) -> Section:
         """Tests, whose failures are written to OUT as they come."""
         failures, counts = self.out / f"failures_{name.replace(' ', '_')}.txt", self.scratch / f"{name}.json"
-        if self.dry:
-            words = [*(words[:1] if "-k" in small else []), *small, "-n", "0", "-m", "not model"]
         env = {"FAILURES": str(failures), "COUNTS": str(counts), "KEDIT_TEST_DEVICE": self.device}
         plugin = ["-p", "benchmarks.gpu.failures", "-p", "no:cacheprovider", "--tb=short"]
-        return Section(name, ["-m", "pytest", *plugin, *words], limit, lambda: _json(counts), env)
+        chosen = (small if self.dry else words).split()
+        return Section(name, ["-m", "pytest", *plugin, *chosen], limit, lambda: _json(counts), env)
 
     def edits(self, dtype: str, limit: float) -> Section:
         """Runs of methods on SmolLM2, side by side, compared with those of a CPU."""
