@@ -215,6 +215,8 @@ def main() -> None:
         _write(a.out / "summary.txt", table(results) + "\n")
         print(f"{section.name}: {results[section.name]['status']}, {results[section.name]['seconds']} s", flush=True)
     print(table(results))
+    if a.dry and any(result["status"] not in (0, 5) for result in results.values()):  # 5: pytest, without a test
+        sys.exit("the dry run failed; see log.txt")
 
 
 if __name__ == "__main__":

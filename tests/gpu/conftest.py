@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kedit.cli import main
+from tests.support.device import ACCELERATOR
 from tests.support.small_runs import city_facts, option_words
 
 SHAPE = {"n_layers": 6, "d_model": 256, "d_ff": 640, "n_heads": 8}
@@ -17,7 +19,7 @@ COMMON = {
     "data": "Records",
     "metrics.scoring.generate": "[rewrite]",
     "results.resamples": 20,
-    "trainer.accelerator": "gpu",
+    "trainer.accelerator": "gpu" if torch.cuda.is_available() else ACCELERATOR,
     "trainer.devices": 1,
 }
 

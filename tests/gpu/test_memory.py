@@ -45,7 +45,7 @@ def test_more_lanes_take_more_memory_but_not_more_models(run: Run) -> None:
 
 @pytest.mark.usefixtures("whole_memory")
 def test_lanes_that_do_not_fit_are_halved(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    """With a fifth less memory than 48 lanes take, all edits are made all the same, and one line says why it is slower."""
+    """With a fifth less memory than 48 lanes take, all edits are made, and one line at most says that they were cut."""
     peak = peak_of(run, "free", 48, QUICK_ROME | MANY)
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory

@@ -1,4 +1,4 @@
-"""Half and mixed precision on a GPU: edits are made, and what is measured of them is near float32's."""
+"""Half and mixed precision on a GPU: edits are made, and take effect as in float32."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rewrites(found: list[dict[str, Any]]) -> list[float]:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("method", METHODS)
 def test_edits_succeed_as_in_float32(run: Run, method: str, precision: str) -> None:
-    """Every record is edited, the targets become likelier, and about as likely as in float32."""
+    """Every record is edited, every target becomes likelier, by at least half of what float32 gains."""
     full = rows(run("full", 4, METHODS[method] | {"lm.dtype": "float32"}))
     half = rows(run("half", 4, METHODS[method] | PRECISIONS[precision]))
     for found in (full, half):
@@ -43,5 +43,5 @@ def test_edits_succeed_as_in_float32(run: Run, method: str, precision: str) -> N
     before = [probe["before"]["nll_answer"] for row in half for probe in row["probes"] if probe["kind"] == "rewrite"]
     edited, reference = (torch.tensor(rewrites(found)) for found in (half, full))
     assert bool((edited < torch.tensor(before)).all())
-    gained = torch.tensor(before).mean() - reference.mean()
-    assert float((edited.mean() - reference.mean()).abs()) < 0.5 * float(gained)
+    start = torch.tensor(before).mean()
+    assert float(start - edited.mean()) > 0.5 * float(start - reference.mean())

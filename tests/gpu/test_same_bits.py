@@ -1,4 +1,4 @@
-"""On one GPU the same run has the same bits, however often it is broken off; on two devices, nearly the same numbers."""
+"""On one GPU the same run has the same bits, also when it was killed; on two devices it has nearly the same numbers."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Every tiny model, option of the trainer and command line of the tests takes its place from here, and so does every
 tensor that a test makes without naming a device: the same numbers as on the CPU. What kedit makes stays where kedit
-puts it. Tests of several processes on one machine stay on the CPU.
+puts it; a test may compare it with what is elsewhere. Tests of several processes on one machine stay on the CPU.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
@@ -21,16 +22,20 @@ ACCELERATOR = "gpu" if NAME.startswith("cuda") else NAME  # as `trainer.accelera
 TESTS = str(Path(__file__).resolve().parents[1])
 
 
-class MadeByTests(TorchFunctionMode):
-    """Inside, tensors that are made by a line of a test stand on `DEVICE`."""
+COMPARED = (torch.equal, torch.allclose, Tensor.equal, Tensor.allclose)
+
+
+class LinesOfTests(TorchFunctionMode):
+    """Inside, tensors that a line of a test makes stand on `DEVICE`; those that it compares need not be together."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if func not in _device_constructors() or "device" in (kwargs or {}):
-            return made
-        if not sys._getframe(1).f_code.co_filename.startswith(TESTS):
-            return made
-        return made.detach().to(DEVICE).requires_grad_(made.requires_grad)
+        kwargs, makes = kwargs or {}, func in _device_constructors() and "device" not in (kwargs or {})
+        if not (makes or func in COMPARED) or not sys._getframe(1).f_code.co_filename.startswith(TESTS):
+            return func(*args, **kwargs)
+        if makes:
+            made = func(*args, **kwargs)
+            return made.detach().to(DEVICE).requires_grad_(made.requires_grad)
+        return func(*(tensor.cpu() if isinstance(tensor, Tensor) else tensor for tensor in args), **kwargs)
 
 
 if NAME == "pretended":
@@ -39,4 +44,4 @@ if NAME == "pretended":
     pretended.start()
 DEVICE = torch.device(NAME)
 if DEVICE.type != "cpu":
-    MadeByTests().__enter__()  # for good: fixtures of modules and of the session make tensors too
+    LinesOfTests().__enter__()  # for good: fixtures of modules and of the session make tensors too
