@@ -45,7 +45,7 @@ def words_of(name: str, a: argparse.Namespace, root: Path) -> list[str]:
     words += ["--lm.dtype", a.dtype, "--trainer.accelerator", "cpu" if a.dry else "gpu"]
     if a.dry:
         words += ["--lm.name", str(a.scratch / "tiny"), "--data.known", "false", "--data.limit", "1"]
-        words += ["--trainer.fast_dev_run", "true", "--model.stats.tokens", "400", "--edit.lanes", "1"]
+        words += ["--trainer.fast_dev_run", "true", "--model.mom2_adjustment", "false"]
     return words
 
 

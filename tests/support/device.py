@@ -1,4 +1,4 @@
-"""Where the tests run: `KEDIT_TEST_DEVICE=cuda pytest` runs them on a GPU, `pretended` on a pretended one.
+"""Where the tests run: on a GPU where there is one, or where `KEDIT_TEST_DEVICE` says: `cpu`, `cuda`, `pretended`.
 
 Every tiny model, option of the trainer and command line of the tests takes its place from here, and so does every
 tensor that a test makes without naming a device: the same numbers as on the CPU. What kedit makes stays where kedit
@@ -12,14 +12,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
-NAME = os.environ.get("KEDIT_TEST_DEVICE", "cpu")
+NAME = os.environ.get("KEDIT_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+if not NAME.startswith("cuda"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # `auto` must not find what the tests do not use
 ACCELERATOR = "gpu" if NAME.startswith("cuda") else NAME  # as `trainer.accelerator` calls it
 TESTS = str(Path(__file__).resolve().parents[1])
+
+
+def skip_without_fork() -> None:
+    """Skips a test that forks, where this process has used a GPU: its forks cannot."""
+    if torch.cuda.is_initialized():
+        pytest.skip("a fork cannot use a GPU that its parent has used")
 
 
 COMPARED = (torch.equal, torch.allclose, Tensor.equal, Tensor.allclose)

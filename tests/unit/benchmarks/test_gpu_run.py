@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,16 @@ def test_what_hangs_is_killed_and_keeps_its_figures(tmp_path: Path) -> None:
     """Its children too, also where it ignores SIGTERM."""
     file, child = tmp_path / "figures.json", tmp_path / "child"
     code = (
-        "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-        f"open({str(file)!r}, 'w').write('{{\"lanes\": 3}}'); "
-        f"subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(8); open({str(child)!r}, chr(119))']); "
-        "time.sleep(60)"
+        "import pathlib, signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "child = subprocess.Popen(['sleep', '100']); "
+        f"pathlib.Path({str(child)!r}).write_text(str(child.pid)); "
+        f"pathlib.Path({str(file)!r}).write_text('{{\"lanes\": 3}}'); time.sleep(60)"
     )
-    began = time.monotonic()
-    result = run(Section("hangs", python(code), 1, lambda: gpu_run._json(file)), 2.0, tmp_path / "log.txt")
+    result = run(Section("hangs", python(code), 1, lambda: gpu_run._json(file)), 6.0, tmp_path / "log.txt")
     assert result["status"] == "out of time"
     assert result["figures"] == {"lanes": 3}
-    assert time.monotonic() - began < 30
-    time.sleep(9)
-    assert not child.exists()
+    status = Path(f"/proc/{child.read_text()}/stat")
+    assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_sections_go_on_after_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
