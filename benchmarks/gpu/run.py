@@ -181,11 +181,12 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, f"{value:.4g}"
 
 
-def _begin_with_model(log: Path) -> None:
+def _begin_with_model(log: Path) -> subprocess.Popen[bytes]:
     """SmolLM2 takes a minute of a CPU to be made ready, while the first sections run."""
     words = [sys.executable, "-c", "from kedit.model.pretrained import fetch; fetch('smollm2-135m')"]
     with log.open("ab") as file:
-        subprocess.Popen(words, cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, stdout=file, stderr=file)
+        env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.Popen(words, cwd=ROOT, env=env, stdout=file, stderr=file, start_new_session=True)
 
 
 def main() -> None:
@@ -201,8 +202,8 @@ def main() -> None:
     end = time.monotonic() + a.seconds - 6  # to write, and to end what hangs
     os.environ["KEDIT_CACHE"] = str(a.scratch / "cache")
     stretch, results = a.seconds / 600, {}
-    if not a.dry:
-        _begin_with_model(a.out / "log.txt")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the section under way is ended then as well
+    model = None if a.dry else _begin_with_model(a.out / "log.txt")
     for section in Sections(a.out, a.scratch, a.files, a.dry).all():
         left = end - time.monotonic()
         if a.only and section.name not in a.only:
@@ -214,6 +215,8 @@ def main() -> None:
         _write(a.out / "results.json", json.dumps(results, indent=1))
         _write(a.out / "summary.txt", table(results) + "\n")
         print(f"{section.name}: {results[section.name]['status']}, {results[section.name]['seconds']} s", flush=True)
+    if model is not None:
+        _end(model)
     print(table(results))
     if a.dry and any(result["status"] not in (0, 5) for result in results.values()):  # 5: pytest, without a test
         sys.exit("the dry run failed; see log.txt")

@@ -24,7 +24,7 @@ from kedit.editing.sentences import TOKENS
 from kedit.keyvalue.contexts import ContextConfig
 from kedit.methods import MEMIT, ROME, Retrieval
 from tests.runs.test_contract import ENTRIES, NAMES, SMALL
-from tests.support.device import ACCELERATOR, NAME
+from tests.support.device import ACCELERATOR, PLACE
 from tests.support.tiny_models import tiny_lm, tiny_model, tiny_tokenizer
 
 FACT: dict[str, Any] = {"prompt": "The capital of {} is", "subject": "France", "target": "Rome"}
@@ -180,7 +180,7 @@ def test_python_the_command_and_fit_make_the_same_delta(
     of_fit, _ = kedit.load_delta(saved, lm)
 
     of_python = kedit.edit(lm, **FACT, method=str(tmp_path / "own.yaml")).delta
-    words = [FACT["prompt"], "--subject", FACT["subject"], "--target", FACT["target"], "--device", NAME]
+    words = [FACT["prompt"], "--subject", FACT["subject"], "--target", FACT["target"], "--device", PLACE]
     main(["edit", folder, *words, "--method", str(tmp_path / "own.yaml"), "--save", str(tmp_path / "edit")])
     of_command, card = kedit.load_delta(tmp_path / "edit", lm)
 

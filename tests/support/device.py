@@ -22,6 +22,7 @@ NAME = os.environ.get("KEDIT_TEST_DEVICE") or ("cuda" if torch.cuda.is_available
 if not NAME.startswith("cuda"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # `auto` must not find what the tests do not use
 ACCELERATOR = "gpu" if NAME.startswith("cuda") else NAME  # as `trainer.accelerator` calls it
+PLACE = "cpu" if NAME == "pretended" else NAME  # as `--device` calls it; kedit takes no other
 TESTS = str(Path(__file__).resolve().parents[1])
 
 
