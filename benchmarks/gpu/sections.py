@@ -23,11 +23,14 @@ from kedit.covariance import collect
 from kedit.covariance.matrix import Covariance
 from kedit.data import read_facts
 from kedit.evaluation.score import EvalConfig, score
-from kedit.forward.replay import Site
+from kedit.forward.replay import Role, Site
 from kedit.keyvalue import ValueObjective, ValueOptimization, optimise
 
 Figures = dict[str, Any]
-WAYS = {"rome": ("mlp", (10, 10)), "memit": ("output", (0, 5))}  # site of v*; short and long contexts
+WAYS: dict[str, tuple[Role, tuple[int, int]]] = {
+    "rome": ("mlp", (10, 10)),
+    "memit": ("output", (0, 5)),
+}  # site of v*; short and long contexts
 
 
 def matmul(a: argparse.Namespace, keep: Callable[[str, Figures], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def whole_memory() -> Iterator[None]:
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def peak_of(run: Run, name: str, n: int, options: dict[str, object]) -> int:
+def peak_of(run: Run, name: str, n: int, options: dict[str, Any]) -> int:
     """Most bytes that a run held."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

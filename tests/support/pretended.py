@@ -29,7 +29,7 @@ class OnDevice(Tensor):
     """A tensor of the pretended device; `raw` is the CPU tensor behind it."""
 
     raw: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @staticmethod
     def __new__(cls, raw: Tensor) -> OnDevice:
@@ -46,10 +46,10 @@ class OnDevice(Tensor):
     def tolist(self) -> Any:
         return self.raw.tolist()
 
-    def numpy(self, **_: Any) -> Any:
+    def numpy(self, *_: Any, **__: Any) -> Any:
         raise TypeError(f"can't convert {NAME}:0 device type tensor to numpy. Use Tensor.cpu() first")
 
-    __array__ = numpy
+    __array__ = numpy  # pyright: ignore[reportAssignmentType]
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         return ["raw"], None
@@ -128,6 +128,6 @@ def start() -> None:
     KEPT.extend((kernels, inside))
     unfit = full_precision.unfit  # refuses weights that are no plain parameters, as these are not
     for place in (full_precision, architecture):
-        place.unfit = lambda module: None if isinstance(module.weight, OnDevice) else unfit(module)
+        setattr(place, "unfit", lambda module: None if isinstance(module.weight, OnDevice) else unfit(module))  # noqa: B010
     AcceleratorRegistry.register(NAME, PretendedAccelerator)
     torch.__future__.set_swap_module_params_on_conversion(True)
