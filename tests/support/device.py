@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,26 @@ class LinesOfTests(TorchFunctionMode):
         return func(*(tensor.cpu() if isinstance(tensor, Tensor) else tensor for tensor in args), **kwargs)
 
 
+def back_after(fit: Callable[..., Any]) -> Callable[..., Any]:
+    """`Trainer.fit` for lines of tests: Lightning leaves what it has trained on the CPU, from where it comes back."""
+
+    def fitted(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return fit(self, model, *args, **kwargs)
+        finally:
+            if sys._getframe(1).f_code.co_filename.startswith(TESTS):
+                model.to(DEVICE)
+
+    return fitted
+
+
 if NAME == "pretended":
     from tests.support import pretended
 
     pretended.start()
 DEVICE = torch.device(NAME)
 if DEVICE.type != "cpu":
+    from lightning.pytorch import Trainer  # here, so that tests on a CPU without runs do not wait for it
+
+    Trainer.fit = back_after(Trainer.fit)
     LinesOfTests().__enter__()  # for good: fixtures of modules and of the session make tensors too
