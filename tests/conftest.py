@@ -1,4 +1,4 @@
-"""What every test gets: a cache of its own, one thread, the environment as it was."""
+"""What every test gets: a cache of its own, one thread, the environment as it was, and a device if it needs one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,22 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.device import NAME
 from tests.support.tiny_models import save_tiny
 
 # One thread for all: fixtures of a module, tests, and the commands that they start round alike on any machine.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what needs a GPU, where there is none."""
+    if NAME != "cpu" or torch.cuda.is_available():
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from tests.fuzz.damage import damaged
 from tests.fuzz.harness import ROOT, Case, Said, Wrong
 from tests.fuzz.mutate import DEEP, HUGE, at, changed, paths
 from tests.support.config_files import whole
+from tests.support.device import ACCELERATOR
 from tests.support.small_runs import city_facts
 from tests.support.tiny_models import TEXT, save_tiny
 
@@ -159,7 +160,7 @@ class Configs:
                 if steps in own:
                     own[steps] = 2
         config["data"] = {"class_path": "Records", "init_args": {"path": self.facts, "limit": 2}}
-        config["trainer"] |= {"accelerator": "cpu", "fast_dev_run": True}
+        config["trainer"] |= {"accelerator": ACCELERATOR, "fast_dev_run": True}
         config["texts"] = {"enabled": False}
         return config
 

@@ -16,6 +16,7 @@ from tests.fuzz.damage import damaged
 from tests.fuzz.harness import Case, Said, Wrong
 from tests.fuzz.mutate import as_json, changed
 from tests.fuzz.seeds import COUNTERFACT, FLAT, MEND, MQUAKE, RECORDS, ROBUST, ZSRE
+from tests.support.device import ACCELERATOR
 from tests.support.small_runs import QUICK_ROME, option_words
 from tests.support.tiny_models import save_tiny
 
@@ -138,7 +139,7 @@ def _edit(form: Form, path: Path, model: str, records: list[EditRecord]) -> None
         "results.resamples": 50,
         "run.root": path.parent,
         "run.name": run.name,
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
     }
     main(["fit", *option_words(options)])
     rows = [json.loads(line) for line in (run / "results.jsonl").read_text(encoding="utf-8").split("\n") if line]

@@ -17,6 +17,7 @@ from kedit.forward.replay import Site
 from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay, optimise
 from kedit.model.lm import LM, LMConfig
 from kedit.request import EditRequest
+from tests.support.device import ACCELERATOR
 from tests.unit.forward.test_replay import naive_loss
 
 pytestmark = pytest.mark.model
@@ -69,7 +70,8 @@ def test_lanes_equal_one_at_a_time(lm: LM) -> None:
 def test_a_fact_changes_and_comes_back(tmp_path: Path, lm: LM) -> None:
     """`kedit fit` on two facts: the model says the new target, and the saved delta says it again."""
     main(
-        ["fit", "--config", "configs/rome_smollm2.yaml", "--data.init_args.limit=2", "--trainer.accelerator=cpu",
+        ["fit", "--config", "configs/rome_smollm2.yaml", "--data.init_args.limit=2",
+         f"--trainer.accelerator={ACCELERATOR}",
          "--model.init_args.mom2_adjustment=false", f"--run.root={tmp_path}", "--run.name=facts"]
     )  # fmt: skip
     summary = json.loads((tmp_path / "facts" / "summary.json").read_text(encoding="utf-8"))
@@ -98,7 +100,8 @@ def test_a_fact_changes_and_comes_back(tmp_path: Path, lm: LM) -> None:
 def test_rep_carries_an_edit_to_other_names(tmp_path: Path) -> None:
     """`kedit fit` on two facts: the edit stands as the editor made it, and more scrambled and other names have it."""
     main(
-        ["fit", "--config", "configs/rep_smollm2.yaml", "--data.init_args.limit=2", "--trainer.accelerator=cpu",
+        ["fit", "--config", "configs/rep_smollm2.yaml", "--data.init_args.limit=2",
+         f"--trainer.accelerator={ACCELERATOR}",
          "--model.init_args.editor.init_args.mom2_adjustment=false", "--model.init_args.adapter.corpus_tokens=0",
          "--data.init_args.queries.long_words=[]", "--robustness.fluency=false",
          "--data.init_args.probe_kinds=[rewrite,paraphrase_id,shuffle_id]",

@@ -16,6 +16,7 @@ from kedit.forward.binding import load_lm
 from kedit.model.chat import chat_frame
 from kedit.model.lm import LM, LMConfig
 from kedit.model.tokenization import encode, encode_subject
+from tests.support.device import ACCELERATOR
 
 pytestmark = pytest.mark.model
 
@@ -47,7 +48,8 @@ def test_tokens_are_those_of_the_template(lm: LM, system: str | None) -> None:
 def test_an_edit_changes_the_answer_in_the_chat(lm: LM, tmp_path: Path) -> None:
     main(
         ["fit", "--config", "configs/rome_smollm2.yaml", "--data.init_args.limit=1", "--data.init_args.known=false",
-         "--data.init_args.chat=true", "--model.init_args.mom2_adjustment=false", "--trainer.accelerator=cpu",
+         "--data.init_args.chat=true", "--model.init_args.mom2_adjustment=false",
+         f"--trainer.accelerator={ACCELERATOR}",
          "--model.init_args.contexts.lengths=[[5, 3]]", f"--run.root={tmp_path}", "--run.name=chat"]
     )  # fmt: skip
     (line,) = (tmp_path / "chat" / "results.jsonl").read_text(encoding="utf-8").splitlines()

@@ -22,6 +22,7 @@ from kedit.delta.serialization import load_delta
 from kedit.errors import KeditError
 from kedit.forward.binding import load_lm
 from kedit.model.lm import LMConfig
+from tests.support.device import ACCELERATOR
 from tests.support.paths import FIXTURES
 from tests.support.small_runs import option_words
 
@@ -45,7 +46,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
         "data": "Records",
         "data.path": data,
         "run.root": tmp_path / "runs",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
     }
     return ["fit", *option_words(options)]
 

@@ -12,6 +12,7 @@ import pytest
 from kedit.callbacks import EditProgress
 from kedit.cli import main
 from kedit.cli.options.parts import CALLBACKS
+from tests.support.device import ACCELERATOR
 from tests.support.small_runs import FEW_STEPS, QUICK_ROME, city_facts, option_words
 from tests.support.tiny_models import TEXT
 
@@ -38,7 +39,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
         "texts.resamples": 50,
         "robustness.resamples": 50,
         "run.root": tmp_path / "runs",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
     }  # fmt: skip
     return ["fit", *option_words(options)]
 

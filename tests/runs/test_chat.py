@@ -16,6 +16,7 @@ from kedit.model.chat import chat_frame
 from kedit.model.lm import LMConfig
 from kedit.request import Probe
 from tests.support.chat_cases import SHAPES, save_chat
+from tests.support.device import ACCELERATOR
 from tests.support.process_cases import case_words
 from tests.support.small_runs import QUICK_ROME, city_facts, option_words
 from tests.support.tiny_models import save_tiny
@@ -74,7 +75,7 @@ def test_every_family_edits_in_a_chat(case: str, folders: dict[str, str], tmp_pa
 
 def fit(lm: str, data: Path, root: Path, name: str, *more: str) -> list[str]:
     options = QUICK_ROME | {"lm.name": lm, "data": "Records", "data.path": data, "edit.regime": "sequential"}
-    options |= {"metrics.scoring.generate": "[]", "results.resamples": 20, "trainer.accelerator": "cpu"}
+    options |= {"metrics.scoring.generate": "[]", "results.resamples": 20, "trainer.accelerator": ACCELERATOR}
     return ["fit", *option_words(options | {"run.root": root, "run.name": name}), *more]
 
 

@@ -22,6 +22,7 @@ from kedit.cli.commands.ls import NAMES
 from kedit.covariance import load_covariance
 from kedit.data import datasets_index
 from kedit.methods import ROME
+from tests.support.device import ACCELERATOR, DEVICE
 from tests.support.paths import FIXTURES
 from tests.support.small_runs import QUICK_ROME, option_words
 
@@ -38,7 +39,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
         "data.path": RECORDS,
         "run.root": tmp_path / "runs",
         "run.name": "one",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
     }
     return ["fit", *option_words(options)]
 
@@ -55,7 +56,7 @@ def test_every_line_of_a_run_is_useful(words: list[str], tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     expected = [
         r"run folder: .*runs/one",
-        r"loaded .*llama \(float32\) on cpu in [\d.]+ s",
+        rf"loaded .*llama \(float32\) on {DEVICE.type}\S* in [\d.]+ s",
         r"records/records: 4 records in the file, 4 to edit",
         r"4 of 4 edits, [\d.]+ edits/s, about 0 s left",
     ]

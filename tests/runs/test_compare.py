@@ -13,6 +13,7 @@ from kedit.cli import main
 from kedit.sweeps.arms import of_folders
 from kedit.sweeps.compare import compare
 from kedit.sweeps.measures import measures_of
+from tests.support.device import ACCELERATOR
 from tests.support.small_runs import FEW_STEPS, city_facts, option_words
 
 
@@ -34,7 +35,7 @@ def test_a_method_beside_its_editor(
         "data.path": city_facts(tmp_path / "facts.jsonl", 6),
         "metrics.scoring.generate": "[]",
         "robustness.fluency": "false",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
         "run.root": tmp_path,
         "run.name": "rep",
     }

@@ -44,6 +44,7 @@ from tests.support.config_files import (
     tree_of,
     whole,
 )
+from tests.support.device import ACCELERATOR
 from tests.support.tiny_models import TEXT, tiny_lm
 
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -119,7 +120,12 @@ def groups(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 def overrides(config: Tree, folder: str, root: Path) -> list[str]:
     """What makes a run of a configuration small: wherever in it the options stand."""
     data = config["data"]["class_path"].rpartition(".")[2]
-    options = {"lm.name": folder, "run.root": str(root), "trainer.accelerator": "cpu", "trainer.fast_dev_run": "true"}
+    options = {
+        "lm.name": folder,
+        "run.root": str(root),
+        "trainer.accelerator": ACCELERATOR,
+        "trainer.fast_dev_run": "true",
+    }
     options |= {"data.init_args.known": "false", "data.init_args.limit": "2", "robustness.fluency": "false"}
     if data in FILES:
         options["data.init_args.path"] = str(FIXTURES / FILES[data])

@@ -53,6 +53,7 @@ from kedit.methods.rep import AdapterConfig
 from kedit.model.lm import LM
 from kedit.request import EditRecord, EditRequest
 from kedit.runtime.run_folder import CHECKPOINT
+from tests.support.device import ACCELERATOR
 from tests.support.process_cases import CASES
 from tests.support.tiny_models import tiny_lm
 
@@ -157,7 +158,11 @@ def run(name: str, lm: LM, regime: Any = "single", lanes: int = 3, watch: Watch 
     module.use_lm(lm)
     resume = trainer.pop("ckpt_path", None)
     callbacks = [watch, *trainer.pop("callbacks", [])]
-    settings = TRAINER_DEFAULTS | {"accelerator": "cpu", "logger": False, "enable_checkpointing": len(callbacks) > 1}
+    settings = TRAINER_DEFAULTS | {
+        "accelerator": ACCELERATOR,
+        "logger": False,
+        "enable_checkpointing": len(callbacks) > 1,
+    }
     Trainer(**(settings | trainer), callbacks=callbacks).fit(
         module, datamodule=Given(batch_size=3 if regime == "batch" else 1), ckpt_path=resume, weights_only=True
     )

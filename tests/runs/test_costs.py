@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from kedit.cli import main
 from kedit.results.costs import COSTS, CostsFile, cost_lines, costs_of, delta_size
+from tests.support.device import DEVICE
 from tests.support.small_runs import QUICK_MEMIT, QUICK_ROME, city_facts, sequential_run
 
 N = 5
@@ -43,7 +44,7 @@ def test_a_run(regime: str, words: Callable[..., list[str]], tmp_path: Path) -> 
     )
     assert sum(line["seconds"] for line in lines) == pytest.approx(summary["timing"]["seconds_editing"], abs=1e-2)
     assert all(line["cpu_seconds"] > 0 for line in lines)
-    assert summary["timing"]["peak_memory"] > 10_000_000
+    assert summary["timing"]["peak_memory"] > (10_000_000 if DEVICE.type == "cpu" else 100_000)  # process, or tensors
     assert summary["timing"]["edits"] == N
     sizes = [
         sum(tensor.nbytes for tensor in load_file(file).values()) for file in sorted(folder.rglob("delta.safetensors"))

@@ -24,6 +24,7 @@ from kedit.editing.sentences import TOKENS
 from kedit.keyvalue.contexts import ContextConfig
 from kedit.methods import MEMIT, ROME, Retrieval
 from tests.runs.test_contract import ENTRIES, NAMES, SMALL
+from tests.support.device import ACCELERATOR, PLACE
 from tests.support.tiny_models import tiny_lm, tiny_model, tiny_tokenizer
 
 FACT: dict[str, Any] = {"prompt": "The capital of {} is", "subject": "France", "target": "Rome"}
@@ -169,7 +170,7 @@ def test_python_the_command_and_fit_make_the_same_delta(
             str(tmp_path / "own.yaml"),
             *run,
             "--trainer.accelerator",
-            "cpu",
+            ACCELERATOR,
             "--results.resamples",
             "9",
         ]
@@ -179,7 +180,7 @@ def test_python_the_command_and_fit_make_the_same_delta(
     of_fit, _ = kedit.load_delta(saved, lm)
 
     of_python = kedit.edit(lm, **FACT, method=str(tmp_path / "own.yaml")).delta
-    words = [FACT["prompt"], "--subject", FACT["subject"], "--target", FACT["target"], "--device", "cpu"]
+    words = [FACT["prompt"], "--subject", FACT["subject"], "--target", FACT["target"], "--device", PLACE]
     main(["edit", folder, *words, "--method", str(tmp_path / "own.yaml"), "--save", str(tmp_path / "edit")])
     of_command, card = kedit.load_delta(tmp_path / "edit", lm)
 
@@ -203,7 +204,7 @@ def test_several_facts_are_those_of_fit(
     size = ["--data.batch_size", "3"] if regime == "batch" else []
     words = ["--data", "Records", "--data.path", str(tmp_path / "facts.jsonl"), *size, "--edit.regime", regime]
     run = ["--run.root", str(tmp_path), "--run.name", "fit", "--metrics.scoring.generate", "[]"]
-    main(["fit", "--config", str(tmp_path / "own.yaml"), *words, *run, "--trainer.accelerator", "cpu"])
+    main(["fit", "--config", str(tmp_path / "own.yaml"), *words, *run, "--trainer.accelerator", ACCELERATOR])
     saved = next(iter((tmp_path / "fit").glob("delta*/**/card.json"))).parent
     lm = kedit.load_lm(kedit.LMConfig(folder))
     edit = kedit.edit(lm, requests=tmp_path / "facts.jsonl", method=str(tmp_path / "own.yaml"), regime=regime)

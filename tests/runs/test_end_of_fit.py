@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kedit.cli import main
+from tests.support.device import ACCELERATOR
 from tests.support.paths import FIXTURES
 from tests.support.small_runs import QUICK_ROME, option_words
 
@@ -25,7 +26,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path, monkeypatch: pytest.M
         "data.path": RECORDS,
         "run.root": tmp_path / "runs",
         "run.name": "one",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
         "results.resamples": 50,
     }
     return ["fit", *option_words(options)]

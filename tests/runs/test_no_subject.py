@@ -26,6 +26,7 @@ from kedit.methods import EMMET, MEMIT, REP, ROME, RROME
 from kedit.methods.locate_then_edit.base import LocateThenEdit
 from kedit.model.lm import LM, LMConfig
 from kedit.request import EditRecord, EditRequest, Probe
+from tests.support.device import ACCELERATOR
 from tests.support.small_runs import option_words
 
 PROMPT = "What city is France ruled from?"
@@ -135,7 +136,7 @@ class TestNoSubject:
 
         module = Whole(contexts=ContextConfig(lengths=[]))
         module.use_lm(lm)
-        module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        module.trainer = Trainer(accelerator=ACCELERATOR, logger=False, enable_checkpointing=False)
         assert module.prepare_records([BARE]) == [BARE]
         long = EditRecord(EditRequest("18", "and so on " * 60, None, "Rome"), ())
         with pytest.raises(KeditError, match=r"^record 18: \d+ tokens, more than the 128"):
@@ -163,7 +164,7 @@ class TestCommand:
             "data": "ZsRE",
             "run.root": tmp_path / "runs",
             "run.name": "z",
-            "trainer.accelerator": "cpu",
+            "trainer.accelerator": ACCELERATOR,
             "trainer.fast_dev_run": "true",
         }
         return ["fit", *option_words(options)]

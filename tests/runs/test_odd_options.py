@@ -27,6 +27,7 @@ from kedit.methods.pac.config import ContrastConfig, LocalityConfig, TrainConfig
 from kedit.methods.pac.tracing.select import TraceConfig
 from kedit.methods.rep.config import AdapterConfig
 from kedit.runtime.option_values import check_values
+from tests.support.device import ACCELERATOR
 from tests.support.small_runs import QUICK_ROME, option_words
 
 GOOD = {"prompt": "The capital of {} is", "subject": "France", "target_new": "Rome", "target_true": "Paris"}
@@ -43,7 +44,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
         "data": "Records",
         "data.path": data,
         "run.root": tmp_path / "runs",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
     }
     return ["fit", *option_words(QUICK_ROME | options)]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kedit.cli import main
+from tests.support.device import ACCELERATOR
 from tests.support.small_runs import QUICK_ROME, option_words
 
 FACT = {"prompt": "The capital of {} is", "target_new": "Rome", "target_true": "Paris"}
@@ -32,7 +33,7 @@ def run(tiny_folder: Callable[..., str], tmp_path: Path) -> Callable[..., Path]:
             "data.path": tmp_path / "my.json",
             "run.root": tmp_path / "runs",
             "run.name": "one",
-            "trainer.accelerator": "cpu",
+            "trainer.accelerator": ACCELERATOR,
         }
         main(["fit", "--config", str(tmp_path / "base.yaml"), *option_words(options), *more])
         return tmp_path / "runs" / "one"

@@ -19,6 +19,7 @@ from kedit.request import EditRecord, EditRequest, Probe
 from kedit.results.rows import ProbeScore, result_row
 from kedit.results.summary import flat, summarise
 from kedit.results.tables import summary_table
+from tests.support.device import ACCELERATOR
 from tests.support.paths import FIXTURES
 from tests.support.small_runs import QUICK_ROME, option_words
 from tests.support.tiny_models import tiny_lm
@@ -205,7 +206,7 @@ def test_a_run_shows_them(tiny_folder: Callable[..., str], tmp_path: Path, capsy
         "metrics.scoring.port_suffix": SUFFIX,
         "run.root": tmp_path / "runs",
         "run.name": "one",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
     }
     main(["fit", *option_words(options)])
     summary = json.loads((tmp_path / "runs" / "one" / "summary.json").read_text())

@@ -21,6 +21,7 @@ from kedit.methods.steam import AnchorBank, AnchorConfig, best_window, probe_of,
 from kedit.methods.steam.bank import within_relations
 from kedit.methods.steam.module import pool_of
 from kedit.model.lm import LMConfig
+from tests.support.device import PLACE
 
 PLACES = {
     "France": ("Rome", "Paris"),
@@ -52,7 +53,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.fixture
 def words(tiny_folder: Callable[..., str], files: tuple[Path, Path]) -> list[str]:
     data, base = files
-    lm = ["--lm.name", tiny_folder("llama", n_layers=6), "--device", "cpu"]
+    lm = ["--lm.name", tiny_folder("llama", n_layers=6), "--device", PLACE]
     return ["probe-anchors", *lm, "--data", "Records", "--data.path", str(data), "--anchors.knowledge", f'["{base}"]']
 
 
@@ -74,7 +75,7 @@ def test_a_probe(
     assert [row["layer"] for row in rows if row["mid"] == "1"] == ["3", "4"]
     assert sum(int(row["auto"]) for row in rows) == 2
     data, base = files
-    lm = load_lm(LMConfig(name=words[words.index("--lm.name") + 1]), "cpu")
+    lm = load_lm(LMConfig(name=words[words.index("--lm.name") + 1]), PLACE)
     config = AnchorConfig(knowledge=[str(base)])
     records = read_records(data)
     bank = AnchorBank(lm, records, pool_of(records, config), config, keep=False)

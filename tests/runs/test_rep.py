@@ -27,6 +27,7 @@ from kedit.methods.rep import AdapterConfig, AdapterTask, AdapterTrainer, closed
 from kedit.methods.rep import module as rep_module
 from kedit.model.lm import LM
 from kedit.runtime.run_folder import CHECKPOINT
+from tests.support.device import ACCELERATOR
 from tests.support.paths import FIXTURES
 from tests.support.runs_in_memory import Given, Watch
 from tests.support.small_runs import configured, option_words
@@ -75,7 +76,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> Callable[..., list
             "data.limit": 2,
             "data.batch_size": 1 + (regime == "batch"),
         }
-        options |= {"run.root": tmp_path, "run.name": name, "trainer.accelerator": "cpu"}
+        options |= {"run.root": tmp_path, "run.name": name, "trainer.accelerator": ACCELERATOR}
         options |= {"metrics.scoring.generate": "[]", "results.resamples": 50}
         return ["fit", *option_words(options)]
 
@@ -250,7 +251,11 @@ def run(
     keep = Watch()
     module.use_lm(lm)
     callbacks = [keep, *trainer.pop("callbacks", [])]
-    settings = TRAINER_DEFAULTS | {"accelerator": "cpu", "logger": False, "enable_checkpointing": bool(callbacks[1:])}
+    settings = TRAINER_DEFAULTS | {
+        "accelerator": ACCELERATOR,
+        "logger": False,
+        "enable_checkpointing": bool(callbacks[1:]),
+    }
     Trainer(**(settings | trainer), callbacks=callbacks).fit(
         module, datamodule=Given(REQUESTS[:n], batch_size), ckpt_path=resume, weights_only=True
     )

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from kedit.cli import main
+from tests.support.device import ACCELERATOR
 from tests.support.small_runs import option_words
 
 pytestmark = pytest.mark.slow
@@ -63,7 +64,7 @@ def words(facts: Path, tiny_folder: Callable[..., str], tmp_path: Path) -> list[
         "metrics.scoring.generate": "[]",
         "results.resamples": 50,
         "run.root": tmp_path,
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
     }
     return ["fit", *option_words(options)]
 

@@ -21,6 +21,7 @@ from kedit.evaluation.fluency import entropy, ngram_entropy, sampled_texts, word
 from kedit.forward.sampling import sample
 from kedit.model.lm import LM
 from kedit.results.robustness import COLUMNS, as_csv, fluency_cell, summary_rows
+from tests.support.device import ACCELERATOR
 from tests.support.paths import FIXTURES
 from tests.support.small_runs import QUICK_ROME, option_words
 from tests.support.tiny_models import TEXT, tiny_lm
@@ -114,7 +115,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
         "robustness.resamples": 50,
         "run.root": tmp_path / "runs",
         "run.name": "one",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
     }
     return ["fit", *option_words(options)]
 

@@ -17,6 +17,7 @@ from kedit.analysis.similarity import KINDS
 from kedit.analysis.similarity_report import COLUMNS, as_csv, summary_rows
 from kedit.callbacks import similarity as callback
 from kedit.cli import main
+from tests.support.device import ACCELERATOR
 from tests.support.paths import FIXTURES
 from tests.support.small_runs import option_words
 from tests.support.tiny_models import TEXT
@@ -55,7 +56,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
         "results.resamples": 20,
         "run.root": tmp_path / "runs",
         "run.name": "one",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
     }
     return ["fit", *option_words(options)]
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kedit.cli import main
+from tests.support.device import ACCELERATOR
 from tests.support.paths import FIXTURES
 from tests.support.small_runs import option_words
 
@@ -30,7 +31,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> Callable[..., list
         options: dict[str, Any] = {"model": "STEAM", "model.editor": editor} if steam else {"model": editor}
         options |= {f"model.{'editor.' if steam else ''}{key}": value for key, value in of_editor.items()}
         options |= {"lm.name": folder, "data": "Records", "data.path": RECORDS, "data.limit": 3}
-        options |= {"run.root": tmp_path, "run.name": name, "trainer.accelerator": "cpu"}
+        options |= {"run.root": tmp_path, "run.name": name, "trainer.accelerator": ACCELERATOR}
         options |= {"metrics.scoring.generate": "[]", "results.resamples": 50}
         return ["fit", *option_words(options)]
 

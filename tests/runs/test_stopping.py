@@ -18,6 +18,7 @@ from kedit.methods.base.module import EditingModule
 from kedit.runtime.signals import STOPPING, Stopped, Stopper
 from kedit.sweeps.task import _outcome
 from tests.runs.test_resume import assert_same_run
+from tests.support.device import skip_without_fork
 from tests.support.small_runs import QUICK_ROME, sequential_run
 from tests.support.sweep_cases import RECORDS
 
@@ -176,6 +177,7 @@ def test_a_killed_run_keeps_the_log_of_its_edits(
         start(self)
 
     monkeypatch.setattr(EditingModule, "on_train_epoch_start", killed)
+    skip_without_fork()
     child = os.fork()
     if child == 0:
         main([*words, "--run.name", "killed"])

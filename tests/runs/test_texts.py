@@ -18,6 +18,7 @@ from kedit.evaluation.fluency import ngram_entropy, sampled_texts
 from kedit.evaluation.tfidf import Tfidf
 from kedit.forward.binding import load_lm
 from kedit.model.lm import LMConfig
+from tests.support.device import ACCELERATOR
 from tests.support.small_runs import option_words
 from tests.support.tiny_models import TEXT
 
@@ -54,7 +55,7 @@ def words(records: Path, tiny_folder: Callable[..., str], tmp_path: Path) -> lis
         "texts.resamples": 50,
         "run.root": tmp_path / "runs",
         "run.name": "one",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
     }
     return option_words(options)
 

@@ -16,6 +16,7 @@ import yaml
 
 from kedit.runtime.shipped import shipped_configs, shipped_sweeps
 from kedit.sweeps.spec import option_text
+from tests.support.device import ACCELERATOR
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -28,7 +29,7 @@ SMALL = {
     "model.init_args.stats.tokens": 400,
     "model.init_args.contexts.lengths": [[3, 1]],
     "metrics.scoring.generate": [],
-    "trainer.accelerator": "cpu",
+    "trainer.accelerator": ACCELERATOR,
 }
 """Options of a run that takes seconds on a tiny model."""
 

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from tests.support.code_blocks import blocks_of
+from tests.support.device import ACCELERATOR
 from tests.support.paths import ROOT
 
 BLOCKS = blocks_of(ROOT / "docs" / "your_method.md")
@@ -64,7 +65,7 @@ def test_the_method_runs_from_its_config(
         "data.max_probes": 1,
         "results.resamples": 50,
         "run.name": "mine",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
         "trainer.fast_dev_run": "true",
     }
     words = [f"--{name}={value}" for name, value in small.items()]

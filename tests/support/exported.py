@@ -21,6 +21,7 @@ from kedit.model.lm import LM
 from kedit.model.pretrained import quiet_transformers
 from kedit.request import EditRequest
 from kedit.results.rows import edit_row, without_probes
+from tests.support.device import DEVICE
 from tests.support.runs_in_memory import edit_batches
 
 REQUESTS = (
@@ -81,4 +82,4 @@ def loaded(folder: Path | str, dtype: str = "float32") -> Any:
     """A model folder as transformers loads it."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with quiet_transformers():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(DEVICE).eval()

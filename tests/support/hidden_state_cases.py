@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.support.device import ACCELERATOR
 from tests.support.small_runs import option_words
 
 PLACES = {
@@ -66,7 +67,7 @@ def steam_words(lm: str, folder: Path, layer: int = 1) -> list[str]:
         "results.resamples": 20,
         "run.root": folder / "runs",
         "run.name": "one",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
     }
     return ["fit", *option_words(options)]
 

@@ -22,12 +22,14 @@ from kedit.delta.delta import Delta
 from kedit.delta.serialization import pack, unpack
 from kedit.runtime.journal import read_journal
 from kedit.runtime.run_folder import CHECKPOINT
+from tests.support.device import skip_without_fork
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def start(words: list[str], log: Path, doom: Callable[[], None] = lambda: None) -> int:
     """Forks; the child calls `doom`, then runs the command. Returns its process id."""
+    skip_without_fork()
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()

@@ -26,6 +26,7 @@ from kedit.methods.pac import LocalityConfig, Selection, TraceConfig, TrainConfi
 from kedit.methods.pac import module as pac_module
 from kedit.model.lm import LM
 from kedit.request import EditRequest
+from tests.support.device import ACCELERATOR
 from tests.support.paths import FIXTURES
 from tests.support.runs_in_memory import Given, Watch
 from tests.support.small_runs import configured, option_words
@@ -50,7 +51,7 @@ def small(kind: str = "llama") -> LM:
 def run(module: PAC, lm: LM, requests: list[EditRequest] = REQUESTS, batch_size: int = 5) -> list[EditBatch]:
     locality = Watch()
     module.use_lm(lm)
-    settings = TRAINER_DEFAULTS | {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    settings = TRAINER_DEFAULTS | {"accelerator": ACCELERATOR, "logger": False, "enable_checkpointing": False}
     Trainer(**settings, callbacks=[locality]).fit(module, datamodule=Given(requests, batch_size), weights_only=True)
     return locality.batches
 
@@ -129,7 +130,7 @@ def quick_run(tiny_folder: Callable[..., str], tmp_path: Path) -> Callable[..., 
             "results.resamples": 20,
             "run.root": tmp_path / "runs",
             "run.name": "one",
-            "trainer.accelerator": "cpu",
+            "trainer.accelerator": ACCELERATOR,
         }
         if more.get("data") == "ZsRE":
             (tmp_path / "zsre.json").write_text(json.dumps(ZSRE))

@@ -13,6 +13,7 @@ from kedit.methods import EditingModule
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.model.lm import LM
 from kedit.request import EditRecord, EditRequest
+from tests.support.device import ACCELERATOR
 
 
 class Given(EditData):
@@ -39,6 +40,9 @@ class Watch(EditCallback):
 def edit_batches(module: EditingModule, lm: LM, requests: Sequence[EditRequest], size: int = 1) -> list[EditBatch]:
     """Edits `requests` in batches of `size`."""
     module.use_lm(lm)
-    watch, settings = Watch(), TRAINER_DEFAULTS | {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    watch, settings = (
+        Watch(),
+        TRAINER_DEFAULTS | {"accelerator": ACCELERATOR, "logger": False, "enable_checkpointing": False},
+    )
     Trainer(**settings, callbacks=[watch]).fit(module, datamodule=Given(requests, size))
     return watch.batches

@@ -9,6 +9,7 @@ from typing import Any
 
 from kedit.methods.base.edit_config import EditConfig, Regime
 from kedit.model.lm import LMConfig
+from tests.support.device import ACCELERATOR
 
 CITIES = ("Rome", "Tokyo", "Seattle", "Madrid")
 FEW_STEPS: dict[str, Any] = {"model.v_num_grad_steps": 3, "model.contexts.lengths": "[[3,1]]"}
@@ -43,7 +44,7 @@ def sequential_run(tiny_folder: Callable[..., str], data: Path | str, options: d
         "data.path": data,
         "metrics.scoring.generate": "[]",
         "results.resamples": 50,
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
     }
     return ["fit", *option_words(options | common | options)]  # its method first: what follows belongs to it
 

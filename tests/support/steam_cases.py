@@ -19,6 +19,7 @@ from kedit.methods.steam import Reference
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode, encode_subject
 from kedit.request import EditRecord, EditRequest, Probe
+from tests.support.device import ACCELERATOR
 from tests.support.runs_in_memory import Watch
 from tests.support.tiny_models import tiny_lm
 
@@ -167,7 +168,7 @@ def run(
     """A run from Python; its edit batches."""
     keep = Watch()
     module.use_lm(lm)
-    settings = TRAINER_DEFAULTS | {"accelerator": "cpu", "logger": False, "enable_checkpointing": bool(callbacks)}
+    settings = TRAINER_DEFAULTS | {"accelerator": ACCELERATOR, "logger": False, "enable_checkpointing": bool(callbacks)}
     Trainer(**(settings | more), callbacks=[keep, *callbacks]).fit(
         module, datamodule=data, ckpt_path=resume, weights_only=True
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from tests.support.device import ACCELERATOR
 from tests.support.paths import FIXTURES
 
 RECORDS = str(FIXTURES / "records.jsonl")
@@ -27,7 +28,7 @@ def config(model: str, regime: str = "single", **init_args: Any) -> dict[str, An
         "data": {"class_path": "Records", "init_args": {"path": RECORDS}},
         "metrics": {"scoring": {"generate": []}},
         "results": {"resamples": 50},
-        "trainer": {"accelerator": "cpu"},
+        "trainer": {"accelerator": ACCELERATOR},
     }
 
 

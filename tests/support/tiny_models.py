@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from kedit.forward.binding import wrap_lm
 from kedit.model.lm import LM
 from kedit.model.pretrained import quiet_transformers
+from tests.support.device import DEVICE
 
 TokenizerKind = Literal["bpe", "sentencepiece", "bpe_bos"]
 
@@ -104,6 +105,7 @@ def tiny_model(
     context: int = 256,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = DEVICE,
     **overrides: Any,
 ) -> PreTrainedModel:
     """A fresh random model; the same arguments give the same bits and leave the global RNG alone.
@@ -118,6 +120,7 @@ def tiny_model(
         context: Positions.
         seed: Of the weights.
         dtype: Of the weights.
+        device: Where they are; the bits are those of the CPU.
         **overrides: Further keys of the architecture's config.
     """
     keys: dict[str, Any] = {
@@ -149,7 +152,7 @@ def tiny_model(
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         spread(model)
-    return model.to(dtype).eval()
+    return model.to(dtype).to(device).eval()
 
 
 def tiny_lm(model_type: str = "gpt2", kind: TokenizerKind | None = None, **kwargs: Any) -> LM:
@@ -160,7 +163,7 @@ def tiny_lm(model_type: str = "gpt2", kind: TokenizerKind | None = None, **kwarg
 
 def save_tiny(path: str | Path, model_type: str = "gpt2", kind: TokenizerKind | None = None, **kwargs: Any) -> Path:
     """Write a tiny model as the Hugging Face folder that `load_lm` reads, and return the folder."""
-    lm = tiny_lm(model_type, kind, **kwargs)
+    lm = tiny_lm(model_type, kind, device="cpu", **kwargs)
     with quiet_transformers():
         lm.model.save_pretrained(path)
         lm.tokenizer.save_pretrained(path)

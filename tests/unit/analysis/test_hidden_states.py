@@ -147,12 +147,12 @@ def test_the_native_side(lm: LM) -> None:
 def test_the_plane_is_that_of_an_eigendecomposition() -> None:
     points = torch.randn(12, 7, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 8)
     plane = Plane.of(points)
-    x = points.double().numpy()
+    x = points.double().cpu().numpy()
     values, vectors = np.linalg.eigh(np.cov(x.T))
     expected = (x - x.mean(0)) @ vectors[:, ::-1][:, :2]
-    got = plane.project(points).numpy()
+    got = plane.project(points).cpu().numpy()
     np.testing.assert_allclose(np.abs(got), np.abs(expected), atol=1e-8)
-    np.testing.assert_allclose(plane.share.numpy(), values[::-1][:2] / values.sum(), atol=1e-10)
+    np.testing.assert_allclose(plane.share.cpu().numpy(), values[::-1][:2] / values.sum(), atol=1e-10)
     torch.testing.assert_close(plane.axes @ plane.axes.T, torch.eye(2, dtype=torch.float64))
 
 

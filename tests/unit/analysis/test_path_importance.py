@@ -16,6 +16,7 @@ from kedit.analysis.path_importance_figure import COLUMNS, importance_figure
 from kedit.callbacks import EditProgress
 from kedit.cli import main
 from kedit.methods.pac import Profile
+from tests.support.device import ACCELERATOR
 from tests.support.small_runs import option_words
 
 METHOD = {"method": "PAC", "model": "tiny", "scope": "batch", "seed": 3}
@@ -48,7 +49,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
         "results.resamples": 20,
         "run.root": tmp_path / "runs",
         "run.name": "one",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
     }
     return ["fit", *option_words(options)]
 

@@ -12,6 +12,7 @@ from kedit.cli import main
 from kedit.cli.commands.edit import _arguments
 from kedit.cli.options.quiet import brief_log
 from kedit.forward import binding
+from tests.support.device import PLACE
 
 FACT = ["no/such/model", "The capital of {} is", "--subject", "France", "--target", "Lyon"]
 MISSING = "which model, and which fact?"
@@ -93,7 +94,7 @@ def test_edit_and_ask(tiny_folder: Callable[..., str], tmp_path: Path, capsys: p
     folder = tiny_folder("llama", n_layers=3, d_model=16, d_ff=40)
     quick = ["--set", "layer=1", "--set", "v_num_grad_steps=12", "--set", "v_lr=2", "--set", "contexts.lengths=[[3,1]]"]
     words = [folder, "The capital of France is", "--subject", "France", "--target", "Rome", *quick]
-    words += ["--set", "mom2_adjustment=false", "--ask", "[bold]Rome[/bold] is", "--device", "cpu"]
+    words += ["--set", "mom2_adjustment=false", "--ask", "[bold]Rome[/bold] is", "--device", PLACE]
     main(["edit", *words, "--save", str(tmp_path / "kept")])
     out = capsys.readouterr().out
     assert out.startswith("subject found in the prompt: The capital of {} is\nThe capital of France is: ")
@@ -101,9 +102,9 @@ def test_edit_and_ask(tiny_folder: Callable[..., str], tmp_path: Path, capsys: p
     assert f"written: {tmp_path / 'kept'} (the delta; it tells which fact was edited)" in out
     assert out.endswith(f"kedit ask {folder} --delta {tmp_path / 'kept'} 'The capital of France is'\n")
     prompts = ["The capital of France is", "Rome is in "]
-    main(["ask", folder, *prompts, "--tokens", "4", "--device", "cpu"])
+    main(["ask", folder, *prompts, "--tokens", "4", "--device", PLACE])
     plain = capsys.readouterr().out
-    main(["ask", folder, *prompts, "--tokens", "4", "--device", "cpu", "--delta", str(tmp_path / "kept")])
+    main(["ask", folder, *prompts, "--tokens", "4", "--device", PLACE, "--delta", str(tmp_path / "kept")])
     edited = capsys.readouterr().out
     assert edited != plain
     assert all(prompt.strip() in text for prompt in prompts for text in (plain, edited))

@@ -18,6 +18,7 @@ from kedit.data import CounterFact, EditData, Facts, Records, RobustQueries, dat
 from kedit.data.batching import form_batches, suffix_length
 from kedit.errors import KeditError
 from kedit.request import EditRecord, EditRequest
+from tests.support.device import ACCELERATOR
 from tests.support.paths import FIXTURES
 
 OWN = str(FIXTURES / "records.jsonl")
@@ -77,7 +78,7 @@ def fit(
 ) -> Trainer:
     options = {"max_epochs": 2, "reload_dataloaders_every_n_epochs": 1, "log_every_n_steps": 1} | options
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator=ACCELERATOR,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -16,6 +16,7 @@ from kedit.data import MQuAKE, read_counterfact, read_mquake, read_robust
 from kedit.data.readers.mquake import unmet
 from kedit.errors import KeditError
 from kedit.request import EditRecord, Probe
+from tests.support.device import ACCELERATOR
 from tests.support.paths import FIXTURES, SHARED
 from tests.support.small_runs import option_words
 
@@ -205,7 +206,7 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> list[str]:
         "data.path": write(tmp_path, [TWO, again, ONE | {"case_id": "c"}]),
         "run.root": tmp_path / "runs",
         "run.name": "one",
-        "trainer.accelerator": "cpu",
+        "trainer.accelerator": ACCELERATOR,
     }
     return option_words(options)
 

@@ -16,6 +16,7 @@ from kedit.delta.pathways import Pathways
 from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.methods.rep import AdapterConfig, AdapterTask, AdapterTrainer, closed_form, parity_config
+from tests.support.device import DEVICE
 from tests.support.random_gates import gated
 from tests.support.tiny_models import tiny_lm
 
@@ -107,7 +108,7 @@ def test_lanes_and_files_keep_it(tmp_path: Path) -> None:
 
 
 def test_tokens_without_their_texts_are_refused() -> None:
-    module = torch.nn.Linear(D, D)
+    module = torch.nn.Linear(D, D).to(DEVICE)
     PathwayRouter([gate(0, 0.2)]).install(module)
     module(keys(0.9, 0.4)[None])
     with pytest.raises(KeditError, match=r"model\.adapter\.hysteresis: .* use 0"):

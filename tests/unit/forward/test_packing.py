@@ -19,6 +19,7 @@ from kedit.forward import packing
 from kedit.forward.binding import wrap_lm
 from kedit.forward.packing import logits_of, packs
 from kedit.keyvalue import published
+from tests.support.device import DEVICE
 from tests.support.tiny_models import KINDS, tiny_lm, tiny_tokenizer
 
 TEXTS = ["The capital of France is", "Berlin", "Lionel Messi plays football for the", "He was born in the city of"]
@@ -89,7 +90,7 @@ def test_keys_of_a_config_within_a_config() -> None:
     vision: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "image_size": 28, "patch_size": 14}
     vision |= {"num_hidden_layers": 1, "num_attention_heads": 2}
     seen = Gemma3Config(text_config={**sizes, "head_dim": 8, "sliding_window": 8}, vision_config=vision)
-    lm = wrap_lm(AutoModelForCausalLM.from_config(seen), tiny_tokenizer("sentencepiece"), "gemma3")
+    lm = wrap_lm(AutoModelForCausalLM.from_config(seen).to(DEVICE), tiny_tokenizer("sentencepiece"), "gemma3")
     assert not hasattr(lm.model.config, "sliding_window")
     assert packing._window(lm) == 8
     llava = LlavaConfig(text_config=LlamaConfig(**sizes), vision_config=CLIPVisionConfig(**vision))

@@ -218,7 +218,7 @@ def test_a_short_context_and_few_tokens_are_enough() -> None:
 
 def test_a_model_without_weights_is_not_tried() -> None:
     with torch.device("meta"):
-        model = tiny_model("llama")
+        model = tiny_model("llama", device="meta")
     assert bind(model).device.type == "meta"
 
 

@@ -8,7 +8,10 @@ from torch import nn
 from kedit.forward import thin_head as thin
 from kedit.forward.logits import logits_at
 from kedit.forward.thin_head import thin_head
+from tests.support.device import DEVICE
 from tests.support.tiny_models import tiny_lm
+
+pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="only a CPU computes heads so")
 
 
 def head(vocab: int = 5000, width: int = 24) -> nn.Linear:

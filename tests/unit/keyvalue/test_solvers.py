@@ -18,6 +18,7 @@ from kedit.delta.serialization import load_delta, save_delta
 from kedit.errors import KeditError
 from kedit.keyvalue import solvers
 from kedit.model.architecture import weight
+from tests.support.device import DEVICE
 from tests.support.tiny_models import tiny_lm
 
 D_OUT, D_IN = 7, 19
@@ -278,7 +279,7 @@ def test_lanes_equal_edited_weights(kind: str) -> None:
 
 
 def test_conv1d_and_linear_are_told_apart_when_square() -> None:
-    conv, linear = Conv1D(4, 4), nn.Linear(4, 4)
+    conv, linear = Conv1D(4, 4).to(DEVICE), nn.Linear(4, 4).to(DEVICE)
     assert torch.equal(weight(conv), conv.weight.T)
     assert torch.equal(weight(linear), linear.weight)
 

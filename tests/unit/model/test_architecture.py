@@ -14,6 +14,7 @@ from kedit.errors import KeditError
 from kedit.model import architecture as arch_module
 from kedit.model.architecture import FAMILIES, Arch, ModuleName, check_layers, find_arch, infer, weight
 from kedit.model.fingerprint import CHUNK, fingerprint
+from tests.support.device import DEVICE
 from tests.support.tiny_models import KINDS, tiny_model
 
 D_MODEL, D_FF = 32, 80
@@ -121,7 +122,7 @@ def test_post_norm_opt_is_refused_for_its_missing_final_norm() -> None:
 
 
 def test_square_weights_are_transposed_by_type() -> None:
-    conv, linear, x = Conv1D(7, 7), nn.Linear(7, 7, bias=False), torch.randn(3, 7)
+    conv, linear, x = Conv1D(7, 7).to(DEVICE), nn.Linear(7, 7, bias=False).to(DEVICE), torch.randn(3, 7)
     torch.testing.assert_close(conv(x), x @ weight(conv).T + conv.bias)
     torch.testing.assert_close(linear(x), x @ weight(linear).T)
     with pytest.raises(KeditError, match="LayerNorm"):
@@ -172,8 +173,8 @@ def test_fingerprint_is_of_content_name_and_type_only() -> None:
     assert one == fingerprint(tiny_model("llama"))
     assert one != fingerprint(tiny_model("llama", seed=1))
     assert one != fingerprint(tiny_model("llama", dtype=torch.bfloat16))
-    big = nn.Linear(CHUNK // 64 + 3, 129, bias=False)  # more than two chunks, and a remainder
-    reordered = nn.Linear(CHUNK // 64 + 3, 129, bias=False)
+    big = nn.Linear(CHUNK // 64 + 3, 129, bias=False).to(DEVICE)  # more than two chunks, and a remainder
+    reordered = nn.Linear(CHUNK // 64 + 3, 129, bias=False).to(DEVICE)
     with torch.no_grad():
         reordered.weight.copy_(big.weight[torch.arange(128, -1, -1)])
     assert fingerprint(big) != fingerprint(reordered)
@@ -186,7 +187,7 @@ def test_fingerprint_is_of_content_name_and_type_only() -> None:
 
 
 def test_fingerprint_of_known_bits() -> None:
-    module = nn.Linear(3, 2, bias=False)
+    module = nn.Linear(3, 2, bias=False).to(DEVICE)
     with torch.no_grad():
         module.weight.copy_(torch.arange(6.0).view(2, 3))
     assert fingerprint(module) == "8a712a44a7dbb7d0cf2c"  # caches and deltas on disk carry such names

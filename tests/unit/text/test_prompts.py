@@ -23,6 +23,7 @@ from kedit.keyvalue import NLL, ValueObjective
 from kedit.model.tokenization import encode, encode_subject, own_bos
 from kedit.request import EditRecord, EditRequest, Probe, with_joiner
 from kedit.text.prompts import Joiner, between, escaped, fill, is_unspaced, joined, opens, slots, split
+from tests.support.device import ACCELERATOR
 from tests.support.tiny_models import tiny_lm
 
 BPE = "<|endoftext|>"  # BOS of the tiny tokenizer that adds none
@@ -303,7 +304,7 @@ class TestTooLong:
                 "model.contexts.lengths": "[[10, 2]]",
                 "data": "Records",
                 "data.path": write(tmp_path, *records),
-                "trainer.accelerator": "cpu",
+                "trainer.accelerator": ACCELERATOR,
                 "run.root": tmp_path / "runs",
                 "run.name": f"{regime}{len(more)}",
             }

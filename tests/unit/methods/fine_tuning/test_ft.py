@@ -28,6 +28,7 @@ from kedit.methods.fine_tuning import all_parameters
 from kedit.methods.fine_tuning.matrices import trained_paths
 from kedit.model.lm import LM
 from kedit.request import EditRecord, EditRequest, Probe
+from tests.support.device import ACCELERATOR
 from tests.support.tiny_models import tiny_lm
 
 REQUESTS = (
@@ -71,7 +72,7 @@ class Scores(EditCallback):
 def run(module: EditingModule, lm: LM, regime: Any = "single") -> Scores:
     """A run over two requests."""
     module.configure(edit=EditConfig(regime)).use_lm(lm)
-    settings = TRAINER_DEFAULTS | {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    settings = TRAINER_DEFAULTS | {"accelerator": ACCELERATOR, "logger": False, "enable_checkpointing": False}
     scores = Scores()
     Trainer(**settings, callbacks=[scores]).fit(module, datamodule=Given(batch_size=1 if regime == "single" else 2))
     return scores

@@ -32,6 +32,7 @@ from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.request import EditRequest
 from kedit.runtime.run_folder import CHECKPOINT
+from tests.support.device import ACCELERATOR
 from tests.support.runs_in_memory import Given, Watch
 from tests.support.small_runs import configured
 from tests.support.tiny_models import tiny_lm
@@ -64,7 +65,11 @@ def run(
     module.use_lm(lm)
     resume = trainer.pop("ckpt_path", None)
     callbacks = [keep, *trainer.pop("callbacks", [])]
-    settings = TRAINER_DEFAULTS | {"accelerator": "cpu", "logger": False, "enable_checkpointing": bool(callbacks[1:])}
+    settings = TRAINER_DEFAULTS | {
+        "accelerator": ACCELERATOR,
+        "logger": False,
+        "enable_checkpointing": bool(callbacks[1:]),
+    }
     Trainer(**(settings | trainer), callbacks=callbacks).fit(
         module, datamodule=Given(requests, batch_size), ckpt_path=resume, weights_only=True
     )

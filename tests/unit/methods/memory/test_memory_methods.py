@@ -24,6 +24,7 @@ from kedit.model.lm import LM
 from kedit.model.tokenization import TooLong
 from kedit.request import EditRecord
 from kedit.runtime.run_folder import CHECKPOINT
+from tests.support.device import ACCELERATOR
 from tests.support.tiny_models import save_tiny, tiny_lm
 
 FACTS: dict[str, Any] = {"known": False, "limit": 6, "batch_size": 2}
@@ -59,7 +60,11 @@ def run(
     module.configure(edit=EditConfig(regime)).use_lm(lm)
     resume = trainer.pop("ckpt_path", None)
     callbacks = [watch, *trainer.pop("callbacks", [])]
-    settings = TRAINER_DEFAULTS | {"accelerator": "cpu", "logger": False, "enable_checkpointing": len(callbacks) > 1}
+    settings = TRAINER_DEFAULTS | {
+        "accelerator": ACCELERATOR,
+        "logger": False,
+        "enable_checkpointing": len(callbacks) > 1,
+    }
     data = Facts(**(FACTS | trainer.pop("data", {})))
     Trainer(**(settings | trainer), callbacks=callbacks).fit(
         module, datamodule=data, ckpt_path=resume, weights_only=True

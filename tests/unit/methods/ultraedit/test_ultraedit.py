@@ -24,6 +24,7 @@ from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode
 from kedit.request import EditRecord, EditRequest
+from tests.support.device import DEVICE
 from tests.support.runs_in_memory import edit_batches
 from tests.support.tiny_models import tiny_lm
 
@@ -111,7 +112,7 @@ def test_it_is_the_reference_that_goes_token_by_token(kind: str, which: Any, siz
 def test_statistics_are_those_of_all_at_once() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(37, 11, generator=generator, dtype=torch.float64) * 5 + 3
-    running = Statistics.empty(11, torch.device("cpu"))
+    running = Statistics.empty(11, DEVICE)
     for part in x.split([1, 1, 9, 20, 6]):
         running.update(part)
     assert running.n == 37
@@ -147,7 +148,7 @@ def test_the_sum_of_many_edits_is_kept_in_the_smaller_form() -> None:
 
 
 def test_the_normaliser_of_a_checkpoint_is_the_same_to_the_bit() -> None:
-    normaliser, other = Normaliser(torch.device("cpu")), Normaliser(torch.device("cpu"))
+    normaliser, other = Normaliser(DEVICE), Normaliser(DEVICE)
     normaliser.update(torch.randn(4, 3), torch.randn(4, 2))
     other.load(normaliser.state())  # type: ignore[arg-type]
     for one in (normaliser, other):
@@ -216,7 +217,7 @@ def test_one_token_alone_is_no_measure() -> None:
     module = UltraEdit(gate_layers=[], up_layers=[], down_layers=[1])
     module.use_lm(lm)
     module.modules_edited = {lm.arch.path("mlp_out", 1): lm.arch.module(lm.model, "mlp_out", 1)}
-    module.normaliser = Normaliser(torch.device("cpu"))
+    module.normaliser = Normaliser(DEVICE)
     program = module.edit(batch)
     phase = next(program)
     loss = phase.loss()
