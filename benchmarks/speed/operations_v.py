@@ -29,6 +29,7 @@ from benchmarks.speed.dispatched import Dispatched
 from benchmarks.speed.edit_speed import CLAMP, LR, TERMS, contexts
 from benchmarks.speed.measured import peak_bytes
 from kedit.data import read_counterfact
+from kedit.data.batching import suffix_length
 from kedit.forward.binding import wrap_lm
 from kedit.forward.replay import Site
 from kedit.keyvalue import ValueObjective, ValueOptimization
@@ -65,16 +66,6 @@ def thin_llama(lm: LM) -> LM:
     config = AutoConfig.for_model("llama", vocab_size=lm.vocab_size, num_hidden_layers=32, **THIN)
     torch.manual_seed(0)
     return wrap_lm(AutoModelForCausalLM.from_config(config), lm.tokenizer, "llama-thin")
-
-
-def ordered(lm: LM, requests: list[EditRequest]) -> list[EditRequest]:
-    """Requests by the number of tokens that a step runs."""
-
-    def suffix(request: EditRequest) -> int:
-        tokens = encode_subject(lm, request.prompt, request.named(), request.target_new)
-        return len(tokens.ids) - tokens.subject_last
-
-    return sorted(requests, key=suffix)
 
 
 class Steps:
@@ -151,16 +142,16 @@ def main() -> None:
     parser.add_argument("--save", default="operations_v_cpu")
     a = parser.parse_args()
     smollm2 = get_lm("smollm2-135m", "float32", "cpu")
-    requests = [record.request for record in read_counterfact(str(a.data))[: 4 * max(a.lanes)]]
+    records = read_counterfact(str(a.data))[: 4 * max(a.lanes)]
+    requests = [record.request for record in sorted(records, key=suffix_length)]  # as a run's edit batches are sorted
     figures: dict[str, Any] = {}
     for name, lm in (("llama_thin", thin_llama(smollm2)), ("smollm2", smollm2)):
-        inside = ordered(lm, requests)
         for method, (short, long, _) in METHODS.items():
             for n in a.lanes:
                 if lm is smollm2 and n * (short + long + 2) > a.smollm2_rows:
                     continue
-                middle = (len(inside) - n) // 2
-                found = measure(lm, inside[middle : middle + n], method, a.steps)
+                middle = (len(requests) - n) // 2
+                found = measure(lm, requests[middle : middle + n], method, a.steps)
                 figures[f"{name}_{method}_{n}"] = found
                 shown = {key: value for key, value in found.items() if not isinstance(value, dict)}
                 print(name, method, n, {k: float(f"{v:.4g}") for k, v in shown.items()}, flush=True)

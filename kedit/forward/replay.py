@@ -81,9 +81,9 @@ class Replay:
         layers = [lm.arch.layer(lm.model, i) for i in range(lm.arch.n_layers)]
         self._layers = layers[first:]
         with torch.no_grad():
-            self._prefix = Prefix(lm, [row.ids[: row.start] for row in rows])
-            cache = self._prefix.cache()
             ids, real = pad_right([row.suffix for row in rows], lm.pad_id, lm.device)
+            self._prefix = Prefix(lm, [row.ids[: row.start] for row in rows], ids.shape[1])
+            cache = self._prefix.cache()
             start = torch.tensor([row.start for row in rows], device=lm.device)
             positions = (start[:, None] + torch.arange(ids.shape[1], device=lm.device)) * real
             mask = torch.cat([self._prefix.mask, real], 1)
@@ -94,6 +94,7 @@ class Replay:
             of_one = self._prefix.select(one_more[:1]).cache()  # no layer runs, so only its length is looked at
             with recorded(layers, lm.arch.norm(lm.model), self._prefix.in_tuple) as probed:
                 _call(lm, ids[one_more], mask[one_more], positions[one_more], of_one)
+        self._prefix.drop_below(first)
         self._by_rows = row_axes([calls.args, calls.kwargs], [probed.args[first:], probed.kwargs[first:]], self.n_rows)
         swap = {id(cache): self._prefix}
         self._args = [exchanged(args, swap) for args in calls.args]
