@@ -3,10 +3,10 @@
     python benchmarks/speed/operations_v.py --data ../shared/data/counterfact_edit.json --call before
     python benchmarks/speed/operations_v.py --data ../shared/data/counterfact_edit.json --call after
 
-ROME's rows (21 contexts, the output of an MLP) and MEMIT's (6, the residual stream) of real prompts, on a Llama that has
-the depth of the 7B model and little else, and on SmolLM2. A step is the losses, the backward pass, Adam and the clamp,
-none of whose lanes has converged. Operations, bytes and tokens do not depend on the machine. A run replaces what the
-file holds under its name and leaves the others.
+ROME's rows (21 contexts, the output of an MLP) and MEMIT's (6, the residual stream) of real prompts, on a Llama that
+has the depth of the 7B model and little else, and on SmolLM2. A step is the losses, the backward pass, Adam and the
+clamp; no lane converges. Operations, bytes and tokens do not depend on the machine. `suffix_tokens_run` are those of
+the groups. A run replaces what the file holds under its name and leaves the others.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
 from kedit.request import EditRequest
 
-MOVES = ("aten.cat", "aten.copy_", "aten._to_copy", "aten.clone", "aten.index", "aten.constant_pad_nd")
+MOVES = ("aten.cat", "aten.copy_", "aten._to_copy", "aten.clone", "aten.index", "aten.slice_backward")
 THIN = {"hidden_size": 64, "intermediate_size": 172, "num_attention_heads": 4, "num_key_value_heads": 4}
 METHODS = {"rome": (10, 10, Site("mlp", 5)), "memit": (5, 0, Site("output", 8))}  # short and long contexts, site
 
@@ -120,7 +120,11 @@ def measure(lm: LM, requests: list[EditRequest], method: str, steps: int) -> dic
     with Moved() as moved:
         step()
     seconds = [timed(step, "cpu")[1]["cpu_s"] for _ in range(steps)]
+    groups = getattr(step.lanes.objective.replay, "groups", None)
+    run = None if groups is None else [group.hidden.shape[:2].numel() for group in groups]
     return tokens(lm, requests, method) | {
+        "groups": None if run is None else len(run),
+        "suffix_tokens_run": None if run is None else sum(run),
         "operations": moved.n,
         "waits": moved.waits.total(),
         "moved_mb": round(sum(moved.moved.values()) / 1e6, 2),
@@ -136,9 +140,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a CounterFact file")
     parser.add_argument("--call", default="after", help="what the file calls these figures")
-    parser.add_argument("--steps", type=int, default=3, help="steps that are timed, of which the fastest counts")
+    parser.add_argument("--steps", type=int, default=2, help="steps that are timed, of which the fastest counts")
     parser.add_argument("--lanes", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--smollm2-rows", type=int, default=250, help="no more rows than these on SmolLM2")
+    parser.add_argument("--smollm2-rows", type=int, default=180, help="no more rows than these on SmolLM2")
     parser.add_argument("--save", default="operations_v_cpu")
     a = parser.parse_args()
     smollm2 = get_lm("smollm2-135m", "float32", "cpu")
@@ -154,11 +158,15 @@ def main() -> None:
                 found = measure(lm, requests[middle : middle + n], method, a.steps)
                 figures[f"{name}_{method}_{n}"] = found
                 shown = {key: value for key, value in found.items() if not isinstance(value, dict)}
-                print(name, method, n, {k: float(f"{v:.4g}") for k, v in shown.items()}, flush=True)
-    path = ROOT / "benchmarks" / "results" / f"{a.save}.json"
+                print(name, method, n, shown, flush=True)
+                add(a.save, a.call, figures, {"steps": a.steps, "lanes": a.lanes})
+
+
+def add(file: str, call: str, figures: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Puts figures into a result file, beside those that it has under other names."""
+    path = ROOT / "benchmarks" / "results" / f"{file}.json"
     old = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else {}
-    settings = {"steps": a.steps, "lanes": a.lanes}
-    print("saved", save(a.save, {"settings": settings, "figures": old | {a.call: figures}}).name)
+    save(file, {"settings": settings, "figures": old | {call: old.get(call, {}) | figures}})
 
 
 if __name__ == "__main__":

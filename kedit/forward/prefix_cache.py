@@ -77,11 +77,16 @@ class Prefix:
     def cache(self) -> DynamicCache:
         """A cache of transformers' own that holds the prefix."""
         cache = DynamicCache()
-        for i, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            if keys is None or values is None:
-                raise RuntimeError("layers of this prefix were dropped")
-            cache.update(keys[:, :, : self.width], values[:, :, : self.width], i)
+        for i in range(len(self.keys)):
+            cache.update(*self.blocks(i), i)
         return cache
+
+    def blocks(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the prefix alone in a layer, `[n_rows, heads, P, head_dim]` each."""
+        keys, values = self.keys[layer], self.values[layer]
+        if keys is None or values is None:
+            raise RuntimeError("this layer of the prefix was dropped")
+        return keys[:, :, : self.width], values[:, :, : self.width]
 
     def drop_below(self, layer: int) -> None:
         """Forgets the layers that nobody will run."""
@@ -95,7 +100,7 @@ class Prefix:
     def _join(self, block: Tensor | None, new: Tensor) -> Tensor:
         if block is None:
             raise RuntimeError("this layer of the prefix was dropped")
-        if new.dtype != block.dtype or torch.compiler.is_compiling():  # autocast; a compiler writes both at once
+        if new.dtype != block.dtype:  # under autocast
             return torch.cat([block[:, :, : self.width], new], 2)
         return _Behind.apply(new, block, self.width)
 

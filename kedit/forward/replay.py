@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from kedit.forward.compiled_layers import CompiledLayers
 from kedit.forward.layer_calls import exchanged, recorded, row_axes
 from kedit.forward.prefix_cache import Prefix
 from kedit.model.tokenization import pad_right
@@ -68,13 +69,14 @@ class Replay:
         lm: The model, with the weights it should have (capture again after changing them).
         rows: Sequences; every tensor below has them along its first axis.
         first: Index of the first layer that is run at every step, 0 <= first <= n_layers.
+        compiled: Run the layers through `torch.compile`. Who hooks a layer's modules must have done so before `run`.
 
     Attributes:
         n_rows: Number of sequences.
         hidden: Inputs of layer `first` at the suffixes' tokens, `[n_rows, S, d_model]`, right-padded.
     """
 
-    def __init__(self, lm: LM, rows: Sequence[Row], first: int) -> None:
+    def __init__(self, lm: LM, rows: Sequence[Row], first: int, compiled: bool = False) -> None:
         self.lm = lm
         self.first = first
         self.n_rows = len(rows)
@@ -99,6 +101,8 @@ class Replay:
         swap = {id(cache): self._prefix}
         self._args = [exchanged(args, swap) for args in calls.args]
         self._kwargs = [exchanged(kwargs, swap) for kwargs in calls.kwargs]
+        self._compiled = CompiledLayers(self._layers, first) if compiled else None
+        self._own = None if self._compiled is None else self._compiled.arguments(self._prefix, self._args, self._kwargs)
 
     def select(self, index: Tensor) -> Replay:
         """The same replay for some of its rows, `index: [m]` int64."""
@@ -111,6 +115,8 @@ class Replay:
         part._by_rows = [(swap[id(tensor)], axis) for tensor, axis in self._by_rows]
         part._args = [exchanged(args, swap) for args in self._args]
         part._kwargs = [exchanged(kwargs, swap) for kwargs in self._kwargs]
+        if part._compiled is not None:
+            part._own = part._compiled.arguments(part._prefix, part._args, part._kwargs)
         return part
 
     def run(self, add: Mapping[Site, Tensor], read: Callable[[int, Tensor], None] | None = None) -> Tensor:
@@ -140,7 +146,10 @@ class Replay:
 
     def _run_layer(self, i: int, hidden: Tensor) -> Tensor:
         """What leaves the `i`-th of the layers that are run."""
-        out = self._layers[i](hidden, *self._args[i], **self._kwargs[i])
+        if self._compiled is not None and self._own is not None and self._compiled.fit(i):
+            out = self._compiled(i, hidden, *self._own[i])
+        else:
+            out = self._layers[i](hidden, *self._args[i], **self._kwargs[i])
         return out[0] if isinstance(out, tuple) else out
 
     @torch.no_grad()

@@ -44,6 +44,8 @@ class Places:
 class GroupedReplay:
     """`Replay` of rows that are padded to the longest of their group, not of all; rows keep their numbers.
 
+    Its layers are compiled where `lm.compiles` says so.
+
     Args:
         lm: The model, with the weights it should have.
         rows: Sequences.
@@ -65,7 +67,7 @@ class GroupedReplay:
         below = 0
         for bound in bounds:
             inside = [i for i, length in enumerate(lengths) if below < length <= bound]
-            self.groups.append(Replay(lm, [rows[i] for i in inside], first))
+            self.groups.append(Replay(lm, [rows[i] for i in inside], first, compiled=lm.compiles))
             self.members.append(torch.tensor(inside, device=lm.device))
             below = bound
 
