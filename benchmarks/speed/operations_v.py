@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs 
 from benchmarks.common import ROOT, get_lm, save, timed
 from benchmarks.speed.dispatched import Dispatched
 from benchmarks.speed.edit_speed import CLAMP, LR, TERMS, contexts
-from benchmarks.speed.measured import peak_bytes
+from benchmarks.speed.measured import LivePeak
 from kedit.data import read_counterfact
 from kedit.data.batching import suffix_length
 from kedit.forward.binding import wrap_lm
@@ -128,11 +128,23 @@ def measure(lm: LM, requests: list[EditRequest], method: str, steps: int) -> dic
         "operations": moved.n,
         "waits": moved.waits.total(),
         "moved_mb": round(sum(moved.moved.values()) / 1e6, 2),
-        "peak_mb": round(peak_bytes(lm, step) / 1e6, 2),
+        **memory(lm, step),
         "cpu_s_per_step": min(seconds, default=None),
         "by_name": dict(moved.operations.most_common(24)),
         "moved_mb_by_name": {name: round(n / 1e6, 2) for name, n in moved.moved.most_common(6)},
     }
+
+
+def memory(lm: LM, step: Steps) -> dict[str, float]:
+    """What the lanes keep from step to step, and the most that a step holds beside that and the model."""
+    replay: Any = step.lanes.objective.replay
+    kept: list[Tensor] = []
+    for group in getattr(replay, "groups", [replay]):
+        prefix = group._prefix
+        kept += [group.hidden, *(t for t in (*prefix.keys, *prefix.values) if t is not None)]
+    with LivePeak([*lm.model.parameters(), *lm.model.buffers(), *kept]) as live:
+        step()
+    return {"kept_mb": round(sum(t.nbytes for t in kept) / 1e6, 2), "peak_mb": round(live.peak / 1e6, 2)}
 
 
 def main() -> None:
