@@ -1,4 +1,4 @@
-"""The replayed layers through `torch.compile`: one graph for all layers of a kind, whatever the rows and lengths.
+"""The replayed layers through `torch.compile`: a few graphs for all layers, whatever the rows and lengths.
 
 Compiled is what a step with gradients runs. A layer in which somebody listens or writes (a hook, a forward of its own)
 runs as it is, since a compiled one would not notice.
