@@ -121,8 +121,10 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs=2, default=[10, 10], help="short and long ones, and the bare one")
     parser.add_argument("--lanes", type=int, nargs="+", default=[4])
     parser.add_argument("--slow", type=int, help="requests of (a), where all would take too long")
+    parser.add_argument("--compile", action="store_true", help="the replayed layers through torch.compile")
     a = parser.parse_args()
     lm = get_lm(a.model, a.dtype, a.device)
+    lm.compiles = a.compile
     requests, templates = read_requests(a.data, a.requests), contexts(*a.contexts)
     n_slow = min(a.slow or len(requests), len(requests))
     replay_way(lm, requests[:1], templates, a.layer, 2, 0.0, 1)  # warm-up

@@ -46,5 +46,6 @@ def load_lm(config: LMConfig, device: str | torch.device = "cpu") -> LM:
     start = time.perf_counter()
     model, tokenizer = read_model(config)
     lm = wrap_lm(model.to(device), tokenizer, config.name)  # type: ignore[arg-type]
+    lm.compiles = config.compile
     log.info("loaded %s (%s) on %s in %.1f s", config.name, config.dtype, device, time.perf_counter() - start)
     return lm

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from kedit.forward.compiled_layers import CompiledLayers
 from kedit.forward.layer_calls import exchanged, recorded, row_axes
 from kedit.forward.prefix_cache import Prefix
 from kedit.model.tokenization import pad_right
@@ -68,22 +69,23 @@ class Replay:
         lm: The model, with the weights it should have (capture again after changing them).
         rows: Sequences; every tensor below has them along its first axis.
         first: Index of the first layer that is run at every step, 0 <= first <= n_layers.
+        compiled: Run the layers through `torch.compile`. Who hooks a layer's modules must have done so before `run`.
 
     Attributes:
         n_rows: Number of sequences.
         hidden: Inputs of layer `first` at the suffixes' tokens, `[n_rows, S, d_model]`, right-padded.
     """
 
-    def __init__(self, lm: LM, rows: Sequence[Row], first: int) -> None:
+    def __init__(self, lm: LM, rows: Sequence[Row], first: int, compiled: bool = False) -> None:
         self.lm = lm
         self.first = first
         self.n_rows = len(rows)
         layers = [lm.arch.layer(lm.model, i) for i in range(lm.arch.n_layers)]
         self._layers = layers[first:]
         with torch.no_grad():
-            self._prefix = Prefix(lm, [row.ids[: row.start] for row in rows])
-            cache = self._prefix.cache()
             ids, real = pad_right([row.suffix for row in rows], lm.pad_id, lm.device)
+            self._prefix = Prefix(lm, [row.ids[: row.start] for row in rows], ids.shape[1])
+            cache = self._prefix.cache()
             start = torch.tensor([row.start for row in rows], device=lm.device)
             positions = (start[:, None] + torch.arange(ids.shape[1], device=lm.device)) * real
             mask = torch.cat([self._prefix.mask, real], 1)
@@ -94,10 +96,13 @@ class Replay:
             of_one = self._prefix.select(one_more[:1]).cache()  # no layer runs, so only its length is looked at
             with recorded(layers, lm.arch.norm(lm.model), self._prefix.in_tuple) as probed:
                 _call(lm, ids[one_more], mask[one_more], positions[one_more], of_one)
+        self._prefix.drop_below(first)
         self._by_rows = row_axes([calls.args, calls.kwargs], [probed.args[first:], probed.kwargs[first:]], self.n_rows)
         swap = {id(cache): self._prefix}
         self._args = [exchanged(args, swap) for args in calls.args]
         self._kwargs = [exchanged(kwargs, swap) for kwargs in calls.kwargs]
+        self._compiled = CompiledLayers(self._layers, first) if compiled else None
+        self._own = None if self._compiled is None else self._compiled.arguments(self._prefix, self._args, self._kwargs)
 
     def select(self, index: Tensor) -> Replay:
         """The same replay for some of its rows, `index: [m]` int64."""
@@ -110,6 +115,8 @@ class Replay:
         part._by_rows = [(swap[id(tensor)], axis) for tensor, axis in self._by_rows]
         part._args = [exchanged(args, swap) for args in self._args]
         part._kwargs = [exchanged(kwargs, swap) for kwargs in self._kwargs]
+        if part._compiled is not None:
+            part._own = part._compiled.arguments(part._prefix, part._args, part._kwargs)
         return part
 
     def run(self, add: Mapping[Site, Tensor], read: Callable[[int, Tensor], None] | None = None) -> Tensor:
@@ -139,7 +146,10 @@ class Replay:
 
     def _run_layer(self, i: int, hidden: Tensor) -> Tensor:
         """What leaves the `i`-th of the layers that are run."""
-        out = self._layers[i](hidden, *self._args[i], **self._kwargs[i])
+        if self._compiled is not None and self._own is not None and self._compiled.fit(i):
+            out = self._compiled(i, hidden, *self._own[i])
+        else:
+            out = self._layers[i](hidden, *self._args[i], **self._kwargs[i])
         return out[0] if isinstance(out, tuple) else out
 
     @torch.no_grad()

@@ -11,9 +11,11 @@ from copy import copy
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kedit.forward.replay import Replay, Row, Site
+from kedit.forward.replay import Row, Site
+from kedit.forward.replay_groups import GroupedReplay
 from kedit.keyvalue.terms import State, Term
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
@@ -100,45 +102,50 @@ class ValueObjective:
         rows, labels = _rows(lm, requests, contexts, bare_weight)
         self.labels = labels
         self.reads = frozenset(layer for term in self.terms for layer in term.layers)
-        self.firsts = labels.firsts(self.n_contexts)
-        self.replay = Replay(lm, rows, min(site.first for site in self.sites))
+        self.replay = GroupedReplay(lm, rows, min(site.first for site in self.sites))
         self.lanes = torch.arange(self.n_lanes, device=lm.device)
-        self.row_lane = self.lanes.repeat_interleave(self.n_contexts + 1)
+        self._place()
         self.v_init = torch.cat([self.replay.first_output(site) for site in self.sites], 1)[:: self.n_contexts + 1]
-        kl_rows = self.replay.select(self._kl_rows())
+        kl_rows = self.replay.select(self._kl_rows)
+        first_tokens = kl_rows.places(self.lanes, torch.zeros_like(self.lanes))
         with torch.no_grad():
-            final = kl_rows.run(dict(zip(self.sites, self.split(torch.zeros_like(self.v_init)), strict=True)))
-            self.kl_reference = _logp(lm, final[:, 0])
+            nothing = dict(zip(self.sites, self.split(torch.zeros_like(self.v_init)), strict=True))
+            final, _ = kl_rows.run(nothing, first_tokens)
+            self.kl_reference = _logp(lm.arch.logits(lm.model, final))
 
-    def _kl_rows(self) -> Tensor:
+    def _place(self) -> None:
+        """Where the rows of the lanes are, and where losses are read in them."""
         stride = self.n_contexts + 1
-        return torch.arange(self.n_lanes, device=self.lm.device) * stride + self.n_contexts
+        numbers = torch.arange(self.n_lanes, device=self.lanes.device)
+        self.row_lane = numbers.repeat_interleave(stride)
+        self._kl_rows = numbers * stride + self.n_contexts
+        self.firsts = self.labels.firsts(self.n_contexts)
+        row = torch.cat([self.labels.row, self._kl_rows])
+        position = torch.cat([self.labels.position, torch.zeros_like(self._kl_rows)])
+        self._read = self.replay.places(row, position)
+        states = self.replay.places(self.firsts.row, self.firsts.position)
+        self._states = dict.fromkeys(self.reads, states)
 
     def __call__(self, delta: Tensor) -> dict[str, Tensor]:
         """Every term's loss, `{name: [n_lanes]}`, for `delta: [n_lanes, d]` float32."""
-        hidden: dict[int, Tensor] = {}
-
-        def read(layer: int, state: Tensor) -> None:
-            if layer in self.reads:
-                hidden[layer] = state[self.firsts.row, self.firsts.position].float()
-
         add = {site: own[self.row_lane] for site, own in zip(self.sites, self.split(delta), strict=True)}
-        final = self.replay.run(add, read if self.reads else None)
+        final, hidden = self.replay.run(add, self._read, self._states)
         n = len(self.labels.row)
-        picked = torch.cat([final[self.labels.row, self.labels.position], final[self._kl_rows(), 0]])
-        logp = _logp(self.lm, picked)
+        logits = self.lm.arch.logits(self.lm.model, final)
+        of_labels, of_kl = logits.split([n, len(logits) - n])
+        label_logp = _logp(of_labels)
         state = State(
             delta=delta,
             v_init=self.v_init,
             n_sites=len(self.sites),
-            label_logp=logp[:n],
-            target_logp=logp[:n].gather(1, self.labels.token[:, None])[:, 0],
+            label_logp=label_logp,
+            target_logp=-F.nll_loss(label_logp, self.labels.token, reduction="none"),
             label_lane=self.labels.lane,
             label_weight=self.labels.weight,
-            kl_logp=logp[n:],
+            kl_logp=_logp(of_kl),
             kl_reference=self.kl_reference,
             lanes=self.lanes,
-            hidden=hidden,
+            hidden={layer: state.float() for layer, state in hidden.items()},
             row_lane=self.firsts.lane,
             bare=self.firsts.bare,
         )
@@ -169,13 +176,12 @@ class ValueObjective:
         )
         part.replay = self.replay.select(rows)
         part.v_init, part.kl_reference = self.v_init[lanes], self.kl_reference[lanes]
-        part.row_lane = torch.arange(part.n_lanes, device=lanes.device).repeat_interleave(self.n_contexts + 1)
         row_map = torch.full((self.replay.n_rows,), -1, device=lanes.device)
         row_map[rows] = torch.arange(len(rows), device=lanes.device)
         lane_map = torch.full((self.n_lanes,), -1, device=lanes.device)
         lane_map[lanes] = torch.arange(len(lanes), device=lanes.device)
         part.labels = self.labels.select(row_map, lane_map)
-        part.firsts = part.labels.firsts(self.n_contexts)
+        part._place()
         return part
 
 
@@ -209,6 +215,6 @@ def _rows(
     return rows, _Labels(*of_label, torch.tensor(first, device=lm.device))
 
 
-def _logp(lm: LM, hidden: Tensor) -> Tensor:
-    """Float32 log-probabilities `[n, vocab]` of residual-stream states `[n, d_model]`."""
-    return lm.arch.logits(lm.model, hidden).float().log_softmax(-1)
+def _logp(logits: Tensor) -> Tensor:
+    """Float32 log-probabilities `[n, vocab]` of logits."""
+    return logits.float().log_softmax(-1)

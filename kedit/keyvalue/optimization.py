@@ -46,12 +46,15 @@ class ValueOptimization:
         self.running = torch.ones(n, dtype=torch.bool, device=device)
         self._part = objective  # the objective of the lanes that run
         self._lanes = torch.arange(n, device=device)  # their numbers
+        self._goes_on = list(
+            range(n)
+        )  # which of these the last loss left running; all that the host knows of `running`
         self._kept = self.delta.detach().clone()
 
     @property
     def done(self) -> bool:
-        """No lane is left to optimise."""
-        return not bool(self.running.any())
+        """No lane is left to optimise, as far as the last loss has shown."""
+        return not self._goes_on
 
     def loss(self) -> Tensor:
         """Sum of the running lanes' losses at the present `delta`; lanes that have finished are frozen.
@@ -59,7 +62,8 @@ class ValueOptimization:
         Returns:
             A scalar to call backward on. When every lane has finished it is a zero with zero gradient.
         """
-        terms = self._part(self.delta[self._lanes])
+        whole = len(self._lanes) == len(self.delta)
+        terms = self._part(self.delta if whole else self.delta[self._lanes])
         total = torch.stack(list(terms.values())).sum(0)
         with torch.no_grad():
             self.total[self._lanes] = total
@@ -67,12 +71,13 @@ class ValueOptimization:
                 self.terms.setdefault(name, torch.full_like(self.total, float("nan")))[self._lanes] = value
             finite = torch.isfinite(total)
             self.failed[self._lanes] |= ~finite
-            goes_on = finite & ~self.finished(terms, total)
+            goes_on = finite & ~self.finished(terms, total) & self.running[self._lanes]
             self.running[self._lanes] = goes_on
             self._kept.copy_(self.delta)
-        if not bool(goes_on.any()):
+            self._goes_on = [i for i, on in enumerate(goes_on.tolist()) if on]  # the one time that a step waits
+        if not self._goes_on:
             return self.delta.sum() * 0.0
-        return total[goes_on].sum()
+        return (total if len(self._goes_on) == len(total) else total[self._goes_on]).sum()
 
     def finished(self, terms: Mapping[str, Tensor], total: Tensor) -> Tensor:
         """Lanes whose counted loss is below `stop_loss`, where all other terms have settled: `[m]` bool."""
@@ -87,7 +92,7 @@ class ValueOptimization:
     def after_step(self) -> None:
         """Clamp the lanes that were updated, put frozen ones back, and drop them from the batch.
 
-        A lane whose vector has overflowed has failed, and keeps what it had before the step.
+        A lane whose vector has overflowed has failed and keeps what it had before the step; it leaves with the next.
         """
         moved = torch.where(self.running[:, None], self.delta, self._kept)
         norm = norms(moved, self.limit.shape[1])
@@ -99,10 +104,10 @@ class ValueOptimization:
         clamped = torch.where((norm > self.limit)[..., None], each * scale, each).flatten(1)
         self.delta.copy_(torch.where(self.running[:, None], clamped, self._kept))
         self.steps += self.running
-        lanes = self.running.nonzero()[:, 0]
-        if 0 < len(lanes) < len(self._lanes):
-            self._part = self.objective.select(lanes)
-            self._lanes = lanes
+        if 0 < len(self._goes_on) < len(self._lanes):
+            self._lanes = self._lanes[self._goes_on]
+            self._goes_on = list(range(len(self._lanes)))
+            self._part = self.objective.select(self._lanes)
 
     @torch.no_grad()
     def close(self) -> None:
@@ -110,6 +115,13 @@ class ValueOptimization:
         if not self.done:
             self.loss()
             self.running.zero_()
+            self._goes_on = []
+
+    def figures(self) -> dict[str, float]:
+        """For the loggers: mean loss and terms over the lanes, and how many still run."""
+        means = {"loss": self.total.nanmean(), "lanes": self.running.sum().to(self.total)}
+        means |= {name: value.nanmean() for name, value in self.terms.items()}
+        return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
 
     @property
     def v_star(self) -> Tensor:

@@ -33,6 +33,8 @@ class LMConfig:
         revision: Branch, tag or commit of a hub id.
         attn_implementation: Attention kernel (sdpa, eager, flash_attention_2); null lets transformers choose.
         trust_remote_code: Run the Python code that a hub repository brings. Only for authors you trust.
+        compile: The layers that every step of v* runs go through `torch.compile`: a minute before the first edit,
+            faster steps after it, and numbers that differ by rounding. Other passes run as ever.
     """
 
     name: str = "smollm2-135m"
@@ -40,6 +42,7 @@ class LMConfig:
     revision: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    compile: bool = False
 
 
 class LM:
@@ -54,6 +57,7 @@ class LM:
 
     Attributes:
         chat: What stands around a prompt; None: nothing, prompts are plain text (`in_chat`).
+        compiles: Whether the layers that v* replays run through `torch.compile`.
 
     Raises:
         KeditError: A slow tokenizer, quantised weights, or a model that is not a decoder kedit understands.
@@ -79,6 +83,7 @@ class LM:
         self.check_ids(tokenizer("a")["input_ids"][: self._n_front], f"{name}: what its tokenizer puts before texts")
         self._packs: bool | None = None
         self.chat: ChatFrame | None = None
+        self.compiles = False
 
     def in_chat(self, frame: ChatFrame | None) -> LM:
         """The same model, asked in a chat: its prompts stand in the frame. Text that is no prompt is as ever."""

@@ -43,5 +43,4 @@ class ValuePhase:
 
     def logs(self) -> dict[str, float]:
         """Mean loss and terms over the lanes, and how many still run."""
-        logs = {"loss": float(self.lanes.total.nanmean()), "lanes": float(self.lanes.running.sum())}
-        return logs | {name: float(value.nanmean()) for name, value in self.lanes.terms.items()}
+        return self.lanes.figures()
