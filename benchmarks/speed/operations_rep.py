@@ -1,6 +1,6 @@
 """Operations that REP's adapters, banks of gates and lanes hand to the device, the host's waits, and CPU seconds.
 
-    OMP_NUM_THREADS=1 python benchmarks/speed/operations_rep.py --data ../shared/data/rep_counterfact_valid.json --as after
+    OMP_NUM_THREADS=1 python benchmarks/speed/operations_rep.py --data ../shared/data/rep_counterfact_valid.json
 
 Counts do not depend on the machine: where a GPU waits for launches, they are its time. Counted are (a) one training
 step of the adapters of some lanes, Adam and the log with it; (b) what follows the steps, per phase of all lanes: the
@@ -67,14 +67,12 @@ def adapters(tasks: Sequence[AdapterTask], config: AdapterConfig, phase_too: boo
     for _ in range(3):  # what the first step alone does
         step()
     found: dict[str, Any] = {"step": counted(step)}
+    with as_on_a_device():
+        found["after_the_steps_as_on_a_device"] = counted(phase.lanes.pathways)
     if phase_too:
-        with as_on_a_device():
-            found["after_the_steps_as_on_a_device"] = counted(phase.lanes.pathways)
         found["after_the_steps"] = counted(phase.lanes.pathways)
     if phase_too and config.gate != "mlp":
         found["closed_form"] = counted(lambda: closed_form(tasks, config))
-        with as_on_a_device():
-            found["closed_form_as_on_a_device"] = counted(lambda: closed_form(tasks, config))
     return found
 
 
@@ -189,7 +187,8 @@ def main() -> None:
     file = ROOT / "benchmarks" / "results" / f"{name}.json"
     kept = json.loads(file.read_text(encoding="utf-8"))["states"] if file.exists() else {}
     settings = {key: value for key, value in vars(a).items() if key != "state"}
-    print("saved", save(name, {"settings": settings, "states": kept | {a.state: kept.get(a.state, {}) | rounded(figures)}}).name)
+    states = kept | {a.state: kept.get(a.state, {}) | rounded(figures)}
+    print("saved", save(name, {"settings": settings, "states": states}).name)
 
 
 def rounded(value: Any) -> Any:

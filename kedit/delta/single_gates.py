@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kedit.delta.gate_state import GateContext, GateHistory
+from kedit.delta.gate_state import GateHistory
 from kedit.delta.pathway import Pathway, lent
-
 
 FAR = 1e30  # the margin of a gate that is never open, or always; finite, so that padding times it is 0
 
