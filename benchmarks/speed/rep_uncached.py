@@ -44,27 +44,28 @@ class Uncached(AdapterTrainer):
         self._kept = [task.positives for task in tasks]
 
     def loss(self) -> Tensor:
-        """As (c)'s, on keys read now."""
-        self._picked = [super(Uncached, self)._pick(lane) for lane in range(len(self.tasks))]
-        rows, lanes = [], []
-        for lane, (texts, picked) in enumerate(zip(self._texts, self._picked, strict=True)):
-            chosen = [texts[0], *((texts[1:] or texts)[i] for i in picked.tolist())]
-            rows += chosen
+        """As (c)'s, on keys read now, the bare prompt's first."""
+        drawn = self._draws.step(self.step).positives  # counted over all lanes
+        first, texts, lanes = 0, [], []
+        for lane, (own, kept) in enumerate(zip(self._texts, self._kept, strict=True)):
+            chosen = [own[0], *((own[1:] or own)[i - first] for i in drawn[lane].tolist())]
+            texts += chosen
             lanes += [lane] * len(chosen)
-        keys = iter(read_keys(self._lm, rows, self._module, self._bank, lanes))
-        for lane, picked in enumerate(self._picked):
-            self.bare[lane] = self.scale[lane] * next(keys)[-1]
-            for i in picked.tolist():
-                self.tasks[lane].positives[i] = next(keys)[-1]
+            first += len(kept)
+        keys = torch.stack([k[-1] for k in read_keys(self._lm, texts, self._module, self._bank, lanes)])
+        keys = keys.view(len(self.tasks), -1, keys.shape[-1])
+        self.bare = self.scale * keys[:, 0]
+        self._square, self._read = self.bare.square().sum(1), keys[:, 1:]
         return super().loss()
+
+    def read_positives(self, rows: Tensor) -> Tensor:
+        """What was read."""
+        return self._read
 
     def pathways(self) -> list[Pathway]:
         """The gate is fitted on all positives, also those that no step drew."""
         self.tasks = [replace(task, positives=kept) for task, kept in zip(self.tasks, self._kept, strict=True)]
         return super().pathways()
-
-    def _pick(self, lane: int) -> Tensor:
-        return self._picked[lane]
 
 
 def difference(ours: Sequence[Pathway], theirs: Sequence[Pathway]) -> dict[str, float]:

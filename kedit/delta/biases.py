@@ -106,10 +106,8 @@ class _BiasStack(LaneStack):
     """`y += b_b`."""
 
     def __init__(self, parts: Mapping[int, BiasChange], n: int) -> None:
-        first = next(iter(parts.values())).change
-        self.biases = first.new_zeros(n, len(first))
-        for i, part in parts.items():
-            self.biases[i] = part.change
+        none = BiasChange(torch.zeros_like(next(iter(parts.values())).change))
+        self.biases = torch.stack([parts.get(i, none).change for i in range(n)])
 
     def after(self, lanes: Tensor, device: torch.device) -> OutputPart:
         biases = self.biases[lanes.to(self.biases.device)].to(device)[:, None]  # [batch, 1, d_out]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kedit.delta.change import LaneStack, OutputPart, WeightChange
@@ -104,11 +105,10 @@ class _FactorStack(LaneStack):
 
     def __init__(self, parts: Mapping[int, Factors], n: int) -> None:
         first, rank = next(iter(parts.values())), max(part.rank for part in parts.values())
-        self.left = first.left.new_zeros(n, rank, first.left.shape[0])
-        self.right = first.right.new_zeros(n, first.right.shape[1], rank)
-        for i, part in parts.items():
-            self.left[i, : part.rank] = part.left.T
-            self.right[i, :, : part.rank] = part.right.T
+        none = Factors(first.left.new_zeros(len(first.left), rank), first.right.new_zeros(rank, first.right.shape[1]))
+        own = [parts.get(i, none) for i in range(n)]
+        self.left = torch.stack([F.pad(part.left.T, (0, 0, 0, rank - part.rank)) for part in own])
+        self.right = torch.stack([F.pad(part.right.T, (0, rank - part.rank)) for part in own])
 
     def after(self, lanes: Tensor, device: torch.device) -> OutputPart:
         lanes = lanes.to(self.left.device)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kedit.delta import waits
 from kedit.delta.gate_state import GateContext, GateHistory
+from kedit.delta.pathway_moves import QueuedMoves, move_open
 from kedit.errors import KeditError
 
 CHUNK = 2**25  # numbers in the gates' hidden activations at once
@@ -128,6 +130,7 @@ class PathwayRouter:
         self.bar = GROWTH * math.log(max(1, len(self.pathways)))
         self._linear, self._hidden = _linear_gates(self.pathways), _hidden_gates(self.pathways)
         self._again = _hysteresis(self.pathways)
+        self._queued: QueuedMoves | None = None
 
     def margins(self, keys: Tensor) -> Tensor:
         """Margin of every gate at every key: `[n, D]` float32 -> `[n, J]`."""
@@ -153,40 +156,27 @@ class PathwayRouter:
             keys: Native keys.
             texts: What is known of the texts of keys `[n, T, D]`; brought up to date.
         """
-        flat = keys.reshape(-1, keys.shape[-1])
-        best, winner = self.wanted(keys, texts).max(-1)
-        rows = (best > self.bar).nonzero()[:, 0]
-        if not len(rows):
-            return keys
-        result = flat.clone()
-        for j in winner[rows].unique().tolist():
-            mine = rows[winner[rows] == j]
-            native = flat[mine].float()
-            result[mine] = (native + self.pathways[j].move(native)).to(flat.dtype)
-        return result.view(keys.shape)
+        flat, wanted = keys.reshape(-1, keys.shape[-1]), self.wanted(keys, texts)
+        if not waits.waiting_costs(keys.device):
+            best, winner = wanted.max(-1)
+            result = move_open(flat, best, winner, self.bar, self.pathways)
+            return keys if result is flat else result.view(keys.shape)
+        best, winner = wanted.max(-1) if len(self.pathways) > 1 else (wanted[:, 0], None)
+        self._queued = self._queued or QueuedMoves(self.pathways)
+        return self._queued(flat, best, winner, self.bar).view(keys.shape)
 
     def wanted(self, keys: Tensor, texts: GateContext | None = None) -> Tensor:
         """How far every gate opens for every token, as `__call__` compares with `bar`: `[n, J]`, n tokens in all."""
         margins = self.margins(keys.reshape(-1, keys.shape[-1]).float())
         if self._again is None or keys.ndim < 3:
             return margins
-        lent = self._lent(margins.view(*keys.shape[:-1], -1), texts or GateContext())
-        return margins + lent.view(margins.shape)
+        over = margins.view(*keys.shape[:-1], -1) - self.bar
+        return margins + lent(over, self._again, texts or GateContext()).view(margins.shape)
 
     @property
     def remembers(self) -> bool:
         """Whether some gate has a hysteresis, so that it matters which tokens are of the same text."""
         return self._again is not None
-
-    def _lent(self, margins: Tensor, texts: GateContext) -> Tensor:
-        """What earlier openings of the same text lend to each token, both `[..., T, J]`; `texts` sees them all."""
-        over = (margins - self.bar).clamp(min=0.0)
-        if texts.real is not None:
-            over = over * texts.real[..., None]
-        before = torch.zeros_like(over[..., :1, :]) if texts.widest is None else texts.widest[..., None, :]
-        widest = torch.cat([before, over], -2).cummax(-2).values  # [..., 1 + T, J]
-        texts.widen(widest[..., -1, :])
-        return (LENT * widest[..., :-1, :]).minimum(cast(Tensor, self._again))
 
     def install(
         self, module: nn.Module, openings: GateHistory | None = None, block: nn.Module | None = None
@@ -226,6 +216,26 @@ class PathwayRouter:
         return handles if block is None else [*handles, block.register_forward_pre_hook(enter, with_kwargs=True)]
 
 
+def lent(over: Tensor, again: Tensor, texts: GateContext) -> Tensor:
+    """What earlier openings of the same text lend to each token.
+
+    Args:
+        over: How far above its bar every gate is, `[..., T, J]`.
+        again: Hysteresis of the gates, `[J]`, or `[..., 1, J]` where texts have gates of their own.
+        texts: What is known of the texts; sees them all.
+
+    Returns:
+        `[..., T, J]`.
+    """
+    over = over.clamp(min=0.0)
+    if texts.real is not None:
+        over = over * texts.real[..., None]
+    before = torch.zeros_like(over[..., :1, :]) if texts.widest is None else texts.widest[..., None, :]
+    widest = torch.cat([before, over], -2).cummax(-2).values  # [..., 1 + T, J]
+    texts.widen(widest[..., -1, :])
+    return (LENT * widest[..., :-1, :]).minimum(again)
+
+
 def _hysteresis(pathways: Sequence[Pathway]) -> Tensor | None:
     """That of every gate `[J]`, 0 where it has none; None where none has."""
     given = [p.hysteresis for p in pathways if p.hysteresis is not None]
@@ -237,25 +247,28 @@ def _hysteresis(pathways: Sequence[Pathway]) -> Tensor | None:
 
 def _linear_gates(pathways: Sequence[Pathway]) -> tuple[Tensor, Tensor] | None:
     """`read` of linear gates side by side `[J, D]`, and bias minus threshold `[J]`; None where some gate is another."""
-    read, shift = [], []
+    read, bias, threshold = [], [], []
     for p in pathways:
         if p.hidden is not None or p.read is None or p.bias is None or p.threshold is None:
             return None
         read.append(p.read)
-        shift.append(p.bias - p.threshold)
-    return torch.stack(read), torch.stack(shift)
+        bias.append(p.bias)
+        threshold.append(p.threshold)
+    return torch.stack(read), torch.stack(bias) - torch.stack(threshold)
 
 
 def _hidden_gates(pathways: Sequence[Pathway]) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Hidden layers side by side, for gates that all have one of the same width; None for others."""
-    hidden, hidden_bias, read, shift = [], [], [], []
+    hidden, hidden_bias, read, bias, threshold = [], [], [], [], []
     for p in pathways:
         if p.hidden is None or p.hidden_bias is None or p.read is None or p.bias is None or p.threshold is None:
             return None
         hidden.append(p.hidden)
         hidden_bias.append(p.hidden_bias)
         read.append(p.read)
-        shift.append(p.bias - p.threshold)
+        bias.append(p.bias)
+        threshold.append(p.threshold)
     if len({tensor.shape for tensor in hidden}) != 1:
         return None
-    return torch.cat(hidden), torch.cat(hidden_bias), torch.stack(read), torch.stack(shift)
+    shift = torch.stack(bias) - torch.stack(threshold)
+    return torch.cat(hidden), torch.cat(hidden_bias), torch.stack(read), shift

@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from kedit.delta import waits
 from kedit.delta.change import Change, InputHook, LaneStack
 from kedit.delta.gate_state import GateContext, GateHistory
 from kedit.delta.pathway import Pathway, PathwayRouter
 from kedit.delta.place import Place
+from kedit.delta.single_gates import SingleGates
 from kedit.errors import KeditError
 from kedit.model.architecture import weight
 
@@ -94,17 +96,22 @@ class Pathways(Change):
     @classmethod
     def stack(cls, parts: Mapping[int, Pathways], n_lanes: int) -> Sequence[LaneStack]:
         """A router per lane."""
-        return [_RouterStack({lane: PathwayRouter(part.adapters) for lane, part in parts.items()})]
+        return [_RouterStack({lane: PathwayRouter(part.adapters) for lane, part in parts.items()}, n_lanes)]
 
 
 class _RouterStack(LaneStack):
     """The keys of every row pass the pathways of its lane."""
 
-    def __init__(self, routers: dict[int, PathwayRouter]) -> None:
-        self.routers = routers
+    def __init__(self, routers: dict[int, PathwayRouter], n_lanes: int) -> None:
+        self.routers, self.n_lanes = routers, n_lanes
         self.remembers = any(router.remembers for router in routers.values())
+        self._single: SingleGates | None = None
 
     def before(self, lanes: Tensor, history: GateHistory) -> InputHook:
+        own = {lane: router.pathways for lane, router in self.routers.items()}
+        if waits.waiting_costs(next(iter(own.values()))[0].down.device) and SingleGates.fit(own):
+            self._single = self._single or SingleGates({lane: p for lane, (p,) in own.items()}, self.n_lanes)
+            return self._single.rows(lanes, history, self.remembers)
         return _MoveRows(self.routers, lanes, history)
 
 
@@ -113,7 +120,12 @@ class _MoveRows:
 
     def __init__(self, routers: dict[int, PathwayRouter], lanes: Tensor, history: GateHistory) -> None:
         self.routers, self.lanes, self.history = routers, lanes, history
-        self.present = [lane for lane in lanes.unique().tolist() if lane in routers]
+        of_row = lanes.tolist()
+        self.present = [lane for lane in sorted(set(of_row)) if lane in routers]
+        device = next(iter(routers.values())).pathways[0].down.device
+        self._rows = {
+            lane: torch.tensor([i for i, of in enumerate(of_row) if of == lane], device=device) for lane in self.present
+        }
         self.remembers = any(routers[lane].remembers for lane in self.present)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -122,7 +134,7 @@ class _MoveRows:
         texts = self.history.texts(module, keys.shape[:2]) if self.remembers else GateContext()
         seen: list[tuple[Tensor, Tensor]] = []  # rows of a lane, and how wide its gates have been in them
         for lane in self.present:
-            rows, router = (self.lanes == lane).nonzero()[:, 0].to(keys.device), self.routers[lane]
+            rows, router = self._rows[lane].to(keys.device), self.routers[lane]
             own = texts.rows(rows, len(router.pathways))
             native = keys[rows]
             new = router(native, own)

@@ -1,6 +1,6 @@
 """REP's adapters: what they are trained on, how, and when their gates open. No Lightning in here."""
 
-from kedit.methods.rep.calibrate import summary_row
+from kedit.methods.rep.calibrate import summary_row, summary_rows
 from kedit.methods.rep.closed import closed_form
 from kedit.methods.rep.config import AdapterConfig, parity_config
 from kedit.methods.rep.keys import AdapterTask, Claims, KeySource
@@ -18,4 +18,5 @@ __all__ = [
     "parity_config",
     "stronger",
     "summary_row",
+    "summary_rows",
 ]

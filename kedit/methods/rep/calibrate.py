@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -68,15 +69,27 @@ def summary_row(pathway: Pathway, task: AdapterTask) -> dict[str, float | None]:
     `open`, `held_open`: share of the positives (training, held back) whose gate is open; `false`: of the
     held-back negatives; `reach`: mean r(k_hat) over all positives, the share of the edit that reaches them.
     """
+    (row,) = summary_rows([pathway], [task])
+    return row
+
+
+def summary_rows(pathways: Sequence[Pathway], tasks: Sequence[AdapterTask]) -> list[dict[str, float | None]]:
+    """That of every adapter, on its task."""
+    found = [_figures(pathway, task) for pathway, task in zip(pathways, tasks, strict=True)]
+    known = [figure for row in found for figure in row.values() if figure is not None]
+    numbers = iter(torch.stack(known).tolist() if known else ())  # read at once
+    return [{name: None if one is None else round(next(numbers), 4) for name, one in row.items()} for row in found]
+
+
+def _figures(pathway: Pathway, task: AdapterTask) -> dict[str, Tensor | None]:
     keys = torch.cat([task.positives, task.held_positives])
     hat = PathwayRouter([pathway])(keys)
     shares = {"open": task.positives, "held_open": task.held_positives, "false": task.held_negatives}
     row = {name: _mean((pathway.margin(k) > 0).float()) for name, k in shares.items()}
     row["reach"] = _mean(hat @ task.direction / (task.k_star @ task.direction))
     row["reach_before"] = _mean(keys @ task.direction / (task.k_star @ task.direction))
-    row["threshold"] = None if pathway.threshold is None else round(float(pathway.threshold), 4)
-    return row
+    return row | {"threshold": pathway.threshold}
 
 
-def _mean(values: Tensor) -> float | None:
-    return round(float(values.mean()), 4) if len(values) else None
+def _mean(values: Tensor) -> Tensor | None:
+    return values.mean() if len(values) else None

@@ -34,7 +34,7 @@ from kedit.methods.rep import (
     closed_form,
     parity_config,
     stronger,
-    summary_row,
+    summary_rows,
 )
 from kedit.methods.rep.adapter_phase import AdapterPhase
 from kedit.methods.wrappers.base import EditorWrapper
@@ -150,8 +150,8 @@ class REP(EditorWrapper[LocateThenEdit]):
         for some in distributed.share(chunks) if together else chunks:
             tasks = self._tasks(batch, deltas, some, layer, path)
             pathways = yield from self._pathways(tasks)
-            made = zip(pathways, tasks, strict=True)
-            trained.append([_Adapter(pathway, task.k_star, summary_row(pathway, task)) for pathway, task in made])
+            made = zip(pathways, tasks, summary_rows(pathways, tasks), strict=True)
+            trained.append([_Adapter(pathway, task.k_star, figures) for pathway, task, figures in made])
         if together:
             yield Barrier()
             trained = distributed.gather_shares([[adapter.on_cpu() for adapter in some] for some in trained])

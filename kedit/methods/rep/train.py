@@ -1,11 +1,13 @@
-"""The training of REP's adapters on cached keys: many at once, no forward pass of the model in a step."""
+"""The training of REP's adapters on cached keys: many at once, no forward pass of the model in a step.
+
+A step hands the same number of operations to the device whatever the number of adapters, and waits for none.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +15,9 @@ from torch import Tensor, nn
 
 from kedit.delta.pathway import Pathway
 from kedit.methods.rep.calibrate import hysteresis_of, threshold_of
-from kedit.methods.rep.closed import logistic_gate
+from kedit.methods.rep.closed import logistic_gates
 from kedit.methods.rep.config import AdapterConfig
+from kedit.methods.rep.draws import Draws, LaneSizes, StepDraws
 from kedit.methods.rep.keys import AdapterTask
 
 PACE = 60.0  # the two coefficients along k* move so much faster than single weights under Adam's equal steps
@@ -42,30 +45,43 @@ class AdapterTrainer:
         n, d = k_stars.shape
         self.scale = torch.ones_like(k_stars[:, :1]) if config.absolute else math.sqrt(d) / k_stars.norm(dim=1)[:, None]
         self.direction = torch.stack([task.direction for task in tasks])
-        self.norm = self.scale[:, 0] * torch.stack([task.k_star @ task.direction for task in tasks])  # r's denominator
+        self._dot = torch.stack([task.k_star @ task.direction for task in tasks])
+        self.norm = self.scale[:, 0] * self._dot  # r's denominator
         self.bare = self.scale * torch.stack([task.bare for task in tasks])
+        self._square = self.bare.square().sum(1)
         self.total = torch.full((n,), float("nan"))
         self.terms: dict[str, Tensor] = {}
         self.step = 0
-        self._random = [torch.Generator().manual_seed(task.seed) for task in tasks]  # lanes do not see each other
-        self._queues: list[list[int]] = [[] for _ in tasks]
+        randoms = [torch.Generator().manual_seed(task.seed) for task in tasks]  # lanes do not see each other
         self.k_stars = self.scale * k_stars
         self.along = nn.Parameter(torch.zeros(n, 2, device=k_stars.device)) if config.anchored else None
         h = max(1, int(config.gate_width * d))
-        self.down = _uniform(self._random, (config.rank, d), d, k_stars.device)
+        self.down = _uniform(randoms, (config.rank, d), d, k_stars.device)
         self.up = nn.Parameter(torch.zeros(n, d, config.rank, device=k_stars.device))
-        self.gate = _Gate(self._random, d, h, k_stars.device) if config.gate == "mlp" else None
+        self.gate = _Gate(randoms, d, h, k_stars.device) if config.gate == "mlp" else None
+        negatives = max(1, config.negatives // 2) if self.gate is not None and self._gate_trains else 0
+        self._positives = torch.cat([task.positives for task in tasks])  # of all lanes, one after another
+        if negatives:
+            self._hard_negatives = torch.cat([_hard_negatives(task) for task in tasks])
+            self._negatives = torch.cat([task.negatives for task in tasks])
+        sizes = [LaneSizes(len(t.positives), len(_hard_negatives(t)), len(t.negatives)) for t in tasks]
+        dropout = config.dropout if config.projection else 0.0
+        self._draws = Draws(randoms, sizes, k_stars.device, config.steps, config.positives, negatives, dropout, d)
+
+    @property
+    def _gate_trains(self) -> bool:
+        return bool(self.config.gate_loss and self.config.negatives)
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimiser trains."""
         projection = [p for p in (self.down, self.up, self.along) if p is not None] if self.config.projection else []
         return [*projection, *(self.gate.parameters() if self.gate is not None else ())]
 
-    def move(self, keys: Tensor) -> Tensor:
-        """f of keys `[n, P, D]` in training (with dropout)."""
+    def move(self, keys: Tensor, kept: Tensor | None = None) -> Tensor:
+        """f of keys `[n, P, D]`; in training only of the numbers that dropout leaves, `kept: [n, P, D]` bool."""
         if not self.config.projection:
             return keys
-        inner = self._dropout(keys)
+        inner = keys if kept is None else keys * kept / (1.0 - self.config.dropout)
         moved = torch.bmm(torch.bmm(inner, self.down.transpose(1, 2)), self.up.transpose(1, 2))
         if self.along is not None:
             a, b = (PACE * self.along[:, None]).unbind(-1)
@@ -74,63 +90,56 @@ class AdapterTrainer:
 
     def loss(self) -> Tensor:
         """Sum over the lanes of this step's loss."""
-        c = self.config
-        picked = [self._pick(i) for i in range(len(self.tasks))]
-        positives = self.scale[:, None] * torch.stack(
-            [task.positives[rows] for task, rows in zip(self.tasks, picked, strict=True)]
-        )
-        keys = torch.cat([self.bare[:, None], positives], 1)  # [n, 1 + P, D]
-        logits = None if self.gate is None else self.gate(keys)
-        gate = torch.ones_like(keys[..., 0]) if logits is None else (self._sharpness() * logits).sigmoid()
-        moved = keys + gate[..., None] * self.move(keys)
+        c, draws = self.config, self._draws.step(self.step)
+        keys = torch.cat([self.bare[:, None], self.scale[:, None] * self.read_positives(draws.positives)], 1)
+        moves, logits = self.move(keys, draws.kept), None
+        if self.gate is not None:
+            logits = self.gate(keys)
+            moves = (self._sharpness() * logits).sigmoid()[..., None] * moves
+        moved = keys + moves  # [n, 1 + P, D]
         terms = {
             "aggregation": c.aggregation * self._aggregation(moved[:, 1:]),
             "consistency": c.alpha * self._consistency(moved[:, 0]),
         }
         if c.strength:
             terms["strength"] = c.strength * (self._reached(moved) - 1).square().mean(1)
-        if self.gate is not None and logits is not None and c.gate_loss and c.negatives:
-            terms["gate"] = c.gate_loss * self._gate_loss(self.gate, logits[:, 1:])
-        total = torch.stack(list(terms.values())).sum(0)
+        if self.gate is not None and logits is not None and self._gate_trains:
+            terms["gate"] = c.gate_loss * self._gate_loss(self.gate, logits[:, 1:], draws)
+        parts = torch.stack(list(terms.values()))
+        total = parts.sum(0)
         self.total = total.detach()
-        self.terms = {name: term.detach() for name, term in terms.items()}
+        self.terms = dict(zip(terms, parts.detach(), strict=True))
         self.step += 1
         return total.sum()
+
+    def read_positives(self, rows: Tensor) -> Tensor:
+        """Native keys of the positives of a step: rows `[n, P]` of all lanes' positives -> `[n, P, D]`."""
+        return self._positives[rows]
 
     @torch.no_grad()
     def pathways(self) -> list[Pathway]:
         """The adapters as they are now, their gates calibrated, one per task."""
-        found = []
-        for i, task in enumerate(self.tasks):
-            down, up = (self.down[i].clone(), self.up[i].clone()) if self.config.projection else _double(task)
-            offset = None
-            if self.along is not None and self.config.projection:
-                a, b = (PACE * self.along[i]).unbind()
-                reading = task.direction / (task.k_star @ task.direction)
-                down, up = torch.cat([down, reading[None]]), torch.cat([up, b * task.k_star[:, None]], 1)
-                offset = a * task.k_star
-            pathway = Pathway(down, up, offset)
-            if self.gate is not None:
-                gated = replace(pathway, **self.gate.tensors(i, self.scale[i]))
-                pathway = hysteresis_of(threshold_of(gated, task, self.config), task, self.config)
-            elif self.config.gate == "logistic":
-                pathway = logistic_gate(pathway, task, self.config)
-            found.append(pathway)
-        return found
+        c = self.config
+        plain = self._projections() if c.projection else [Pathway(*_double(task)) for task in self.tasks]
+        if self.gate is not None:
+            gated = zip(plain, self.tasks, self.gate.tensors(self.scale), strict=True)
+            return [hysteresis_of(threshold_of(replace(p, **g), task, c), task, c) for p, task, g in gated]
+        return logistic_gates(plain, self.tasks, c) if c.gate == "logistic" else plain
+
+    def _projections(self) -> list[Pathway]:
+        """The adapters without their gates, for keys that are not scaled."""
+        down, up, offset = self.down.detach(), self.up.detach(), None
+        if self.along is not None:
+            a, b = (PACE * self.along.detach())[:, None].unbind(-1)  # [n, 1] each
+            k_stars = torch.stack([task.k_star for task in self.tasks])
+            down = torch.cat([down, (self.direction / self._dot[:, None])[:, None]], 1)
+            up, offset = torch.cat([up, (b * k_stars)[..., None]], 2), a * k_stars
+        parts = [torch.unbind_copy(part) for part in (down, up, offset) if part is not None]
+        return [Pathway(*own) for own in zip(*parts, strict=True)]
 
     def _reached(self, keys: Tensor) -> Tensor:
         """r of scaled keys `[n, P, D]`: `[n, P]`."""
         return torch.bmm(keys, self.direction[:, :, None])[..., 0] / self.norm[:, None]
-
-    def _pick(self, lane: int) -> Tensor:
-        """The next slice of the lane's shuffled positives; shuffled again when they are used up."""
-        n = len(self.tasks[lane].positives)
-        rows: list[int] = []
-        while len(rows) < self.config.positives:
-            if not self._queues[lane]:
-                self._queues[lane] = torch.randperm(n, generator=self._random[lane]).tolist()
-            rows.append(self._queues[lane].pop())
-        return torch.tensor(rows, device=self.bare.device)
 
     def _sharpness(self) -> float:
         """Factor of the logit, growing from 1 to `anneal` over the steps."""
@@ -146,32 +155,15 @@ class AdapterTrainer:
         square = (moved - self.bare).square()
         if self.config.absolute:
             return square.mean(1)
-        return square.sum(1) / self.bare.square().sum(1)
+        return square.sum(1) / self._square
 
-    def _gate_loss(self, gate: _Gate, positives: Tensor) -> Tensor:
+    def _gate_loss(self, gate: _Gate, positives: Tensor, draws: StepDraws) -> Tensor:
         """Cross entropy of the gate, positives and negatives in balance, half of these the near ones: `[n]`."""
         found = F.softplus(-positives).mean(1)
-        far = [task.negatives for task in self.tasks]
-        hard_negatives = [
-            task.hard_negatives if len(task.hard_negatives) else task.negatives for task in self.tasks
-        ]  # a one-token subject has none
-        for group in (hard_negatives, far):
-            logits = gate(self.scale[:, None] * self._sample(group, max(1, self.config.negatives // 2)))
+        for table, rows in ((self._hard_negatives, draws.hard_negatives), (self._negatives, draws.negatives)):
+            logits = gate(self.scale[:, None] * table[rows])
             found = found + F.softplus(logits).mean(1) / 2
         return found
-
-    def _sample(self, group: list[Tensor], count: int) -> Tensor:
-        """`count` keys of every task, drawn with replacement: `[n, count, D]`."""
-        drawn = [torch.randint(len(k), (count,), generator=r) for k, r in zip(group, self._random, strict=True)]
-        return torch.stack([keys[rows.to(keys.device)] for keys, rows in zip(group, drawn, strict=True)])
-
-    def _dropout(self, keys: Tensor) -> Tensor:
-        """`keys` with each number left out with the probability `dropout`, the others scaled up for it."""
-        kept = 1.0 - self.config.dropout
-        if kept == 1.0:
-            return keys
-        draws = [torch.rand(keys.shape[1:], generator=r) for r in self._random]
-        return keys * (torch.stack(draws).to(keys.device) < kept) / kept
 
 
 class _Gate(nn.Module):
@@ -187,10 +179,17 @@ class _Gate(nn.Module):
         inner = F.gelu(torch.baddbmm(self.hidden_bias[:, None], keys, self.hidden.transpose(1, 2)))
         return torch.bmm(inner, self.read[:, :, None])[..., 0] + self.bias[:, None]
 
-    def tensors(self, i: int, scale: Tensor) -> dict[str, Any]:
-        """One gate as a pathway holds it, for keys that are not scaled."""
-        kept = {"hidden_bias": self.hidden_bias, "read": self.read, "bias": self.bias}
-        return {"hidden": self.hidden[i] * scale} | {name: tensor[i].clone() for name, tensor in kept.items()}
+    def tensors(self, scale: Tensor) -> list[dict[str, Tensor]]:
+        """Every gate as a pathway holds it, for keys that are not scaled by `scale: [n, 1]`."""
+        hidden = torch.unbind_copy(self.hidden * scale[..., None])
+        rest = [torch.unbind_copy(part.detach()) for part in (self.hidden_bias, self.read, self.bias)]
+        names = ("hidden", "hidden_bias", "read", "bias")
+        return [dict(zip(names, own, strict=True)) for own in zip(hidden, *rest, strict=True)]
+
+
+def _hard_negatives(task: AdapterTask) -> Tensor:
+    """Near negatives; any where there are none, as for a subject of one token."""
+    return task.hard_negatives if len(task.hard_negatives) else task.negatives
 
 
 def _double(task: AdapterTask) -> tuple[Tensor, Tensor]:

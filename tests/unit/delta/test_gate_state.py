@@ -20,6 +20,7 @@ from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from tests.support.random_gates import gated
 from tests.support.tiny_models import tiny_lm
+from tests.support.ways import both_ways  # noqa: F401 (every test runs in both)
 
 
 def plain(own: Delta) -> Delta:

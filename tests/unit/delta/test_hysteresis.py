@@ -19,6 +19,7 @@ from kedit.methods.rep import AdapterConfig, AdapterTask, AdapterTrainer, closed
 from tests.support.device import DEVICE
 from tests.support.random_gates import gated
 from tests.support.tiny_models import tiny_lm
+from tests.support.ways import both_ways  # noqa: F401 (every test runs in both)
 
 D = 8
 
