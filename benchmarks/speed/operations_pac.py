@@ -10,6 +10,8 @@ weights, twice for a pair of steps. `above_model` is what a way adds to that. Vi
 a CPU Adam takes its tensors one by one (and reads its step count, which a GPU does not wait for), on a GPU in lists, so
 that a pair is also counted as there (`foreach`).
 
+"stacked" is how kedit runs where the model is not on a CPU (kedit/methods/pac/stacked.py), here on the CPU.
+
 A pair is the second of three; a trace the second, too. Waits are operations for whose result the host waits. Figures
 under another label (those of an earlier version) stay in the file.
 """
@@ -107,6 +109,10 @@ def steps(lm: LM, requests: list[Request], rounds: int) -> dict[str, Any]:
         "joint": Slim(lm, selection, shared=False, objective="joint"),
         "dense": Dense(copied, selection),
     }
+    for name in ("shared_adam", "two_adams", "joint"):
+        way = Slim(lm, selection, shared=name == "shared_adam", objective="joint" if name == "joint" else "alternate")
+        way.sides.stacked = True
+        ways[f"{name}_stacked"] = way
     found = {"model": counted(lambda: Bare(lm).pair(requests), rounds)}
     for name, way in ways.items():
         found[name] = counted(lambda w=way: w.pair(requests), rounds)
@@ -115,7 +121,7 @@ def steps(lm: LM, requests: list[Request], rounds: int) -> dict[str, Any]:
         with Dispatched() as lists:
             way.pair(requests)
         found[name] |= {"operations_foreach": lists.n, "waits_foreach": lists.waits.total()}
-    half = ("joint",)  # one forward and backward pass
+    half = ("joint", "joint_stacked")  # one forward and backward pass
     for name, figures in found.items():
         own = found["model"]["operations"] // (2 if name in half else 1)
         if name != "model":
