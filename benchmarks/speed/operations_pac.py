@@ -36,7 +36,7 @@ from benchmarks.speed.pac_speed_steps import SIZE, WEIGHT, Dense, Slim, Way, ask
 from benchmarks.speed.pac_speed_trace import dense, traced
 from kedit.forward.binding import wrap_lm
 from kedit.forward.packing import logits_of
-from kedit.methods.pac import Labelled, Request, TraceConfig, encode_request, labelled, select, sites, trace
+from kedit.methods.pac import Labelled, Request, TraceConfig, encode_request, labelled, select, sites, trace, trace_each
 from kedit.model.lm import LM
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -135,10 +135,16 @@ def tracing(lm: LM, texts: Sequence[Any], rounds: int) -> dict[str, Any]:
     config = TraceConfig()
     one, four = labelled(lm, texts[:1]), labelled(lm, texts[:4])
     bare = Bare(lm)
+
+    def stacked(batch: Labelled) -> Any:
+        return [select(scores, config) for scores in trace_each(lm, batch, config, stacked=True)]
+
     found = {
         "model": counted(lambda: bare.once(lambda: one.logits(lm), one, 1.0), rounds),
         "one": counted(lambda: traced(lm, one, config), rounds),
         "four": counted(lambda: traced(lm, four, config), rounds),
+        "one_stacked": counted(lambda: stacked(one), rounds),
+        "four_stacked": counted(lambda: stacked(four), rounds),
         "one_without_spans": counted(lambda: traced(lm, one, TraceConfig(memory=100)), rounds),
         "dense": counted(lambda: dense(lm, one, config), rounds),
     }
@@ -154,8 +160,9 @@ def main() -> None:
     parser.set_defaults(model=None)
     parser.add_argument("--label", default="after", help="what the figures are called in the file")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cases", type=int, default=len(CASES), help="so many of the cases, from the first")
     a = parser.parse_args()
-    cases = [(a.model, a.dtype)] if a.model else CASES
+    cases = [(a.model, a.dtype)] if a.model else CASES[: a.cases]
     name = a.save or "operations_pac_cpu"
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -116,9 +116,9 @@ class Rectifier:
     @contextmanager
     def installed(self, learn: bool = True) -> Iterator[None]:
         """Inside the block the model runs with the changes, differentiable in them if they `learn`."""
-        handles = []
-        with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
-            values, biases = self.values, self.biases
+        values, biases, handles = self.values, self.biases, []
+        if not learn:
+            values, biases = ({site: own.detach() for site, own in found.items()} for found in (values, biases))
         try:
             for site, own in values.items():
                 hook = self._hook(site, own, biases.get(site))

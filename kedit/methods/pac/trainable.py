@@ -177,4 +177,3 @@ class TrainableNodes:
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for side in self._sides for parameter in side.parameters()]
-
