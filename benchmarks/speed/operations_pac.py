@@ -12,8 +12,8 @@ that a pair is also counted as there (`foreach`).
 
 "stacked" is how kedit runs where the model is not on a CPU (kedit/methods/pac/stacked.py), here on the CPU.
 
-A pair is the second of three; a trace the second, too. Waits are operations for whose result the host waits. Figures
-under another label (those of an earlier version) stay in the file.
+What is counted is never a way's first run. Waits are operations for whose result the host waits; `tolist`, by which a
+step reads its losses, is none of them on a CPU. The peak is of live tensors above the model. Figures under another label (those of an earlier version) stay in the file.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs 
 
 from benchmarks.common import ROOT, get_lm, read_requests, save, speed_parser, timed, word_tokenizer
 from benchmarks.speed.dispatched import Dispatched
+from benchmarks.speed.measured import peak_bytes
 from benchmarks.speed.pac_speed_steps import SIZE, WEIGHT, Dense, Slim, Way, asked
 from benchmarks.speed.pac_speed_trace import dense, traced
 from kedit.forward.binding import wrap_lm
@@ -66,13 +67,14 @@ def model_of(name: str, dtype: str) -> LM:
     return wrap_lm(model.eval().requires_grad_(False), word_tokenizer(), name)
 
 
-def counted(run: Callable[[], Any], rounds: int) -> dict[str, Any]:
-    """Operations, waits and CPU seconds of `run`, after a first one that is not counted."""
+def counted(lm: LM, run: Callable[[], Any], rounds: int) -> dict[str, Any]:
+    """Operations, waits, peak of memory and CPU seconds of `run`, after a first one that is not counted."""
     run()
+    peak = peak_bytes(lm, run) / 1e6
     with Dispatched() as found:
         run()
     seconds = min(timed(run, "cpu")[1]["cpu_s"] for _ in range(rounds))
-    return {"operations": found.n, "waits": found.waits.total(), "cpu_s": seconds}
+    return {"operations": found.n, "waits": found.waits.total(), "cpu_s": seconds, "peak_mb": peak}
 
 
 class Bare:
@@ -113,9 +115,9 @@ def steps(lm: LM, requests: list[Request], rounds: int) -> dict[str, Any]:
         way = Slim(lm, selection, shared=name == "shared_adam", objective="joint" if name == "joint" else "alternate")
         way.sides.stacked = True
         ways[f"{name}_stacked"] = way
-    found = {"model": counted(lambda: Bare(lm).pair(requests), rounds)}
+    found = {"model": counted(lm, lambda: Bare(lm).pair(requests), rounds)}
     for name, way in ways.items():
-        found[name] = counted(lambda w=way: w.pair(requests), rounds)
+        found[name] = counted(way.lm, lambda w=way: w.pair(requests), rounds)
         for group in way.optimizer.param_groups:
             group["foreach"] = True
         with Dispatched() as lists:
@@ -140,13 +142,13 @@ def tracing(lm: LM, texts: Sequence[Any], rounds: int) -> dict[str, Any]:
         return [select(scores, config) for scores in trace_each(lm, batch, config, stacked=True)]
 
     found = {
-        "model": counted(lambda: bare.once(lambda: one.logits(lm), one, 1.0), rounds),
-        "one": counted(lambda: traced(lm, one, config), rounds),
-        "four": counted(lambda: traced(lm, four, config), rounds),
-        "one_stacked": counted(lambda: stacked(one), rounds),
-        "four_stacked": counted(lambda: stacked(four), rounds),
-        "one_without_spans": counted(lambda: traced(lm, one, TraceConfig(memory=100)), rounds),
-        "dense": counted(lambda: dense(lm, one, config), rounds),
+        "model": counted(lm, lambda: bare.once(lambda: one.logits(lm), one, 1.0), rounds),
+        "one": counted(lm, lambda: traced(lm, one, config), rounds),
+        "four": counted(lm, lambda: traced(lm, four, config), rounds),
+        "one_stacked": counted(lm, lambda: stacked(one), rounds),
+        "four_stacked": counted(lm, lambda: stacked(four), rounds),
+        "one_without_spans": counted(lm, lambda: traced(lm, one, TraceConfig(memory=100)), rounds),
+        "dense": counted(lm, lambda: dense(lm, one, config), rounds),
     }
     for name, figures in found.items():
         if name != "model":

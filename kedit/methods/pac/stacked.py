@@ -1,9 +1,9 @@
-"""The changes of all sides as one stack `[sites, nodes, D]`, run with few operations, for devices that wait for launches.
+"""The changes of all sides as one stack `[sites, nodes, D]`, run with few operations where a device waits for launches.
 
-`Rectifier.installed` adds each side's change to a module's output by autograd. Here the sides' nodes of a matrix are one
-set, products are in the model's own type and in place, the frozen matrix's own gradient is taken in the same backward
-step, and the gradients of the nodes of all matrices are one batched product in float32 at the end of the backward pass.
-The numbers are the same but for rounding; in half precision the float32 changes are rounded to the model's type
+`Rectifier.installed` adds each side's change to a module's output by autograd. Here the sides' nodes of a matrix are
+one set, products are in the model's own type and in place, and the frozen matrix's own gradient is taken in the same
+backward step. The gradients of the nodes of all matrices are one batched product in float32, at the end of the backward
+pass. The numbers are the same but for rounding; in half precision the float32 changes are rounded to the model's type
 where they are multiplied, and nowhere else.
 """
 
@@ -89,7 +89,8 @@ class _Store:
         while self.passes:
             factors = self.passes.pop()
             part = torch.empty(layout.n, layout.most, like.shape[-1], device=like.device)
-            for tokens, run in groupby(range(layout.n), lambda i: len(factors[i][0]) if i in factors else 0):
+            counts = [len(factors[i][0]) if i in factors else 0 for i in range(layout.n)]
+            for tokens, run in groupby(range(layout.n), counts.__getitem__):
                 numbers = list(run)
                 if not tokens:
                     part[numbers[0] : numbers[-1] + 1].zero_()

@@ -125,7 +125,7 @@ class RectifyLoop:
             log.info("an earlier pass is kept: after it %d of %d were answered, after the last %d", best[0], n, last[0])
 
     def before_step(self) -> None:
-        """Leaves no gradient to what is not trained in this step, and measures what there is, without waiting for it."""
+        """Leaves no gradient to what is not trained in this step, and measures what there is, without a wait."""
         self.sides.before_step()
         name = "contrast" if self.sides.turn == ("contrast",) else "edit"
         self.terms[f"{name}_gradient"] = self.sides.gradient_norm()
@@ -214,7 +214,7 @@ class RectifyLoop:
         return texts.loss_of(self._read(originals, texts.rows, texts.cols).float())
 
     def _standing(self, wanted: Labelled, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """How the texts fare: mean losses, which are answered, which are finished, `[3 B]`; and the last, `[B]` bool."""
+        """Mean losses, which texts are answered, which are finished, in a row `[3 B]`; and the last again, bool `[B]`."""
         right = wanted.answered(logits)
         if not self.train.stop:
             finished = torch.zeros_like(right)

@@ -1,4 +1,4 @@
-"""PAC's stacked forms, for devices that wait for launches: the numbers of the plain ones, by a bounded number of operations."""
+"""PAC's stacked forms, where a device waits for launches: the plain ones' numbers, by a bounded count of operations."""
 
 from __future__ import annotations
 
@@ -74,13 +74,14 @@ def test_stacked_steps_are_the_plain_ones(kind: str, theta: Theta, objective: Ob
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_stacked_gradients_are_the_plain_ones(shared: bool) -> None:
-    """To float32's rounding, in the model's lowest layer too, whose input has no graph; half the requests twice."""
-    lm = small()
+    """To float32's rounding, in the lowest layer too, whose input has no graph; two passes in one loss; gates too."""
+    lm = small("phi3" if shared else "llama")  # with gates in the keys' matrix, or in one of their own
     requests, found = asked(lm), []
+    selection = Selection.random(sites(lm, include_gate=True), 3, 2, torch.Generator().manual_seed(0))
     for stacked in (False, True):
         sides = sides_of(lm, shared=shared)
         sides.stacked = stacked
-        sides.take(draw(lm))
+        sides.take(selection)
         for parameter in sides.critical.parameters():
             parameter.data += 1e-2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
         batch = labelled(lm, [request.text for request in requests])
