@@ -13,7 +13,8 @@ that a pair is also counted as there (`foreach`).
 "stacked" is how kedit runs where the model is not on a CPU (kedit/methods/pac/stacked.py), here on the CPU.
 
 What is counted is never a way's first run. Waits are operations for whose result the host waits; `tolist`, by which a
-step reads its losses, is none of them on a CPU. The peak is of live tensors above the model. Figures under another label (those of an earlier version) stay in the file.
+step reads its losses, is none of them on a CPU. The peak is of live tensors above the model. Figures under another
+label (those of an earlier version) stay in the file.
 """
 
 from __future__ import annotations
@@ -138,8 +139,10 @@ def tracing(lm: LM, texts: Sequence[Any], rounds: int) -> dict[str, Any]:
     one, four = labelled(lm, texts[:1]), labelled(lm, texts[:4])
     bare = Bare(lm)
 
-    def stacked(batch: Labelled) -> Any:
+    def stacked(batch: Labelled, config: TraceConfig = config) -> Any:
         return [select(scores, config) for scores in trace_each(lm, batch, config, stacked=True)]
+
+    large = TraceConfig(memory=100)  # no spans of layers and no parts of a batch: as for models of billions
 
     found = {
         "model": counted(lm, lambda: bare.once(lambda: one.logits(lm), one, 1.0), rounds),
@@ -147,7 +150,10 @@ def tracing(lm: LM, texts: Sequence[Any], rounds: int) -> dict[str, Any]:
         "four": counted(lm, lambda: traced(lm, four, config), rounds),
         "one_stacked": counted(lm, lambda: stacked(one), rounds),
         "four_stacked": counted(lm, lambda: stacked(four), rounds),
-        "one_without_spans": counted(lm, lambda: traced(lm, one, TraceConfig(memory=100)), rounds),
+        "one_without_spans": counted(lm, lambda: traced(lm, one, large), rounds),
+        "four_without_spans": counted(lm, lambda: traced(lm, four, large), rounds),
+        "one_stacked_without_spans": counted(lm, lambda: stacked(one, large), rounds),
+        "four_stacked_without_spans": counted(lm, lambda: stacked(four, large), rounds),
         "dense": counted(lm, lambda: dense(lm, one, config), rounds),
     }
     for name, figures in found.items():
@@ -162,6 +168,7 @@ def main() -> None:
     parser.set_defaults(model=None)
     parser.add_argument("--label", default="after", help="what the figures are called in the file")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=["steps", "trace"], help="count one of the two; both without it")
     parser.add_argument("--cases", type=int, default=len(CASES), help="so many of the cases, from the first")
     a = parser.parse_args()
     cases = [(a.model, a.dtype)] if a.model else CASES[: a.cases]
@@ -173,12 +180,15 @@ def main() -> None:
         lm = model_of(shape, dtype)
         texts = [encode_request(lm, request) for request in read_requests(a.data, 4)]
         requests = asked(lm, texts[:SIZE])
-        found = {"layers": lm.arch.n_layers, "steps": steps(lm, requests, a.rounds)}
-        found["trace"] = tracing(lm, texts, a.rounds)
+        found = figures.setdefault(f"{shape} {dtype}", {}).setdefault(a.label, {"layers": lm.arch.n_layers})
+        if a.only != "trace":
+            found["steps"] = steps(lm, requests, a.rounds)
+        if a.only != "steps":
+            found["trace"] = tracing(lm, texts, a.rounds)
         for part in ("steps", "trace"):
-            for way, numbers in found[part].items():
+            for way, numbers in found.get(part, {}).items():
                 print(shape, dtype, a.label, part, way, {k: float(f"{v:.4g}") for k, v in numbers.items()}, flush=True)
-        figures.setdefault(f"{shape} {dtype}", {})[a.label] = found
+        save(name, {"figures": figures})
     print("saved", save(name, {"figures": figures}).name)
 
 

@@ -214,7 +214,7 @@ class RectifyLoop:
         return texts.loss_of(self._read(originals, texts.rows, texts.cols).float())
 
     def _standing(self, wanted: Labelled, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean losses, which texts are answered, which are finished, in a row `[3 B]`; and the last again, bool `[B]`."""
+        """Mean losses, which texts are answered, which finished, in a row `[3 B]`; and the last again, bool `[B]`."""
         right = wanted.answered(logits)
         if not self.train.stop:
             finished = torch.zeros_like(right)

@@ -14,8 +14,8 @@ from kedit.methods.pac.tracing.scores import NOISE
 from kedit.methods.pac.tracing.select import Scores
 from kedit.methods.pac.tracing.sites import Site
 
-_TILE = 2**24  # entries of all gradients of a group at a time: 64 MB
-_WAITING = 2**22  # numbers of the pairs of one shape that wait: 16 MB
+_TILE = 2**24  # entries of all gradients of a group at a time, 64 MB, and no more than one matrix has
+_WAITING = 2**18, 2**22  # numbers of the pairs of one shape that wait: a quarter of a matrix, from 1 to 16 MB
 
 _Entry = tuple[Scores, Site, Tensor, Tensor]
 
@@ -38,7 +38,9 @@ class StackedScores:
         shape = (len(x), x.shape[1], s.shape[1])
         waiting = self._waiting.setdefault(shape, [])
         waiting.append((into, site, x, s))
-        if (len(waiting) + 1) * (x.numel() + s.numel()) > _WAITING:
+        least, most = _WAITING
+        room = max(least, min(most, shape[1] * shape[2] // 4))
+        if (len(waiting) + 1) * (x.numel() + s.numel()) > room:
             _score(self._waiting.pop(shape))
 
     def finish(self) -> None:
@@ -59,14 +61,14 @@ def stacked_zscores(x: Tensor, s: Tensor, chunk: int | None = None) -> Tensor:
     Args:
         x: X of each, `[n, T, D]` float32.
         s: S of each, `[n, T, M]` float32.
-        chunk: Rows of every gradient in a tile; None: as many as fit into 64 MB, at most an eighth.
+        chunk: Rows of every gradient in a tile; None: as many as fit into 64 MB and into one matrix, at most an eighth.
 
     Returns:
         `[n, M]` float32, NaN where a matrix's factors are not finite.
     """
     n, _, depth = x.shape
     width = s.shape[2]
-    chunk = chunk or max(1, min(_TILE // (n * width), depth // 8))
+    chunk = chunk or max(1, min(_TILE // (n * width), depth // max(8, n)))
     noise = NOISE * torch.bmm(torch.linalg.vector_norm(s, dim=2)[:, None], x.abs())  # [n, 1, D]
     s = s - s.mean(2, keepdim=True)
     exact, wide = x.double(), s.double()

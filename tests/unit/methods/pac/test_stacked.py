@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kedit.forward.packing import logits_of
 from kedit.methods.pac import (
     Objective,
     Selection,
@@ -142,13 +143,14 @@ def pair_of(n_layers: int, nodes: int, shared: bool, objective: Objective = "alt
 def model_of(n_layers: int) -> int:
     """What two forward and backward passes of the frozen model take, down to its lowest key matrix."""
     lm = small(n_layers=n_layers)
-    batch = labelled(lm, [request.text for request in asked(lm)])
+    texts = [request.text for request in asked(lm)]
+    batch, ids = labelled(lm, texts), [text.ids[:-1] for text in texts]
     module = lm.model.get_submodule(sites(lm)[0].path)
     handle = module.register_forward_hook(lambda _, args, output: output.detach().requires_grad_())
 
     def run() -> None:
         for _ in range(2):
-            batch.loss(lm).backward()
+            batch.loss_of(logits_of(lm, ids, batch.rows, batch.cols)).backward()
 
     run()
     found = counted(run)
