@@ -202,8 +202,8 @@ def test_a_stacked_trace_is_the_plain_one(kind: str) -> None:
         assert all(torch.equal(nodes, other.contrast[site]) for site, nodes in one.contrast.items())
 
 
-def test_a_stacked_trace_scores_all_layers_with_the_same_operations() -> None:
-    """Beside the model's own and what each layer's hooks do."""
+def test_a_stacked_trace_scores_a_layer_with_a_few_operations() -> None:
+    """Its share of the tiles, of which each has at most as many entries as one matrix, and what its hooks do."""
     found = []
     for n_layers in (3, 7):
         lm = small(n_layers=n_layers)
@@ -215,7 +215,7 @@ def test_a_stacked_trace_scores_all_layers_with_the_same_operations() -> None:
 
         run()
         found.append(counted(run).n - model_of(n_layers) / 2)
-    assert (found[1] - found[0]) / 4 <= 2
+    assert (found[1] - found[0]) / 4 <= 8  # some 70 where each matrix is scored by itself
 
 
 def test_selection_with_equal_scores_takes_the_first() -> None:
