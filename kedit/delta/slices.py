@@ -108,6 +108,8 @@ class Slices(WeightChange):
         if len(shapes) != 1:
             raise ValueError(f"slices to add must be of one axis and shape, not {sorted(shapes)}")
         first = parts[0]
+        if len(parts) == 1:
+            return first
         index = torch.cat([part.index for part in parts]).unique()
         values = first.values.new_zeros(len(index), first.values.shape[1])
         for part in parts:

@@ -5,7 +5,7 @@ The phases themselves are in their methods' folders. Nothing of Lightning in her
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Protocol
 
 import torch
@@ -41,7 +41,7 @@ class Phase(Protocol):
         """Projections, clamps and freezing, after the optimiser's step."""
         ...
 
-    def logs(self) -> dict[str, float]:
+    def logs(self) -> Mapping[str, float | Tensor]:
         """Figures of the last step for the loggers."""
         ...
 

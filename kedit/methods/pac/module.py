@@ -195,7 +195,7 @@ class PAC(EditingModule):
         options = replace(t, mini_batch=1) if self.scope == "edit" else replace(t, rehearse=0)
         period = t.retrace or t.passes
         for done in range(0, t.passes, period):
-            with sides.installed("critical"):
+            with sides.installed("critical", learn=False):
                 selection, weights = self._chosen or self._choose(requests, generator)
             if not t.shared_adam:
                 sides.forget()

@@ -1,7 +1,8 @@
 """The change that PAC trains: slices of the feed-forward matrices in float32, beside frozen weights (specs/pac.md 7.1).
 
 The weights themselves never move and have no gradient. A step costs what its slices cost: two thin products per
-matrix, and Adam's state for the nodes that were ever selected.
+matrix, and Adam's state for the nodes that were ever selected. The nodes of all matrices are the rows of one tensor, so
+that an optimiser's step and a mask take the same few operations whatever their number (kedit/methods/pac/node_rows.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from kedit.delta.biases import BiasChange
 from kedit.delta.delta import Delta
 from kedit.delta.slices import Slices
+from kedit.methods.pac.node_rows import NodeRows
 from kedit.methods.pac.tracing.select import Selection
 from kedit.methods.pac.tracing.sites import Site
 from kedit.model.architecture import weight
@@ -36,22 +38,40 @@ class Rectifier:
             value matrices' whole. masked: those of the selected keys alone. none: none.
 
     Attributes:
-        index: Site -> its nodes, `[n]` int64 ascending.
-        values: Site -> their changes, `[n, D]` float32.
-        biases: Module path -> change of its bias: `[n]` for keys (one for each node), `[D]` for value matrices.
+        index: Site -> its nodes, `[n]` int64 ascending, on the CPU.
+        lines: Their changes, `[n, D]` float32 for every site.
+        shifts: Changes of the biases: `[n]` for keys (one for each node), `[D]` for value matrices.
     """
 
     def __init__(self, lm: LM, bias: Bias = "none") -> None:
         self.lm, self.bias = lm, bias
         self.index: dict[Site, Tensor] = {}
-        self.values: dict[Site, nn.Parameter] = {}
-        self.biases: dict[Site, nn.Parameter] = {}
-        self._rows: dict[Part, dict[Site, Tensor]] = {"critical": {}, "contrast": {}}
-        self._modules = dict(lm.model.named_modules())
+        self.lines, self.shifts = NodeRows(lm.device), NodeRows(lm.device)
+        self.modules = dict(lm.model.named_modules())
+        self._chosen: dict[Part, dict[Site, Tensor]] = {"critical": {}, "contrast": {}}
+        self._places: dict[Site, Tensor] = {}
+
+    @property
+    def values(self) -> dict[Site, Tensor]:
+        """Site -> the changes of its nodes, `[n, D]`: views of what is trained."""
+        return self.lines.views()
+
+    @property
+    def biases(self) -> dict[Site, Tensor]:
+        """Site -> the change of its bias: a view of what is trained."""
+        return self.shifts.views()
 
     def parameters(self) -> list[nn.Parameter]:
         """What an optimiser trains."""
-        return [*self.values.values(), *self.biases.values()]
+        return [*self.lines.parameters, *self.shifts.parameters]
+
+    def named(self) -> list[tuple[Site, nn.Parameter]]:
+        """The same by sites, where each has parameters of its own (`part`)."""
+        return [*self.lines.by_site().items(), *self.shifts.by_site().items()]
+
+    def part(self) -> None:
+        """Gives every site parameters of its own, for learning rates of its own; to be called before any `take`."""
+        self.lines.apart = self.shifts.apart = True
 
     def take(self, selection: Selection, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Trains the nodes of `selection` from now on; those of earlier ones keep their changes.
@@ -59,128 +79,102 @@ class Rectifier:
         Args:
             selection: T+ and T-.
             optimizer: What trains the parameters: it goes on with the new ones, and new nodes start from no state
-                beside the step count of their matrix, as where a dense optimiser is masked.
+                beside the step count, as where a dense optimiser is masked.
         """
+        old = dict(self.index)
         for site, critical in selection.critical.items():
-            both = torch.cat([critical, selection.contrast[site]]).to(self.lm.device)
-            old = self.index.get(site, both[:0])
-            union = torch.cat([old, both]).unique()
-            kept = torch.searchsorted(union, old)
-            self.index[site] = union
-            if site in self.values:
-                self.values[site] = _grown(self.values[site], len(union), kept, optimizer)
-            else:
-                self.values[site] = nn.Parameter(torch.zeros(len(union), site.depth, device=self.lm.device))
-            self._rows["critical"][site] = torch.searchsorted(union, critical.to(self.lm.device))
-            self._rows["contrast"][site] = torch.searchsorted(union, selection.contrast[site].to(self.lm.device))
-            self._take_bias(site, len(union), kept, optimizer)
+            both = torch.cat([critical, selection.contrast[site]])
+            self.index[site] = torch.cat([old.get(site, both[:0]), both]).unique()
+            for part, nodes in (("critical", critical), ("contrast", selection.contrast[site])):
+                self._chosen[part][site] = torch.searchsorted(self.index[site], nodes)
+        kept = {site: torch.searchsorted(self.index[site], nodes) for site, nodes in old.items()}
+        self.lines.grow({site: (len(nodes), site.depth) for site, nodes in self.index.items()}, kept, optimizer)
+        keys = {site: len(nodes) for site, nodes in self.index.items() if self._trains(site) and site.kind != "value"}
+        whole = {site: site.depth for site in self.index if self._trains(site) and site.kind == "value"}
+        sizes = {site: (n,) for site in self.index if (n := keys.get(site) or whole.get(site))}
+        kept = {site: torch.arange(site.depth) if site in whole else rows for site, rows in kept.items()}
+        self.shifts.grow(sizes, kept, optimizer)
+        where = torch.cat([nodes + site.offset for site, nodes in self.index.items()]).to(self.lm.device)
+        self._places = dict(zip(self.index, where.split([len(nodes) for nodes in self.index.values()]), strict=True))
 
-    def _take_bias(self, site: Site, n: int, kept: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
-        whole = site.kind == "value"
-        if not site.has_bias or self.bias == "none" or (whole and self.bias == "masked"):
-            return
-        if site not in self.biases:
-            self.biases[site] = nn.Parameter(torch.zeros(site.depth if whole else n, device=self.lm.device))
-        elif not whole:
-            self.biases[site] = _grown(self.biases[site], n, kept, optimizer)
+    def _trains(self, site: Site) -> bool:
+        """Whether its bias, if it has one, is trained."""
+        return site.has_bias and (self.bias == "code" or (self.bias == "masked" and site.kind != "value"))
 
     def mask(self, *parts: Part) -> None:
         """Leaves gradients to the nodes of `parts` alone (and to the value matrices' biases)."""
-        for site, values in self.values.items():
-            rows = torch.cat([self._rows[part][site] for part in parts])
-            if len(parts) == 1 and len(rows) == len(values):  # every node, each once
-                continue
-            bias = self.biases.get(site)
-            for parameter in (values, bias if site.kind != "value" else None):
-                if parameter is not None and parameter.grad is not None:
-                    kept = parameter.grad[rows]
-                    parameter.grad.zero_()
-                    parameter.grad[rows] = kept
+
+        def others(site: Site) -> Tensor:
+            left = torch.ones(len(self.index[site]), dtype=torch.bool)
+            for part in parts:
+                left[self._chosen[part].get(site, left.nonzero()[:0, 0])] = False
+            return left.nonzero()[:, 0]
+
+        self.lines.clear_gradients(parts, others)
+        self.shifts.clear_gradients(parts, lambda site: others(site)[: None if site.kind != "value" else 0])
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Inside the block the model runs with the changes, differentiable in them."""
-        handles = []
+    def installed(self, learn: bool = True) -> Iterator[None]:
+        """Inside the block the model runs with the changes, differentiable in them if they `learn`."""
+        values, biases, handles = self.values, self.biases, []
+        if not learn:
+            values, biases = ({site: own.detach() for site, own in found.items()} for found in (values, biases))
         try:
-            for site in self.values:
-                handles.append(self._modules[site.path].register_forward_hook(self._hook(site)))
+            for site, own in values.items():
+                hook = self._hook(site, own, biases.get(site))
+                handles.append(self.modules[site.path].register_forward_hook(hook))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, site: Site) -> Any:
-        index, values, bias = self.index[site], self.values[site], self.biases.get(site)
+    def _hook(self, site: Site, values: Tensor, bias: Tensor | None) -> Any:
+        places = self._places[site]
 
         def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = args[0]
             if site.kind == "value":
-                extra = x.index_select(-1, index).float() @ values
+                extra = x.index_select(-1, places).float() @ values
                 extra = extra if bias is None else extra + bias
                 return (output.float() + extra).to(output.dtype)
             extra = x.float() @ values.T
             extra = extra if bias is None else extra + bias
-            return output.float().index_add(-1, index + site.offset, extra).to(output.dtype)
+            return output.float().index_add(-1, places, extra).to(output.dtype)
 
         return add
 
+    @torch.no_grad()
     def changes(self) -> dict[Site, Change]:
         """A copy of the changes as they are now, for `reset`."""
-        biases = {site: bias.detach().clone() for site, bias in self.biases.items()}
-        return {
-            site: (self.index[site], values.detach().clone(), biases.get(site)) for site, values in self.values.items()
-        }
+        values, biases = self.lines.copies(), self.shifts.copies()
+        return {site: (nodes, values[site], biases.get(site)) for site, nodes in self.index.items()}
 
     @torch.no_grad()
     def reset(self, changes: Mapping[Site, Change]) -> None:
         """Puts the changes back to a copy of earlier ones; nodes taken since stay, unchanged again."""
-        for site, values in self.values.items():
-            values.zero_()
-            bias = self.biases.get(site)
-            if bias is not None:
-                bias.zero_()
-            if site not in changes:
-                continue
-            index, old, old_bias = changes[site]
-            at = torch.searchsorted(self.index[site], index)
-            values[at] = old
-            if bias is not None and old_bias is not None:
-                bias[at if site.kind != "value" else slice(None)] = old_bias
+        rows = {site: torch.searchsorted(self.index[site], nodes) for site, (nodes, *_) in changes.items()}
+        self.lines.put(rows, {site: values for site, (_, values, _) in changes.items()})
+        biases = {site: bias for site, (_, _, bias) in changes.items() if bias is not None}
+        rows = {site: torch.arange(site.depth) if site.kind == "value" else rows[site] for site in biases}
+        self.shifts.put(rows, biases)
 
     @torch.no_grad()
     def delta(self) -> Delta:
         """The changes as they are now."""
         slices: dict[str, list[Slices]] = {}
         biases: dict[str, Tensor] = {}
+        shifts = self.biases
         for site, values in self.values.items():
-            rows, columns = weight(self._modules[site.path]).shape
-            part = Slices(self.index[site] + site.offset, values.detach().clone(), site.axis, (rows, columns))
+            rows, columns = weight(self.modules[site.path]).shape
+            part = Slices(self._places[site].clone(), values.detach().clone(), site.axis, (rows, columns))
             slices.setdefault(site.path, []).append(part)
-            change = self.biases.get(site)
+            change = shifts.get(site)
             if change is None:
                 continue
             if site.kind == "value":
                 biases[site.path] = change.detach().clone()
             else:
                 whole = biases.setdefault(site.path, values.new_zeros(rows))
-                whole[self.index[site] + site.offset] = change.detach()
+                whole[self._places[site]] = change.detach()
         joined = {path: Slices.add(parts) for path, parts in slices.items()}
         return Delta(joined, {path: BiasChange(change) for path, change in biases.items()})
-
-
-def _grown(old: nn.Parameter, n: int, kept: Tensor, optimizer: torch.optim.Optimizer | None) -> nn.Parameter:
-    """`old` with `n` rows, its own at `kept` and the others zero, in the place of `old` in the optimiser."""
-
-    def wide(tensor: Tensor) -> Tensor:
-        if tensor.shape != old.shape:
-            return tensor  # the step count
-        return tensor.new_zeros(n, *old.shape[1:]).index_copy_(0, kept, tensor)
-
-    new = nn.Parameter(wide(old.detach()))
-    if optimizer is not None:
-        for group in optimizer.param_groups:
-            group["params"] = [new if p is old else p for p in group["params"]]
-        state: Mapping[str, Any] = optimizer.state.pop(old, {})
-        if state:
-            optimizer.state[new] = {k: wide(v) if isinstance(v, Tensor) else v for k, v in state.items()}
-    return new

@@ -48,6 +48,6 @@ class RectifyPhase:
     def after_step(self) -> None:
         """Nothing is clamped."""
 
-    def logs(self) -> dict[str, float]:
-        """Losses and gradient norms when last taken."""
+    def logs(self) -> dict[str, float | Tensor]:
+        """Losses and gradient norms when last taken, the norms where they were."""
         return dict(self.loop.terms)

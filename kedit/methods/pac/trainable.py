@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kedit.delta.delta import Delta
 from kedit.methods.pac.rectify import Bias, Change, Part, Rectifier
+from kedit.methods.pac.stacked import Layout, stacked
 from kedit.methods.pac.tracing.select import Selection
 from kedit.methods.pac.tracing.sites import Site
 from kedit.model.lm import LM
@@ -32,14 +33,21 @@ class TrainableNodes:
             others are trained, and which goes on over selections. False: a side that is not trained does not move.
         theta: What the loss of T- sees: `updated`: the changes of both sides; `instead`: those of T- alone (and that of
             T+ those of T+ alone).
+
+    Attributes:
+        stacked: Whether the changes of both sides run as one stack (kedit/methods/pac/stacked.py): everywhere but on a
+            CPU, where nothing waits for launches, and where results are those of the sides one after the other, to the
+            bit.
     """
 
     def __init__(
         self, lm: LM, bias: Bias, lr: float, contrast_lr: float | None, shared: bool, theta: Theta = "updated"
     ) -> None:
         self.lr, self.contrast_lr, self.shared, self.theta = lr, contrast_lr, shared, theta
-        self.critical = Rectifier(lm, bias)
+        self.lm, self.critical = lm, Rectifier(lm, bias)
         self.contrast = self.critical if shared else Rectifier(lm, bias)
+        self.stacked = lm.device.type != "cpu"
+        self._layouts: dict[tuple[Part, ...], Layout] = {}
         self.optimizer: torch.optim.Adam | None = None
         self.turn: tuple[Part, ...] = ("critical",)
         self._kept: Changes = []
@@ -56,13 +64,16 @@ class TrainableNodes:
         """
         nothing = {site: nodes[:0] for site, nodes in selection.contrast.items()}
         contrasts = self.contrast_lr is not None
+        self._layouts.clear()
+        if weights is not None:
+            self.critical.part()
         both = contrasts and self.shared
         self.critical.take(selection if both else Selection(selection.critical, nothing), self.optimizer)
         if contrasts and not self.shared:
             self.contrast.take(Selection(selection.contrast, nothing), self.optimizer)
         if self.optimizer is None:
             groups = [
-                {"params": [parameter], "lr": self.lr, "site": site} for site, parameter in _named(self.critical)
+                {"params": [parameter], "lr": self.lr, "site": site} for site, parameter in self.critical.named()
             ] if weights else [{"params": self.critical.parameters(), "lr": self.lr}]  # fmt: skip
             if not self.shared and self.contrast_lr is not None:
                 groups.append({"params": self.contrast.parameters(), "lr": self.contrast_lr})
@@ -110,13 +121,38 @@ class TrainableNodes:
                     parameter.requires_grad_(part in parts)
 
     @contextmanager
-    def installed(self, part: Part) -> Iterator[None]:
-        """Inside, the model runs with the changes that the loss of `part` sees."""
+    def installed(self, part: Part, learn: bool = True) -> Iterator[None]:
+        """Inside, the model runs with the changes that the loss of `part` sees.
+
+        Args:
+            part: Whose loss.
+            learn: Whether a backward pass gives the changes gradients; false: they count as the model's.
+        """
+        seen = self._seen(part)
         with ExitStack() as stack:
-            for name, side in ("critical", self.critical), ("contrast", self.contrast):
-                if (name == part or self.theta == "updated") and not (name == "contrast" and self.shared):
-                    stack.enter_context(side.installed())
+            if self._stacks(seen):
+                names = tuple(seen)
+                if names not in self._layouts:
+                    self._layouts[names] = Layout([side.index for side in seen.values()], self.lm.device)
+                rows = [side.lines.whole() for side in seen.values()]
+                rows = rows if learn else [own.detach() for own in rows]
+                stack.enter_context(stacked(self.critical.modules, self._layouts[names], rows, self.lm.dtype))
+            else:
+                for side in seen.values():
+                    stack.enter_context(side.installed(learn))
             yield
+
+    def _seen(self, part: Part) -> dict[Part, Rectifier]:
+        """The sides whose changes the loss of `part` sees, each once."""
+        if self.shared:
+            return {"critical": self.critical}
+        both: dict[Part, Rectifier] = {"critical": self.critical, "contrast": self.contrast}
+        return {name: side for name, side in both.items() if name == part or self.theta == "updated"}
+
+    def _stacks(self, seen: Mapping[Part, Rectifier]) -> bool:
+        """Whether the nodes of all these sides run stacked: not with biases, nor where autocast picks the types."""
+        plain = not any(side.biases for side in seen.values()) and any(side.index for side in seen.values())
+        return self.stacked and plain and not torch.is_autocast_enabled(self.lm.device.type)
 
     def before_step(self) -> None:
         """Leaves no gradient to what is not trained; call it between the backward pass and the step."""
@@ -141,7 +177,3 @@ class TrainableNodes:
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for side in self._sides for parameter in side.parameters()]
-
-
-def _named(side: Rectifier) -> list[tuple[Site, nn.Parameter]]:
-    return [*side.values.items(), *side.biases.items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -61,7 +61,7 @@ class RectifyLoop:
     def __post_init__(self) -> None:
         self._read = self.read or partial(logits_of, self.lm)
         self.done = False
-        self.terms: dict[str, float] = {}
+        self.terms: dict[str, float | Tensor] = {}
         self._open = {request.case for request in self.requests}  # not seen answered since the last step
         self._order = self._mini_batches()
         self._current: list[Request] = []
@@ -91,7 +91,8 @@ class RectifyLoop:
             with self.sides.installed("contrast"):
                 loss = self.contrast.weight * self._contrast(self._current)
             self._turn = "edit"
-            return self._checked("contrast", loss)
+            self._check({"contrast": float(loss.detach())})
+            return loss
         for batch in self._order:
             if not batch:
                 self._look()
@@ -124,10 +125,10 @@ class RectifyLoop:
             log.info("an earlier pass is kept: after it %d of %d were answered, after the last %d", best[0], n, last[0])
 
     def before_step(self) -> None:
-        """Leaves no gradient to what is not trained in this step, and measures what there is."""
+        """Leaves no gradient to what is not trained in this step, and measures what there is, without a wait."""
         self.sides.before_step()
         name = "contrast" if self.sides.turn == ("contrast",) else "edit"
-        self.terms[f"{name}_gradient"] = float(self.sides.gradient_norm())
+        self.terms[f"{name}_gradient"] = self.sides.gradient_norm()
 
     def _look(self) -> None:
         """Keeps the changes as they are, if no pass before was better; goes back where too much is undone."""
@@ -161,19 +162,25 @@ class RectifyLoop:
             logits, others = self._logits(texts, wanted, kept[0] if kept else [])
             together = joint and self.sides.theta == "updated"
             contrast = self._contrast(batch, logits) if together else None
-        needed = self._note(batch, wanted, logits.detach())
-        if not bool(needed.any()):
-            return None
-        still_needed = replace(wanted, weights=wanted.weights * needed[wanted.rows])
-        loss = self._checked("edit", still_needed.loss_of(logits))
+        standing, finished = self._standing(wanted, logits.detach())
+        still_needed = replace(wanted, weights=wanted.weights * (~finished)[wanted.rows])
+        losses = {"edit": still_needed.loss_of(logits)}
         if kept is not None:
-            loss = loss + self._checked("locality", self.locality.weight * kept[1].kl(others))
+            losses["locality"] = self.locality.weight * kept[1].kl(others)
+        if contrast is not None:
+            losses["contrast"] = self.contrast.weight * contrast
+        numbers = torch.cat([torch.stack([loss.detach() for loss in losses.values()]), standing]).tolist()  # one wait
+        if not self._note(batch, numbers[len(losses) :]):
+            return None
+        self._check(dict(zip(losses, numbers, strict=False)))
         if joint and contrast is None:
             with self.sides.installed("contrast"):
-                contrast = self._contrast(batch)
-        if contrast is not None:
-            loss = loss + self._checked("contrast", self.contrast.weight * contrast)
-        return loss
+                losses["contrast"] = self.contrast.weight * self._contrast(batch)
+            self._check({"contrast": float(losses["contrast"].detach())})
+        edit, *more = losses.values()
+        for loss in more:
+            edit = edit + loss
+        return edit
 
     def _wanted(self, batch: list[Request]) -> tuple[list[tuple[int, ...]], Labelled]:
         """Texts and targets of a step, those to be rehearsed last; the weights of the others sum to 1."""
@@ -206,24 +213,36 @@ class RectifyLoop:
         originals = [r.original.ids[:-1] for r in batch]
         return texts.loss_of(self._read(originals, texts.rows, texts.cols).float())
 
-    def _note(self, batch: list[Request], wanted: Labelled, logits: Tensor) -> Tensor:
-        """Keeps how the requests of the batch fare; which texts go on, `[B]` bool."""
-        means, right = wanted.means(logits), wanted.answered(logits)
-        finished = wanted.answered(logits, self.train.margin) if self.train.stop else torch.zeros_like(right)
-        for request, loss, yes, over in zip(batch, means.tolist(), right.tolist(), finished.tolist(), strict=False):
+    def _standing(self, wanted: Labelled, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean losses, which texts are answered, which finished, in a row `[3 B]`; and the last again, bool `[B]`."""
+        right = wanted.answered(logits)
+        if not self.train.stop:
+            finished = torch.zeros_like(right)
+        else:
+            finished = right if not self.train.margin else wanted.answered(logits, self.train.margin)
+        return torch.cat([wanted.means(logits), right.float(), finished.float()]), finished
+
+    def _note(self, batch: list[Request], standing: list[float]) -> bool:
+        """Keeps how the requests of the batch fare; whether any text goes on."""
+        means, right, finished = (standing[i * len(standing) // 3 :][: len(standing) // 3] for i in range(3))
+        for request, loss, yes, over in zip(batch, means, right, finished, strict=False):
             progress = self.progress[request.case]
-            progress.look(loss, yes)
+            progress.look(loss, bool(yes))
             if not over:
                 progress.stepped()
-        return ~finished
+        return not all(finished)
 
-    def _checked(self, name: str, loss: Tensor) -> Tensor:
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            steps = max(progress.steps for progress in self.progress.values())
-            raise KeditError(f"the {name} loss is {value} after {steps} steps; a smaller model.train.lr may help")
-        self.terms[name] = value
-        return loss
+    def _check(self, losses: Mapping[str, float]) -> None:
+        """Keeps the losses of a step.
+
+        Raises:
+            KeditError: One is not finite.
+        """
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                steps = max(progress.steps for progress in self.progress.values())
+                raise KeditError(f"the {name} loss is {value} after {steps} steps; a smaller model.train.lr may help")
+            self.terms[name] = value
 
     def _mini_batches(self) -> Iterator[list[Request]]:
         size = self.train.mini_batch

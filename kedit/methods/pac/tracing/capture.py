@@ -47,11 +47,14 @@ def capture(lm: LM, batch: Labelled, sites: Sequence[Site]) -> dict[Site, tuple[
         stream(lm, batch, sites, lambda site, x, s: pairs.setdefault(site, (x, s)), scale)
         return pairs
 
-    return finite(lm, run, lambda pairs: [tensor for pair in pairs.values() for tensor in pair])
+    def sound(pairs: dict[Site, tuple[Tensor, Tensor]]) -> Tensor:
+        return torch.stack([tensor.isfinite().all() for pair in pairs.values() for tensor in pair]).all()
+
+    return finite(lm, run, sound)
 
 
-def finite(lm: LM, run: Callable[[float], R], tensors: Callable[[R], Sequence[Tensor]]) -> R:
-    """`run(scale)` with the largest scale of the loss at which `tensors` of its result are finite.
+def finite(lm: LM, run: Callable[[float], R], sound: Callable[[R], Tensor]) -> R:
+    """`run(scale)` with the largest scale of the loss at which its result is finite: `sound`, a bool scalar.
 
     In float16 small gradients vanish unless the loss is scaled up, and overflow if it is scaled too far.
 
@@ -60,7 +63,7 @@ def finite(lm: LM, run: Callable[[float], R], tensors: Callable[[R], Sequence[Te
     """
     for scale in (4096.0, 64.0, 1.0) if lm.dtype == torch.float16 else (1.0,):
         result = run(scale)
-        if bool(torch.stack([tensor.isfinite().all() for tensor in tensors(result)]).all()):
+        if bool(sound(result)):
             return result
     raise KeditError(f"{lm.name}: the loss to be traced has no finite gradient; load the model with lm.dtype: float32")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 Score = Literal["zscore", "l2", "abs_sum", "signed_sum"]
 
 _TILE = {"cpu": 131_072, "cuda": 16_777_216}  # most entries of G at a time: half a megabyte stays in a core's L2
-_NOISE = 8 * torch.finfo(torch.float32).eps  # deviations below this share of what they are sums of are rounding
+NOISE = 8 * torch.finfo(torch.float32).eps  # deviations below this share of what they are sums of are rounding
 
 
 def node_scores(x: Tensor, s: Tensor, score: Score = "zscore", chunk: int | None = None) -> Tensor:
@@ -82,7 +82,7 @@ def _by_tiles(
     width = like.shape[1]
     chunk = chunk or max(1, min(_TILE.get(like.device.type, _TILE["cuda"]) // width, depth // 8))
     total, tile = like.new_zeros(width), like.new_empty(min(chunk, depth), width)
-    noise = None if scale is None else _NOISE * scale
+    noise = None if scale is None else NOISE * scale
     for start in range(0, depth, chunk):
         part = rows(start, tile[: depth - start])
         if score == "l2":

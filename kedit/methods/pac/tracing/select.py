@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import accumulate, count
 from typing import Literal
 
 import torch
@@ -125,7 +125,7 @@ def select(scores: Scores, config: TraceConfig) -> Selection:
     choose: Callable[[list[Tensor], int], list[Tensor]] = _each if config.mode == "per_matrix" else _on_paths
     values = [value for _, value in choices]
     critical = choose(values, config.nodes)
-    rest = [(-value).index_fill(0, taken, -torch.inf) for value, taken in zip(values, critical, strict=True)]
+    rest = _left(values, critical)
     for (group, value), taken in zip(choices, critical, strict=True):
         if config.contrast_nodes and len(taken) == len(value):
             raise KeditError(
@@ -196,7 +196,8 @@ def k_best(lists: Sequence[Sequence[float]], k: int) -> list[tuple[int, ...]]:
 def _choices(scores: Scores, tied: bool) -> list[_Choice]:
     """Independent choices of a node: for every site, or for all sites of a layer together."""
     if not tied:
-        return [([site], value.double()) for site, value in scores.items()]
+        values = torch.cat(list(scores.values())).double().split([len(value) for value in scores.values()])
+        return [([site], value) for site, value in zip(scores, values, strict=True)]
     layers: dict[int, list[Site]] = {}
     for site in scores:
         layers.setdefault(site.layer, []).append(site)
@@ -204,8 +205,21 @@ def _choices(scores: Scores, tied: bool) -> list[_Choice]:
 
 
 def _each(values: list[Tensor], n: int) -> list[Tensor]:
-    """Indices of the `n` highest of every `[M]`, ascending."""
+    """Indices of the `n` highest of every `[M]`, ascending: of all of one size together, if no two are equal."""
+    if n and len({len(value) for value in values}) == 1:
+        whole = torch.stack(values)
+        rows, columns = (whole >= whole.topk(n).values[:, -1:]).nonzero().T
+        if len(rows) == n * len(values):  # as many in each, unless scores are equal
+            return list(columns.split(n))
     return [_highest(value, n) for value in values]
+
+
+def _left(values: list[Tensor], taken: list[Tensor]) -> list[Tensor]:
+    """`values` the other way round, those taken below all others."""
+    starts = accumulate((len(value) for value in values), initial=0)
+    places = torch.cat([nodes + start for nodes, start in zip(taken, starts, strict=False)])
+    left = torch.cat(values).neg_().index_fill_(0, places, -torch.inf)
+    return list(left.split([len(value) for value in values]))
 
 
 def _on_paths(values: list[Tensor], n: int) -> list[Tensor]:

@@ -23,12 +23,19 @@ from kedit.methods.pac.tracing.scores import dense_scores, node_scores
 from kedit.methods.pac.tracing.select import Scores, TraceConfig
 from kedit.methods.pac.tracing.sites import Site, sites
 from kedit.methods.pac.tracing.spans import SpanCost
+from kedit.methods.pac.tracing.stacked_scores import StackedScores
 from kedit.model.lm import LM
 
 _GROUP = 0.75  # of the budget: the summed gradients; what they leave is the graph's
 
 
-def trace(lm: LM, batches: Sequence[Labelled], config: TraceConfig, targets: Sequence[Site] | None = None) -> Scores:
+def trace(
+    lm: LM,
+    batches: Sequence[Labelled],
+    config: TraceConfig,
+    targets: Sequence[Site] | None = None,
+    stacked: bool | None = None,
+) -> Scores:
     """Scores of all nodes for the sum of the batches' losses, at the weights as they are (specs/pac.md 2.4, 7).
 
     The scope is in the batches: one request for itself, an edit batch, or the edit set in many batches. What hooks add
@@ -40,6 +47,8 @@ def trace(lm: LM, batches: Sequence[Labelled], config: TraceConfig, targets: Seq
             mini-batches of two the released code's, with one batch the mean over all.
         config: What to score, and the memory for it.
         targets: Matrices; by default those of `sites(lm, config.include_gate)`.
+        stacked: Whether z-scores are taken of many matrices at once (kedit/methods/pac/tracing/stacked_scores.py);
+            None: everywhere but on a CPU.
 
     Returns:
         Site -> `[M]` float32 on the CPU.
@@ -54,19 +63,26 @@ def trace(lm: LM, batches: Sequence[Labelled], config: TraceConfig, targets: Seq
     budget = config.memory * sum(_bytes(site) for site in found)
     one_pass = len(batches) == 1 or config.score == "signed_sum"  # a plain sum of nodes is the sum of the batches'
 
+    stacked = _stacks(lm, config) if stacked is None else stacked
+
     def run(scale: float) -> Scores:
         if one_pass:
-            return _factored(lm, batches, found, config, scale, budget)
+            return _factored(lm, batches, found, config, scale, budget, stacked)
         scores: Scores = {}
         for group in _groups(found, _GROUP * budget):
             scores |= _summed(lm, batches, group, config, scale, budget)
         return scores
 
-    scores = finite(lm, run, lambda scores: list(scores.values()))
-    return {site: scores[site].cpu() for site in found}
+    return _on_cpu([finite(lm, run, lambda scores: _flat([scores], found).isfinite().all())], found)[0]
 
 
-def trace_each(lm: LM, batch: Labelled, config: TraceConfig, targets: Sequence[Site] | None = None) -> list[Scores]:
+def trace_each(
+    lm: LM,
+    batch: Labelled,
+    config: TraceConfig,
+    targets: Sequence[Site] | None = None,
+    stacked: bool | None = None,
+) -> list[Scores]:
     """Scores for each text of a batch by itself, as `trace` gives them for a batch of that text alone.
 
     Texts do not share tokens, so one pass through the model gives the factors of each, where gradients of weights
@@ -79,6 +95,7 @@ def trace_each(lm: LM, batch: Labelled, config: TraceConfig, targets: Sequence[S
         batch: Texts and the tokens wanted in them, one in each at least. Their weights count within a text.
         config: As in `trace`.
         targets: As in `trace`.
+        stacked: As in `trace`.
 
     Returns:
         One `trace` result for every text.
@@ -90,26 +107,34 @@ def trace_each(lm: LM, batch: Labelled, config: TraceConfig, targets: Sequence[S
     budget = config.memory * sum(map(_bytes, found))
     totals = batch.weights.new_zeros(len(batch.ids)).index_add_(0, batch.rows, batch.weights)
     alone = replace(batch, weights=batch.weights / totals[batch.rows])
-    return [one for part in _parts(lm, alone, found, budget) for one in _apart(lm, part, found, config, budget)]
+    stacked = _stacks(lm, config) if stacked is None else stacked
+    parts = _parts(lm, alone, found, budget)
+    return [one for part in parts for one in _apart(lm, part, found, config, budget, stacked)]
 
 
-def _apart(lm: LM, batch: Labelled, found: list[Site], config: TraceConfig, budget: float) -> list[Scores]:
+def _apart(
+    lm: LM, batch: Labelled, found: list[Site], config: TraceConfig, budget: float, stacked: bool
+) -> list[Scores]:
     """Scores of each text, by one pass through the model."""
     counts = {last: token_counts(batch, last) for last in (False, True)}
 
     def run(scale: float) -> list[Scores]:
-        scores: list[Scores] = [{} for _ in batch.ids]
+        scores: list[Scores] = [{} for _ in counts[False]]
+        later = StackedScores()
 
         def use(site: Site, x: Tensor, s: Tensor) -> None:
             split = counts[site.layer == lm.arch.n_layers - 1]
             for one, mine, own in zip(scores, x.split(split), s.split(split), strict=True):
-                one[site] = node_scores(mine, own, config.score)
+                if stacked:
+                    later.add(one, site, mine, own)
+                else:
+                    one[site] = node_scores(mine, own, config.score)
 
         stream(lm, batch, found, use, scale, budget - _logit_bytes(lm, len(batch.labels)))
+        later.finish()
         return scores
 
-    each = finite(lm, run, lambda each: [value for one in each for value in one.values()])
-    return [{site: one[site].cpu() for site in found} for one in each]
+    return _on_cpu(finite(lm, run, lambda each: _flat(each, found).isfinite().all()), found)
 
 
 def _parts(lm: LM, batch: Labelled, found: list[Site], budget: float) -> Iterator[Labelled]:
@@ -138,17 +163,28 @@ def _parts(lm: LM, batch: Labelled, found: list[Site], budget: float) -> Iterato
 
 
 def _factored(
-    lm: LM, batches: Sequence[Labelled], found: list[Site], config: TraceConfig, scale: float, budget: float
+    lm: LM,
+    batches: Sequence[Labelled],
+    found: list[Site],
+    config: TraceConfig,
+    scale: float,
+    budget: float,
+    stacked: bool,
 ) -> Scores:
-    """Scores of each batch from its factors, summed."""
+    """Scores of each batch from its factors, summed; `stacked` with one batch alone."""
     scores: Scores = {}
+    later = StackedScores()
 
     def use(site: Site, x: Tensor, s: Tensor) -> None:
+        if stacked:
+            later.add(scores, site, x, s)
+            return
         value = node_scores(x, s, config.score)
         scores[site] = scores[site] + value if site in scores else value
 
     for batch in batches:
         stream(lm, batch, found, use, scale, budget - _logit_bytes(lm, len(batch.labels)))
+    later.finish()
     return scores
 
 
@@ -178,6 +214,22 @@ def _groups(found: list[Site], budget: float) -> list[list[Site]]:
         groups[-1].append(site)
         room -= _bytes(site)
     return groups
+
+
+def _stacks(lm: LM, config: TraceConfig) -> bool:
+    """Whether z-scores are taken of many matrices at once: where launches are waited for."""
+    return lm.device.type != "cpu" and config.score == "zscore"
+
+
+def _flat(each: Sequence[Scores], found: Sequence[Site]) -> Tensor:
+    """All scores in a row."""
+    return torch.cat([scores[site] for scores in each for site in found])
+
+
+def _on_cpu(each: Sequence[Scores], found: Sequence[Site]) -> list[Scores]:
+    """The scores on the CPU, by one transfer."""
+    parts = iter(_flat(each, found).cpu().split([site.width for _ in each for site in found]))
+    return [{site: next(parts) for site in found} for _ in each]
 
 
 def _bytes(site: Site) -> int:
