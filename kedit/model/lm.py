@@ -19,6 +19,7 @@ from kedit.model.architecture import check_maps, find_arch
 from kedit.model.chat import ChatFrame
 from kedit.model.fingerprint import fingerprint
 from kedit.model.full_precision import check_plain
+from kedit.runtime.room import Room
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
@@ -54,6 +55,7 @@ class LM:
 
     Attributes:
         chat: What stands around a prompt; None: nothing, prompts are plain text (`in_chat`).
+        room: How much work with it is known to fit into memory at once.
 
     Raises:
         KeditError: A slow tokenizer, quantised weights, or a model that is not a decoder kedit understands.
@@ -79,6 +81,7 @@ class LM:
         self.check_ids(tokenizer("a")["input_ids"][: self._n_front], f"{name}: what its tokenizer puts before texts")
         self._packs: bool | None = None
         self.chat: ChatFrame | None = None
+        self.room = Room()
 
     def in_chat(self, frame: ChatFrame | None) -> LM:
         """The same model, asked in a chat: its prompts stand in the frame. Text that is no prompt is as ever."""

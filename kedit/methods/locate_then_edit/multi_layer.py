@@ -32,6 +32,7 @@ from kedit.request import EditRecord
 from kedit.runtime import distributed
 from kedit.runtime.free_memory import free_memory
 from kedit.runtime.progress import stages
+from kedit.runtime.room import VALUES, phases_in_parts
 
 log = logging.getLogger(__name__)
 
@@ -236,6 +237,10 @@ class MultiLayerEditor(LocateThenEdit):
         return z
 
     def _lanes(self, batch: EditBatch, chunk: list[int]) -> Generator[Phase, None, Tensor]:
+        """z of some requests, as many side by side as fit into memory, `[n, d_model]` float64."""
+        return torch.cat((yield from phases_in_parts(self.lm.room, VALUES, chunk, lambda part: self._z(batch, part))))
+
+    def _z(self, batch: EditBatch, chunk: Sequence[int]) -> Generator[Phase, None, Tensor]:
         """z of some requests side by side, `[n, d_model]` float64; what came of them goes to their outcomes."""
         records = [batch.records[i] for i in chunk]
         objective = ValueObjective(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,11 +16,12 @@ from kedit.forward.replay import Site
 from kedit.keyvalue import ValueObjective, ValueOptimization
 from kedit.keyvalue.published import fill_in
 from kedit.methods.base.edit_batch import EditBatch, Outcome
-from kedit.methods.base.phase import EditProgram
+from kedit.methods.base.phase import EditProgram, Phase
 from kedit.methods.locate_then_edit.base import LocateThenEdit, lane_error, lane_info, required
 from kedit.methods.locate_then_edit.value_phase import ValuePhase
 from kedit.model.architecture import check_layers, weight
 from kedit.runtime.progress import stages
+from kedit.runtime.room import VALUES, phases_in_parts
 
 
 class SingleLayerEditor(LocateThenEdit):
@@ -62,12 +64,19 @@ class SingleLayerEditor(LocateThenEdit):
 
     def edit(self, batch: EditBatch) -> EditProgram:
         """v* of every request by gradient, then one closed form each (ROME's section 3.1; baselines 1.3)."""
+        lanes = range(len(batch.records))
+        parts = yield from phases_in_parts(self.lm.room, VALUES, lanes, lambda part: self._edited(batch, part))
+        return [delta for part in parts for delta in part]
+
+    def _edited(self, batch: EditBatch, part: Sequence[int]) -> Generator[Phase, None, list[Delta | None]]:
+        """Some of the requests, side by side."""
+        records = [batch.records[i] for i in part]
         objective = ValueObjective(
             self.lm,
-            [record.request for record in batch.records],
+            [record.request for record in records],
             self.contexts,
             [Site("mlp", self._layer)],
-            terms=self.terms(batch.records),
+            terms=self.terms(records),
             bare_weight=self.bare_weight,
         )
         lanes = ValueOptimization(objective, self.stop_loss, required(self.clamp_norm_factor))
@@ -76,7 +85,7 @@ class SingleLayerEditor(LocateThenEdit):
         keys, values = (t.double() for t in objective.keys_and_values())
         v_star = lanes.v_star.double()
         deltas: list[Delta | None] = []
-        for i, outcome in enumerate(batch.outcomes):
+        for i, outcome in enumerate(batch.outcomes[j] for j in part):
             outcome.report(lane_info(lanes, i) | self.more_info(outcome.record), lane_error(lanes, i))
             deltas.append(None if outcome.error else self._delta(keys[i], values[i], v_star[i], outcome))
         return deltas

@@ -24,6 +24,7 @@ from kedit.methods.pac.tracing.select import Scores, TraceConfig
 from kedit.methods.pac.tracing.sites import Site, sites
 from kedit.methods.pac.tracing.spans import SpanCost
 from kedit.model.lm import LM
+from kedit.runtime.room import TRACING, within
 
 _GROUP = 0.75  # of the budget: the summed gradients; what they leave is the graph's
 
@@ -51,10 +52,9 @@ def trace(lm: LM, batches: Sequence[Labelled], config: TraceConfig, targets: Seq
     if not batches:
         raise ValueError("no batch to trace")
     found = list(targets or sites(lm, config.include_gate))
-    budget = config.memory * sum(_bytes(site) for site in found)
     one_pass = len(batches) == 1 or config.score == "signed_sum"  # a plain sum of nodes is the sum of the batches'
 
-    def run(scale: float) -> Scores:
+    def run(scale: float, budget: float) -> Scores:
         if one_pass:
             return _factored(lm, batches, found, config, scale, budget)
         scores: Scores = {}
@@ -62,7 +62,10 @@ def trace(lm: LM, batches: Sequence[Labelled], config: TraceConfig, targets: Seq
             scores |= _summed(lm, batches, group, config, scale, budget)
         return scores
 
-    scores = finite(lm, run, lambda scores: list(scores.values()))
+    def traced(budget: int) -> Scores:
+        return finite(lm, lambda scale: run(scale, budget), lambda scores: list(scores.values()))
+
+    scores = within(lm.room, TRACING, int(config.memory * sum(map(_bytes, found))), traced, _bytes(found[0]))
     return {site: scores[site].cpu() for site in found}
 
 
