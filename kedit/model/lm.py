@@ -30,14 +30,15 @@ class LMConfig:
 
     Args:
         name: An alias (smollm2-135m), a local Hugging Face folder, or a hub id.
-        dtype: Type of the frozen weights; deltas and solves keep their own precision.
+        dtype: Type of the frozen weights; deltas and solves keep their own precision. auto: float32 on a CPU, and what
+            the model's config says on a GPU.
         revision: Branch, tag or commit of a hub id.
         attn_implementation: Attention kernel (sdpa, eager, flash_attention_2); null lets transformers choose.
         trust_remote_code: Run the Python code that a hub repository brings. Only for authors you trust.
     """
 
     name: str = "smollm2-135m"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     revision: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False

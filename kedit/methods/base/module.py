@@ -66,7 +66,7 @@ class EditingModule(LightningModule, Contract):
     def __init__(self) -> None:
         super().__init__()
         self.strict_loading = False
-        self.lm_config, self.lanes, self.seed = LMConfig(), 0, 0
+        self.lm_config, self.lanes, self.recompute, self.seed = LMConfig(), 0, False, 0
         self.regime: Regime = self.usual_regime
         self._lm: LM | None = None
         self.edits_done = 0
@@ -94,7 +94,7 @@ class EditingModule(LightningModule, Contract):
             regime = self.usual_regime if edit.regime is None else edit.regime
             if regime not in self.regimes:
                 raise KeditError(f"edit.regime: {type(self).__name__} knows {', '.join(self.regimes)}, not {regime!r}")
-            self.regime, self.lanes, self.seed = regime, edit.lanes, edit.seed
+            self.regime, self.lanes, self.recompute, self.seed = regime, edit.lanes, edit.recompute, edit.seed
         return self
 
     @property

@@ -252,7 +252,7 @@ class MultiLayerEditor(LocateThenEdit):
             bare_weight=self.bare_weight,
         )
         lanes = self.optimization(objective)
-        yield ValuePhase(lanes, required(self.v_lr), int(required(self.v_num_grad_steps)))
+        yield ValuePhase(lanes, required(self.v_lr), int(required(self.v_num_grad_steps)), self.recompute)
         lanes.close()
         for lane, i in enumerate(chunk):
             info = lane_info(lanes, lane) | self.more_info(batch.records[i])

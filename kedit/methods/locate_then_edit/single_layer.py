@@ -80,7 +80,7 @@ class SingleLayerEditor(LocateThenEdit):
             bare_weight=self.bare_weight,
         )
         lanes = ValueOptimization(objective, self.stop_loss, required(self.clamp_norm_factor))
-        yield ValuePhase(lanes, required(self.v_lr), int(required(self.v_num_grad_steps)))
+        yield ValuePhase(lanes, required(self.v_lr), int(required(self.v_num_grad_steps)), self.recompute)
         lanes.close()
         keys, values = (t.double() for t in objective.keys_and_values())
         v_star = lanes.v_star.double()
