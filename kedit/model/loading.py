@@ -74,6 +74,35 @@ def read_model(config: LMConfig, device: str | torch.device = "cpu") -> tuple[Pr
     return model, tokenizer
 
 
+def read_config(config: LMConfig) -> PretrainedConfig:
+    """The model's own configuration, of which the weights need not be there.
+
+    Raises:
+        KeditError: It cannot be found or read, or it is of no decoder that kedit edits.
+    """
+    if config.name in pretrained.ALIASES and not pretrained.folder_of(config.name).is_dir():
+        raise KeditError(
+            f"lm.name: {config.name} is not in the cache; `kedit ask {config.name} Hello` fetches it, once"
+        )
+    source = _source(config.name, config.revision)
+    shared: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    with quiet_transformers(), _readable_errors(config.name, "model"):
+        found = AutoConfig.from_pretrained(source, **shared)
+        check_decoder(found, config.name)
+        check_config(found, config.name)
+    return found
+
+
+def read_tokenizer(config: LMConfig) -> Any:
+    """The model's tokenizer; None where it is not there."""
+    source = _source(config.name, config.revision)
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(source, revision=config.revision, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, KeyError, TypeError):
+        return None
+
+
 def dtype_of(config: LMConfig, hf_config: PretrainedConfig, device: torch.device) -> torch.dtype:
     """Type of the weights: the one that was asked for, or the usual one of the device, which the log says."""
     if config.dtype != "auto":

@@ -27,6 +27,7 @@ FLOORS = (
     ("sweeps",),
     ("methods",),
     ("analysis",),
+    ("plan",),
     ("editing",),
     ("api", "callbacks", "cli"),
     ("__init__", "__main__"),

@@ -248,6 +248,20 @@ def parsed(words: list[str]) -> Namespace:
         return _cli(_Parsing, words, Stopper(), Claim()).config["fit"]
 
 
+def planned(words: list[str]) -> tuple[EditingModule, LMConfig, EditData, Any]:
+    """What `fit` would run: the method, configured, its model, its data, and what measures; nothing is loaded.
+
+    Raises:
+        KeditError, jsonargparse.ArgumentError: As `parsed`.
+    """
+    check_moved_words(words)
+    with quiet_lightning():
+        cli = _cli(_Planning, words, Stopper(), Claim())
+    made = cli.config_init["fit"]
+    method = made["model"].configure(made["lm"], made["edit"])
+    return method, made["lm"], made["data"], made["metrics"]
+
+
 class _Parsing(KeditCLI):
     """Stops after parsing."""
 
@@ -259,6 +273,14 @@ class _Parsing(KeditCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
+
+
+class _Planning(_Parsing):
+    """Makes what the configuration describes, but no trainer."""
+
+    def instantiate_classes(self) -> None:
+        with placed(self.config[str(self.subcommand)].model):
+            self.config_init = self.parser.instantiate_classes(self.config)
 
 
 def _cli(cls: type[KeditCLI], words: list[str], stopper: Stopper, claim: Claim) -> KeditCLI:

@@ -1,0 +1,160 @@
+"""Peak memory of passes through a model, taken from the model itself on `meta`: whatever its family, all is counted.
+
+What a pass allocates there is what it allocates elsewhere, but for attention: `meta` has no fused kernel, so that the
+attention weights count too, a few per cent for the short rows of editing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kedit.model.lm import LM
+from kedit.runtime.live_peak import LivePeak
+
+
+def live(lm: LM) -> LivePeak:
+    """Counts what is allocated inside, but for the model."""
+    return LivePeak([*lm.model.parameters(), *lm.model.buffers()])
+
+
+def value_step(lm: LM, lanes: int, rows: int, suffix: int, prefix: int, labels: int, first: int) -> int:
+    """Bytes of a step of v*: what was captured, the graph of layers `first` and above, log-probabilities.
+
+    Args:
+        lm: The model.
+        lanes: Requests side by side.
+        rows: Rows of a lane, its KL row included.
+        suffix: Tokens of a row that run anew, with padding.
+        prefix: Tokens before them.
+        labels: Tokens of all targets of a lane, over its rows, the KL row not included.
+        first: The lowest layer that runs.
+    """
+    n, texts = lanes * (labels + 1), lanes * rows
+    with live(lm) as found, _only_from(lm, first):
+        hidden = torch.zeros(texts, suffix, lm.d_model, dtype=lm.dtype, device="meta")
+        reference = torch.zeros(lanes, lm.vocab_size, device="meta")
+        delta = torch.zeros(lanes, lm.d_model, device="meta", requires_grad=True)
+        with torch.enable_grad():
+            head = hidden[:, :1] + delta.repeat_interleave(rows, 0)[:, None].to(hidden.dtype)
+            final = _base(lm, inputs_embeds=torch.cat([head, hidden[:, 1:]], 1))
+            logp = _logits(lm, final, n).float().log_softmax(-1)
+            kl = nn.functional.kl_div(logp[:lanes], reference, log_target=True, reduction="sum")
+            loss = kl - logp[lanes:].gather(1, torch.zeros(n - lanes, 1, dtype=torch.long, device="meta")).sum()
+        loss.backward()
+    config = lm.model.config.get_text_config()
+    heads = config.num_attention_heads
+    kv, own = kv_width(lm), getattr(config, "head_dim", None) or lm.d_model // heads
+    seen = heads * own if kv != heads * own else kv  # repeated for the query heads that share them
+    above = lm.arch.n_layers - first
+    return found.peak + 2 * texts * prefix * lm.dtype.itemsize * (lm.arch.n_layers * kv + above * seen)
+
+
+def kv_width(lm: LM) -> int:
+    """Numbers that a layer's keys (or values) have for a token."""
+    config = lm.model.config.get_text_config()
+    heads = config.num_attention_heads
+    each = getattr(config, "head_dim", None) or lm.d_model // heads
+    return each * (getattr(config, "num_key_value_heads", None) or heads)
+
+
+def reading(lm: LM, rows: int, tokens: int, positions: int, layers: int | None = None) -> int:
+    """Bytes of a forward pass without graph, whose head runs at some positions.
+
+    Args:
+        lm: The model.
+        rows: Rows.
+        tokens: Tokens of each.
+        positions: Positions with logits; 0: the head does not run.
+        layers: Layers that run; None: all.
+    """
+    with live(lm) as found, torch.no_grad(), _only_below(lm, layers):
+        final = _base(lm, input_ids=torch.zeros(rows, tokens, dtype=torch.long, device="meta"))
+        if positions:
+            logits = _logits(lm, final, positions)
+            logits.float().logsumexp(-1)
+    return found.peak
+
+
+def graph(lm: LM, rows: int, tokens: int, labels: int, first: int, modules: list[nn.Module], lanes: int = 0) -> int:
+    """Bytes of a training step's forward and backward pass, the gradients of what is trained not counted.
+
+    Args:
+        lm: The model.
+        rows: Texts.
+        tokens: Tokens of each, with padding.
+        labels: Tokens with a loss.
+        first: The lowest layer with something to train: the pass begins there.
+        modules: What is trained, `first` or above: their inputs and outputs' gradients are kept.
+        lanes: Not 0: each row has a change of its own.
+    """
+    change = torch.zeros((), device="meta", requires_grad=True)
+
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output + (args[0][..., :1] * change).to(output.dtype)
+
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        with live(lm) as found, _only_from(lm, first):
+            hidden = torch.zeros(rows, tokens, lm.d_model, dtype=lm.dtype, device="meta")
+            with torch.enable_grad():
+                final = _base(lm, inputs_embeds=hidden)
+                logits = _logits(lm, final, labels)
+                loss = logits.float().log_softmax(-1)[:, 0].sum()
+            loss.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found.peak
+
+
+def _base(lm: LM, **given: Any) -> Tensor:
+    tokens = next(iter(given.values())).shape[1]
+    mask = torch.zeros(1, 1, tokens, tokens, dtype=lm.dtype, device="meta")  # given, so that none is looked into
+    return lm.model.base_model(**given, attention_mask=mask, use_cache=False)[0]
+
+
+def _logits(lm: LM, final: Tensor, positions: int) -> Tensor:
+    flat = final.reshape(-1, final.shape[-1])
+    return lm.arch.head(lm.model)(flat[torch.zeros(positions, dtype=torch.long, device="meta")])
+
+
+@contextmanager
+def _only_from(lm: LM, first: int) -> Iterator[None]:
+    """The layers below `first` pass on what they are given."""
+    with _passing(lm, range(first)):
+        yield
+
+
+@contextmanager
+def _only_below(lm: LM, layers: int | None) -> Iterator[None]:
+    with _passing(lm, range(lm.arch.n_layers if layers is None else layers, lm.arch.n_layers)):
+        yield
+
+
+@contextmanager
+def _passing(lm: LM, layers: range) -> Iterator[None]:
+    if not layers:
+        yield
+        return
+    kinds: list[bool] = []
+    handle = lm.arch.layer(lm.model, 0).register_forward_hook(lambda _, args, out: kinds.append(isinstance(out, tuple)))
+    with torch.no_grad():
+        _base(lm, input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"))
+    handle.remove()
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden_states,) if kinds[0] else hidden_states
+
+    modules = [lm.arch.layer(lm.model, i) for i in layers]
+    for module in modules:
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)
