@@ -1,7 +1,7 @@
 """Layers that keep nothing for the backward pass but their input, and run once more when it comes to them.
 
-A step of v* then takes a layer's memory instead of all layers', and a third more time: worth it where more lanes fit and
-the device is not busy with fewer.
+A step of v* then takes a layer's memory instead of all layers', and a third more time: worth it where more lanes fit
+and the device is not busy with fewer.
 """
 
 from __future__ import annotations

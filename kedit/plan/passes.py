@@ -6,7 +6,7 @@ attention weights count too, a few per cent for the short rows of editing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,22 @@ def value_step(lm: LM, lanes: int, rows: int, suffix: int, prefix: int, labels: 
         first: The lowest layer that runs.
     """
     n, texts = lanes * (labels + 1), lanes * rows
+
+    def run(first: int) -> int:
+        return _value_step(lm, lanes, rows, suffix, n, first)
+
+    peak = _by_layers(lm, run, first)
+    config = lm.model.config.get_text_config()
+    heads = config.num_attention_heads
+    kv, own = kv_width(lm), getattr(config, "head_dim", None) or lm.d_model // heads
+    seen = heads * own if kv != heads * own else kv  # repeated for the query heads that share them
+    above = lm.arch.n_layers - first
+    return peak + 2 * texts * prefix * lm.dtype.itemsize * (lm.arch.n_layers * kv + above * seen)
+
+
+def _value_step(lm: LM, lanes: int, rows: int, suffix: int, n: int, first: int) -> int:
+    """Without the prefixes; `n` positions have logits."""
+    texts = lanes * rows
     with live(lm) as found, _only_from(lm, first):
         hidden = torch.zeros(texts, suffix, lm.d_model, dtype=lm.dtype, device="meta")
         reference = torch.zeros(lanes, lm.vocab_size, device="meta")
@@ -46,12 +62,16 @@ def value_step(lm: LM, lanes: int, rows: int, suffix: int, prefix: int, labels: 
             kl = nn.functional.kl_div(logp[:lanes], reference, log_target=True, reduction="sum")
             loss = kl - logp[lanes:].gather(1, torch.zeros(n - lanes, 1, dtype=torch.long, device="meta")).sum()
         loss.backward()
-    config = lm.model.config.get_text_config()
-    heads = config.num_attention_heads
-    kv, own = kv_width(lm), getattr(config, "head_dim", None) or lm.d_model // heads
-    seen = heads * own if kv != heads * own else kv  # repeated for the query heads that share them
-    above = lm.arch.n_layers - first
-    return found.peak + 2 * texts * prefix * lm.dtype.itemsize * (lm.arch.n_layers * kv + above * seen)
+    return found.peak
+
+
+def _by_layers(lm: LM, run: Callable[[int], int], first: int) -> int:
+    """`run(first)` by what two and four layers at the top take: every further one takes as much as the last two."""
+    top, layers = lm.arch.n_layers, lm.arch.n_layers - first
+    if layers <= 4:
+        return run(first)
+    two, four = run(top - 2), run(top - 4)
+    return four + (four - two) * (layers - 4) // 2
 
 
 def kv_width(lm: LM) -> int:
@@ -62,7 +82,7 @@ def kv_width(lm: LM) -> int:
     return each * (getattr(config, "num_key_value_heads", None) or heads)
 
 
-def reading(lm: LM, rows: int, tokens: int, positions: int, layers: int | None = None) -> int:
+def reading(lm: LM, rows: int, tokens: int, positions: int) -> int:
     """Bytes of a forward pass without graph, whose head runs at some positions.
 
     Args:
@@ -70,9 +90,8 @@ def reading(lm: LM, rows: int, tokens: int, positions: int, layers: int | None =
         rows: Rows.
         tokens: Tokens of each.
         positions: Positions with logits; 0: the head does not run.
-        layers: Layers that run; None: all.
     """
-    with live(lm) as found, torch.no_grad(), _only_below(lm, layers):
+    with live(lm) as found, torch.no_grad(), _only_from(lm, max(0, lm.arch.n_layers - 2)):  # a layer leaves nothing
         final = _base(lm, input_ids=torch.zeros(rows, tokens, dtype=torch.long, device="meta"))
         if positions:
             logits = _logits(lm, final, positions)
@@ -80,7 +99,7 @@ def reading(lm: LM, rows: int, tokens: int, positions: int, layers: int | None =
     return found.peak
 
 
-def graph(lm: LM, rows: int, tokens: int, labels: int, first: int, modules: list[nn.Module], lanes: int = 0) -> int:
+def graph(lm: LM, rows: int, tokens: int, labels: int, first: int, modules: list[nn.Module]) -> int:
     """Bytes of a training step's forward and backward pass, the gradients of what is trained not counted.
 
     Args:
@@ -89,9 +108,12 @@ def graph(lm: LM, rows: int, tokens: int, labels: int, first: int, modules: list
         tokens: Tokens of each, with padding.
         labels: Tokens with a loss.
         first: The lowest layer with something to train: the pass begins there.
-        modules: What is trained, `first` or above: their inputs and outputs' gradients are kept.
-        lanes: Not 0: each row has a change of its own.
+        modules: What is trained, `first` or above.
     """
+    return _by_layers(lm, lambda first: _graph(lm, rows, tokens, labels, first, modules), first)
+
+
+def _graph(lm: LM, rows: int, tokens: int, labels: int, first: int, modules: list[nn.Module]) -> int:
     change = torch.zeros((), device="meta", requires_grad=True)
 
     def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -102,7 +124,7 @@ def graph(lm: LM, rows: int, tokens: int, labels: int, first: int, modules: list
         with live(lm) as found, _only_from(lm, first):
             hidden = torch.zeros(rows, tokens, lm.d_model, dtype=lm.dtype, device="meta")
             with torch.enable_grad():
-                final = _base(lm, inputs_embeds=hidden)
+                final = _base(lm, inputs_embeds=hidden + change.to(hidden.dtype))
                 logits = _logits(lm, final, labels)
                 loss = logits.float().log_softmax(-1)[:, 0].sum()
             loss.backward()
@@ -127,12 +149,6 @@ def _logits(lm: LM, final: Tensor, positions: int) -> Tensor:
 def _only_from(lm: LM, first: int) -> Iterator[None]:
     """The layers below `first` pass on what they are given."""
     with _passing(lm, range(first)):
-        yield
-
-
-@contextmanager
-def _only_below(lm: LM, layers: int | None) -> Iterator[None]:
-    with _passing(lm, range(lm.arch.n_layers if layers is None else layers, lm.arch.n_layers)):
         yield
 
 

@@ -119,7 +119,7 @@ def _locate(editor: LocateThenEdit, lm: LM, lengths: Lengths, lanes: int, tokens
     found = []
     if needs:
         rows = max(1, config.batch_tokens // config.sequence_length)
-        read = passes.reading(lm, rows, config.sequence_length, 0, layers[-1] + 1)
+        read = passes.reading(lm, rows, config.sequence_length, 0)
         sums = int(SUMS * square * n) * (1 if gpu else 2)  # those of half the text are in the CPU's memory
         kept = (4 + 8) * square * n
         note = f"{config.tokens} tokens; {4 * square * n / 2**30:.2f} GiB on disk, once for the model"
@@ -140,7 +140,7 @@ def _locate(editor: LocateThenEdit, lm: LM, lengths: Lengths, lanes: int, tokens
     found.append(Phase("v*", peak, lane=one, note=f"{lanes} x {contexts + 1} rows of {lengths.suffix} tokens"))
     matrix = 4 * width * lm.d_model
     solving = matrix if single else max(
-        passes.reading(lm, max(1, tokens // (lengths.prefix + longest)), lengths.prefix + longest, 0, layers[-1] + 1),
+        passes.reading(lm, max(1, tokens // (lengths.prefix + longest)), lengths.prefix + longest, 0),
         matrix,
     )  # fmt: skip
     found.append(Phase("solving", solving))
@@ -197,7 +197,6 @@ def _adapters(method: REP, lm: LM, lengths: Lengths, lanes: int, tokens: int) ->
     numbers = 2 * c.rank * width + gate
     keys = 40 * (1 + c.positives) * width + 4 * width * (c.positives + c.corpus_tokens)
     lane = 16 * numbers + keys
-    layers = method.editor.edited_layers[-1] + 1
     rows = max(1, tokens // (lengths.text + 10))
-    read = passes.reading(lm, rows, lengths.text + 10, 0, layers)
+    read = passes.reading(lm, rows, lengths.text + 10, 0)
     return Phase("REP's adapters", max(read, lanes * lane), lane=lane, note=f"{numbers / 1e6:.2f} M numbers each")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kedit.keyvalue.published import fill_in
@@ -106,7 +106,9 @@ def plan_of(method: EditingModule, lm: LM, lengths: Lengths, scoring: ScoringPla
     lanes = editor.lanes or usual_lanes(device)
     found = phases_of(method, lm, lengths, lanes, device == "cuda", scoring)
     with_lanes = any(phase.lane for phase in found)
-    fits = [_fit(method, lm, lengths, scoring, weights, gib, lanes if with_lanes else None) for gib in SIZES]
+    on_gpu = editor.lanes or usual_lanes("cuda")
+    there = found if device == "cuda" else phases_of(method, lm, lengths, on_gpu, True, scoring)
+    fits = [_fit(there, weights, gib, on_gpu if with_lanes else None) for gib in SIZES]
     return Plan(
         lm.name,
         str(lm.dtype).removeprefix("torch."),
@@ -142,13 +144,13 @@ def _fill_in(editor: EditingModule) -> None:
             editor.layers = sorted(editor.layers)  # type: ignore[attr-defined]
 
 
-def _fit(
-    method: EditingModule, lm: LM, lengths: Lengths, scoring: ScoringPlan, weights: int, gib: int, lanes: int | None
-) -> Fit:
+def _fit(phases: list[Phase], weights: int, gib: int, lanes: int | None) -> Fit:
+    """With the most lanes that fit, of those halved again and again."""
     room = (gib - CONTEXT) * GIB * USABLE - weights
     most = lanes
     while True:
-        peak = total(phases_of(method, lm, lengths, most or 1, True, scoring))
+        fewer = 0 if lanes is None or most is None else lanes - most
+        peak = total([replace(phase, peak=phase.peak - fewer * phase.lane) for phase in phases])
         if peak <= room or most is None or most == 1:
             return Fit(gib, peak <= room, most, weights + peak)
         most = most // 2

@@ -1,4 +1,4 @@
-"""A model of which nothing is there but its shape: on the `meta` device, where no number is kept and none is computed."""
+"""A model of which nothing is there but its shape: on the `meta` device, which keeps no number and computes none."""
 
 from __future__ import annotations
 

@@ -227,11 +227,11 @@ class SaveConfig(SaveConfigCallback):
 def fit(words: list[str]) -> None:
     """Parse `words`, edit and measure; `first_look` has passed them."""
     if topic := topic_of(words):
-        _cli(type("Help", (KeditCLI,), {"help": topic}), words_for(topic), Stopper(), Claim())
+        made_of(type("Help", (KeditCLI,), {"help": topic}), words_for(topic), Stopper(), Claim())
     with quiet_lightning(), Stopper() as stopper:
         try:
             with Claim() as claim:
-                _cli(KeditCLI, words, stopper, claim)
+                made_of(KeditCLI, words, stopper, claim)
         except Stopped as stop:
             raise Interrupted("the run had not begun: the same command begins it", 128 + stop.number) from None
 
@@ -245,24 +245,10 @@ def parsed(words: list[str]) -> Namespace:
     words = found_configs(words, say=False)
     check_moved_words(words)
     with quiet_lightning():
-        return _cli(_Parsing, words, Stopper(), Claim()).config["fit"]
+        return made_of(Parsing, words, Stopper(), Claim()).config["fit"]
 
 
-def planned(words: list[str]) -> tuple[EditingModule, LMConfig, EditData, Any]:
-    """What `fit` would run: the method, configured, its model, its data, and what measures; nothing is loaded.
-
-    Raises:
-        KeditError, jsonargparse.ArgumentError: As `parsed`.
-    """
-    check_moved_words(words)
-    with quiet_lightning():
-        cli = _cli(_Planning, words, Stopper(), Claim())
-    made = cli.config_init["fit"]
-    method = made["model"].configure(made["lm"], made["edit"])
-    return method, made["lm"], made["data"], made["metrics"]
-
-
-class _Parsing(KeditCLI):
+class Parsing(KeditCLI):
     """Stops after parsing."""
 
     def before_instantiate_classes(self) -> None:
@@ -275,15 +261,7 @@ class _Parsing(KeditCLI):
         pass
 
 
-class _Planning(_Parsing):
-    """Makes what the configuration describes, but no trainer."""
-
-    def instantiate_classes(self) -> None:
-        with placed(self.config[str(self.subcommand)].model):
-            self.config_init = self.parser.instantiate_classes(self.config)
-
-
-def _cli(cls: type[KeditCLI], words: list[str], stopper: Stopper, claim: Claim) -> KeditCLI:
+def made_of(cls: type[KeditCLI], words: list[str], stopper: Stopper, claim: Claim) -> KeditCLI:
     about = "Edit facts in a language model and measure what the edits did."
     return cls(
         EditingModule,

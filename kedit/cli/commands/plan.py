@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kedit.cli.commands.fit import planned
 from kedit.cli.options.found import found_configs
+from kedit.cli.options.planned import planned
 from kedit.errors import KeditError
 from kedit.plan.lengths import Lengths, lengths_of
 from kedit.plan.phases import ScoringPlan
