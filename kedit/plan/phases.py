@@ -60,7 +60,7 @@ def phases_of(
         gpu: Whether it runs on a GPU, whose batches are larger.
         scoring: How probes are scored.
     """
-    editor, found = method.editor, []
+    editor, found = innermost(method), []
     tokens = 16_384 if gpu else 512
     if isinstance(editor, LocateThenEdit):
         found += _locate(editor, lm, lengths, lanes, tokens, gpu)
@@ -71,6 +71,11 @@ def phases_of(
     if isinstance(method, REP):
         found.append(_adapters(method, lm, lengths, lanes, tokens))
     return found + scoring.phases(lm, lengths, tokens)
+
+
+def innermost(method: EditingModule) -> EditingModule:
+    """The method that changes the weights, below those that add to it."""
+    return method if method.editor is method else innermost(method.editor)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from kedit.keyvalue.published import fill_in
 from kedit.methods import EditingModule
 from kedit.model.lm import LM
 from kedit.plan.lengths import Lengths
-from kedit.plan.phases import Phase, ScoringPlan, phases_of
+from kedit.plan.phases import Phase, ScoringPlan, innermost, phases_of
 
 GIB = 2**30
 SIZES = (24, 48, 80)  # GiB of the GPUs that are asked about
@@ -97,9 +97,7 @@ def plan_of(method: EditingModule, lm: LM, lengths: Lengths, scoring: ScoringPla
         device: `cpu` or `cuda`.
     """
     method.use_lm(lm)
-    editor = method.editor
-    if editor is not method:
-        editor.use_lm(lm)
+    editor = innermost(method)
     _fill_in(editor)
     parameters = list({id(p): p for p in lm.model.parameters()}.values())
     weights = sum(p.numel() * p.element_size() for p in parameters)

@@ -1,4 +1,4 @@
-"""Memory that runs out in the midst of a run: it goes on with less at once, to the bits of a run that was asked for less."""
+"""Memory that runs out in the midst of a run: it goes on with less at once, to the bits of one asked for less."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def bits(batches: list[EditBatch]) -> list[torch.Tensor]:
 
 def same(one: list[EditBatch], other: list[EditBatch]) -> bool:
     pairs = zip(bits(one), bits(other), strict=True)
-    infos = [[[o.info for o in b.outcomes] for b in batches] for batches in (one, other)]
-    return all(torch.equal(a, b) for a, b in pairs) and sum(infos[0], []) == sum(infos[1], [])
+    infos = [[outcome.info for batch in batches for outcome in batch.outcomes] for batches in (one, other)]
+    return all(torch.equal(a, b) for a, b in pairs) and infos[0] == infos[1]
 
 
 CASES = {"rome": (rome, 2 * ROWS), "ft": (ft, 2)}

@@ -86,12 +86,11 @@ def test_phases_are_begun_anew_with_the_same_random_numbers() -> None:
 
     torch.manual_seed(3)
     program = phases_in_parts(Room(), VALUES, range(6), run)
-    sizes = [next(program)]
+    assert next(program) == 6
+    assert program.throw(torch.OutOfMemoryError("a test")) == 3
+    assert next(program) == 3
     with pytest.raises(StopIteration) as stop:
-        sizes.append(program.throw(torch.OutOfMemoryError("a test")))
-        while True:
-            sizes.append(next(program))
-    assert sizes == [6, 3, 3]
+        next(program)
     torch.manual_seed(3)
     wanted = [float(torch.rand(())) for _ in range(6)]
     assert [x for part in stop.value.value for x in part] == wanted
