@@ -78,18 +78,20 @@ def cases(lm: LM, shape: ShapeLM, requests: list[EditRequest], layer: int) -> It
 
     def tuning() -> Any:
         changes = DenseChanges(lm, [path], n)
-        phase = TunePhase(lm, changes, tuned, Recipe(1, 1e-4), True, layer)
+        phase = TunePhase(lm, changes, tuned, Recipe(2, 1e-4), True, layer)
         adam = phase.optimizer()
-        loss = phase.loss()
-        assert loss is not None
-        loss.backward()
-        phase.before_step()
-        adam.step()
+        for _ in range(2):  # the moments are there from the second step on
+            adam.zero_grad()
+            loss = phase.loss()
+            assert loss is not None
+            loss.backward()
+            phase.before_step()
+            adam.step()
 
     def plan_tuning() -> int:
         tokens, labels = max(len(t.ids) for t in tuned), sum(len(t.labels) for t in tuned)
-        own = passes.graph(shape, n, tokens, labels, layer, [shape.model.get_submodule(path)])
-        return max(4 * numbers * n + own, (16 * n + 8) * numbers)
+        own = passes.graph(shape, n, tokens, labels, layer)
+        return max(12 * numbers * n + own, (16 * n + 8) * numbers)
 
     yield f"FT, {n} lanes", plan_tuning, tuning
     yield pac(lm, shape, requests)
@@ -160,7 +162,7 @@ def rep(lm: LM, layer: int, n: int) -> Case:
             adam.step()
 
     def plan() -> int:
-        return n * (16 * 2 * config.rank * width + 40 * (1 + config.positives) * width)
+        return n * (16 * 2 * config.rank * width + 27 * (1 + config.positives) * width)
 
     return f"REP adapters, {n} lanes", plan, run
 

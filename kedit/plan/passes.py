@@ -1,7 +1,7 @@
 """Peak memory of passes through a model, taken from the model itself on `meta`: whatever its family, all is counted.
 
-What a pass allocates there is what it allocates elsewhere, but for attention: `meta` has no fused kernel, so that the
-attention weights count too, a few per cent for the short rows of editing.
+What a pass allocates there is what it allocates elsewhere. `meta` has no fused kernel of attention; `kedit.plan.shape`
+gives the model one that allocates as such a kernel does.
 """
 
 from __future__ import annotations
@@ -99,39 +99,25 @@ def reading(lm: LM, rows: int, tokens: int, positions: int) -> int:
     return found.peak
 
 
-def graph(lm: LM, rows: int, tokens: int, labels: int, first: int, modules: list[nn.Module]) -> int:
-    """Bytes of a training step's forward and backward pass, the gradients of what is trained not counted.
+def graph(lm: LM, rows: int, tokens: int, labels: int, first: int) -> int:
+    """Bytes of a training step's forward and backward pass, what is trained and its gradients not counted.
 
     Args:
         lm: The model.
         rows: Texts.
         tokens: Tokens of each, with padding.
         labels: Tokens with a loss.
-        first: The lowest layer with something to train: the pass begins there.
-        modules: What is trained, `first` or above.
+        first: The lowest layer with something to train, in its feed-forward block: the graph begins at its output.
     """
-    return _by_layers(lm, lambda first: _graph(lm, rows, tokens, labels, first, modules), first)
 
+    def run(first: int) -> int:
+        with live(lm) as found, _only_from(lm, first), torch.enable_grad():
+            hidden = torch.zeros(rows, tokens, lm.d_model, dtype=lm.dtype, device="meta", requires_grad=True)
+            logits = _logits(lm, _base(lm, inputs_embeds=hidden), labels).float()
+            nn.functional.cross_entropy(logits, torch.zeros(labels, dtype=torch.long, device="meta")).backward()
+        return found.peak
 
-def _graph(lm: LM, rows: int, tokens: int, labels: int, first: int, modules: list[nn.Module]) -> int:
-    change = torch.zeros((), device="meta", requires_grad=True)
-
-    def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output + (args[0][..., :1] * change).to(output.dtype)
-
-    handles = [module.register_forward_hook(hook) for module in modules]
-    try:
-        with live(lm) as found, _only_from(lm, first):
-            hidden = torch.zeros(rows, tokens, lm.d_model, dtype=lm.dtype, device="meta")
-            with torch.enable_grad():
-                final = _base(lm, inputs_embeds=hidden + change.to(hidden.dtype))
-                logits = _logits(lm, final, labels)
-                loss = logits.float().log_softmax(-1)[:, 0].sum()
-            loss.backward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found.peak
+    return _by_layers(lm, run, min(first + 1, lm.arch.n_layers - 1))
 
 
 def _base(lm: LM, **given: Any) -> Tensor:

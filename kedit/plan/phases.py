@@ -37,6 +37,7 @@ class Phase:
         peak: Bytes that it takes at most, besides the model and what is kept from earlier phases.
         kept: Bytes that stay until the end of the run.
         lane: Bytes of one more request side by side; 0 where there are no lanes.
+        least: Bytes with the smallest batch, where kedit chooses smaller ones as memory asks for; None: it does not.
         note: What the numbers are of.
     """
 
@@ -44,6 +45,7 @@ class Phase:
     peak: int
     kept: int = 0
     lane: int = 0
+    least: int | None = None
     note: str = ""
 
 
@@ -99,13 +101,15 @@ class ScoringPlan:
         most = max(1, 2**27 // lm.vocab_size)  # positions of a batch: `teacher_forcing.MAX_LOGITS`
         rows = min(rows, max(1, most // lengths.target))
         peak = passes.reading(lm, rows, lengths.text, rows * lengths.target)
-        found = [Phase("scoring", peak, note=f"{rows} rows of {lengths.text} tokens")]
+        found = [Phase("scoring", peak, least=peak // rows, note=f"{rows} rows of {lengths.text} tokens")]
         if self.generates:
             width = lengths.prefix + self.new
             rows = max(1, budget // width)
             cache = 2 * lm.arch.n_layers * rows * width * passes.kv_width(lm) * lm.dtype.itemsize
             peak = passes.reading(lm, rows, lengths.prefix, rows) + cache
-            found.append(Phase("generation", peak, note=f"{rows} rows, cache {cache / 2**30:.2f} GiB"))
+            found.append(
+                Phase("generation", peak, least=peak // rows, note=f"{rows} rows, cache {cache / 2**30:.2f} GiB")
+            )
         return found
 
 
@@ -164,9 +168,9 @@ def _tuning(editor: FineTuning, lm: LM, lengths: Lengths, lanes: int) -> Phase:
     largest = max((weight(module).numel() for module in modules), default=0)
 
     def bytes_of(n: int, rows: int) -> int:
-        graph = passes.graph(lm, rows, lengths.text - 1, rows * lengths.target, first, modules)
-        state = (8 + 8) * numbers * n  # change, gradient, Adam's two moments
-        return max(4 * numbers * n + graph, state + 2 * 4 * largest, 12 * numbers * n + graph)
+        graph = passes.graph(lm, rows, lengths.text - 1, rows * lengths.target, first)
+        # change, gradient and Adam's two moments; the graph is gone when the gradient of the lowest layer is made
+        return max(12 * numbers * n + graph, 16 * numbers * n + 2 * 4 * largest)
 
     lane = bytes_of(1, 1) if alone else 0
     kind = f"{numbers / 1e6:.1f} M numbers x {n}: change, gradient, Adam"
@@ -185,13 +189,19 @@ def _pac(editor: PAC, lm: LM, lengths: Lengths) -> list[Phase]:
     budget = trace.memory * dense
     graph = cost.bytes(cost.size(budget - logits))
     scores = 4 * sum(s.width for s in found)
-    phases = [Phase("tracing", int(graph + logits + scores), note=f"{graph / dense:.1%} of dense gradients")]
+    phases = [
+        Phase(
+            "tracing",
+            int(graph + logits + scores),
+            least=int(cost.bytes(1) + logits + scores),
+            note=f"{graph / dense:.1%} of dense gradients",
+        )
+    ]
     sides = 2 if editor.contrasts else 1
     numbers = sum(trace.nodes * s.depth for s in found) * sides
-    modules = [lm.model.get_submodule(s.path) for s in {s.path: s for s in found}.values()]
     first = min(trace.layers or [0]) if train.cached_inputs else 0
     batch = min(train.mini_batch, rows)
-    own = passes.graph(lm, batch, tokens, batch * lengths.target, first, modules)
+    own = passes.graph(lm, batch, tokens, batch * lengths.target, first)
     kind = f"{numbers / 1e6:.1f} M numbers: slices, gradients, Adam"
     return [*phases, Phase("training", 16 * numbers + own, note=kind)]
 
@@ -200,7 +210,7 @@ def _adapters(method: REP, lm: LM, lengths: Lengths, lanes: int, tokens: int) ->
     c, width = method.adapter, key_width(lm, method.editor.edited_layers[-1])
     gate = max(1, int(c.gate_width * width)) * width if c.gate == "mlp" else 0
     numbers = 2 * c.rank * width + gate
-    keys = 40 * (1 + c.positives) * width + 4 * width * (c.positives + c.corpus_tokens)
+    keys = 27 * (1 + c.positives) * width + 4 * width * (c.positives + c.corpus_tokens)
     lane = 16 * numbers + keys
     rows = max(1, tokens // (lengths.text + 10))
     read = passes.reading(lm, rows, lengths.text + 10, 0)

@@ -149,6 +149,10 @@ def _fit(phases: list[Phase], weights: int, gib: int, lanes: int | None) -> Fit:
     while True:
         fewer = 0 if lanes is None or most is None else lanes - most
         peak = total([replace(phase, peak=phase.peak - fewer * phase.lane) for phase in phases])
+        if peak > room:  # smaller batches, which kedit takes by itself
+            small = [phase.peak - fewer * phase.lane if phase.least is None else phase.least for phase in phases]
+            least = total([replace(phase, peak=peak) for phase, peak in zip(phases, small, strict=True)])
+            peak = int(room) if least <= room else least
         if peak <= room or most is None or most == 1:
             return Fit(gib, peak <= room, most, weights + peak)
         most = most // 2

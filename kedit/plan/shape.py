@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from kedit.errors import KeditError
 from kedit.model.lm import LM, LMConfig
 from kedit.model.loading import dtype_of, read_config, read_tokenizer
 from kedit.model.pretrained import quiet_transformers
+from kedit.plan.attention import register
 
 
 class ShapeLM(LM):
@@ -52,9 +54,10 @@ def shape_of_config(found: PretrainedConfig, dtype: torch.dtype, tokenizer: Any,
     Raises:
         KeditError: It is of no model that kedit edits.
     """
+    found = copy.deepcopy(found)
     try:
         with quiet_transformers(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(found, dtype=dtype)
+            model = AutoModelForCausalLM.from_config(found, dtype=dtype, attn_implementation=register())
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise KeditError(f"{name}: no model can be made of its config.json: {why}") from None
