@@ -98,17 +98,11 @@ def test_a_batch_of_many_layers() -> None:
     wanted = edits(ridge(), fresh(), 2, "batch")
     for graphs_only in (True, False):
         lm = fresh()
-        with short_of_memory(
-            lm, 2 * ROWS + (not graphs_only), graphs_only=graphs_only
-        ):  # the capture asks one row more
+        most = 2 * ROWS + (not graphs_only)  # the capture asks one row more
+        with short_of_memory(lm, most, graphs_only=graphs_only):
             found = edits(ridge(), lm, 4, "batch")
         assert lm.room.most(room.VALUES) == 2
-        if graphs_only:
-            assert same(found, wanted)
-        else:  # the keys too were read in smaller batches
-            assert lm.room.most(room.KEYS) is not None
-            pairs = zip(bits(found), bits(wanted), strict=True)
-            assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
+        assert same(found, wanted)
 
 
 def test_adapters_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
