@@ -57,7 +57,10 @@ def shape_of_config(found: PretrainedConfig, dtype: torch.dtype, tokenizer: Any,
     found = copy.deepcopy(found)
     try:
         with quiet_transformers(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(found, dtype=dtype, attn_implementation=register())
+            try:
+                model = AutoModelForCausalLM.from_config(found, dtype=dtype, attn_implementation=register())
+            except (ValueError, ImportError):  # a family with an attention of its own
+                model = AutoModelForCausalLM.from_config(found, dtype=dtype)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise KeditError(f"{name}: no model can be made of its config.json: {why}") from None
