@@ -24,7 +24,7 @@ from kedit.model.lm import LM
 from kedit.plan import passes
 from kedit.plan.lengths import Lengths
 
-MEASURE = 40  # bytes times d_in^2 at the end of the statistics: both halves' C, a factor, an inverse, in float64
+MEASURE = 32  # bytes times d_in^2 at the end of the statistics: both halves' C, a factor, an inverse, in float64
 SUMS = 2.25  # bytes times d_in^2 of a layer's sums
 
 
