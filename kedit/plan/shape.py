@@ -19,7 +19,7 @@ from kedit.plan.attention import register
 class ShapeLM(LM):
     """An `LM` without weights: its modules say what there is to edit, and passes what memory they take."""
 
-    fingerprint = "none"
+    fingerprint = "none"  # type: ignore[assignment]
 
     @property
     def device(self) -> torch.device:

@@ -151,13 +151,14 @@ def within(room: Room, work: Work, most: int, run: Callable[[int], R], least: in
     while True:
         known, full = room.most(work), False
         bound = most if known is None else min(most, known)
+        found: list[R] = []
         try:
-            found = run(bound)
+            found.append(run(bound))
         except torch.OutOfMemoryError:
             full = True
         if not full:
             room.fits(work)
-            return found
+            return found[0]
         room.halve(work, bound, bound <= least)
 
 
