@@ -26,6 +26,7 @@ usage: kedit COMMAND [OPTIONS]
   ask            a model, with saved edits or without:         kedit ask smollm2-135m --delta DIR "Paris is in"
   fit            edit a model and measure what the edits did:  kedit fit --config configs/rome_smollm2.yaml
   show           what the model said before, and says now:     kedit show RUN
+  plan           memory that a run will take, phase by phase:  kedit plan rome_smollm2
   stats          covariance of a model's keys, ahead of a run: kedit stats --lm.name smollm2-135m
   probe-anchors  layers that STEAM's anchors work in:          kedit probe-anchors --data Facts --out probe
   sweep          a grid of runs, one after another:            kedit sweep slurm/sweeps/smollm2.yaml
@@ -125,6 +126,11 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
         show(words)
 
+    def plan(words: list[str]) -> None:
+        from kedit.cli.commands.plan import plan
+
+        plan(words)
+
     def stats(words: list[str]) -> None:
         from kedit.cli.commands.stats import stats
 
@@ -185,6 +191,7 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
         "ask": ask,
         "fit": fit,
         "show": show,
+        "plan": plan,
         "stats": stats,
         "probe-anchors": probe_anchors,
         "sweep": sweep,

@@ -26,6 +26,7 @@ from kedit.forward.activations import reading
 from kedit.forward.logits import frozen
 from kedit.model.lm import LM
 from kedit.runtime import distributed
+from kedit.runtime.room import STATISTICS, in_parts
 
 log = logging.getLogger(__name__)
 
@@ -52,18 +53,36 @@ class Pass:
         self.chunks = 0
 
     def advance(self, ids: Tensor) -> None:
-        """Take one chunk `[n, T]`."""
-        with frozen(self.lm.model), float32_products("highest"), reading(self._taps()):
-            self.lm.model(input_ids=ids.to(self.lm.device, non_blocking=True), use_cache=False)
+        """Take one chunk `[n, T]`, in parts where memory is short."""
+        added = dict.fromkeys(self.layers, 0)  # sequences of the chunk whose keys are in the sum: never twice
 
-    def _taps(self) -> dict[nn.Module, Callable[[Tensor], None]]:
+        def run(rows: Sequence[int]) -> None:
+            part = ids[rows[0] : rows[-1] + 1].to(self.lm.device, non_blocking=True)
+            with frozen(self.lm.model), float32_products("highest"), reading(self._taps(rows, added)):
+                self.lm.model(input_ids=part, use_cache=False)
+
+        in_parts(self.lm.room, STATISTICS, range(len(ids)), run)
+
+    def _taps(self, rows: Sequence[int], added: dict[int, int]) -> dict[nn.Module, Callable[[Tensor], None]]:
         """What adds the keys of each layer to its sum as they pass."""
 
         def tap(layer: int) -> Callable[[Tensor], None]:
-            moment = self.moments[layer]
-            return lambda keys: moment.add(keys.reshape(-1, keys.shape[-1]))  # OPT's keys are flat already
+            def add(keys: Tensor) -> None:
+                flat = keys.reshape(-1, keys.shape[-1])  # OPT's keys are flat already
+                there = max(0, added[layer] - rows[0])  # a larger part was begun, and has come as far as this layer
+                if there < len(rows):
+                    self._add(layer, flat[there * (len(flat) // len(rows)) :])
+                    added[layer] = rows[-1] + 1
+
+            return add
 
         return {self.lm.arch.module(self.lm.model, "mlp_out", layer): tap(layer) for layer in sorted(self.layers)}
+
+    def _add(self, layer: int, keys: Tensor) -> None:
+        try:
+            self.moments[layer].add(keys)
+        except torch.OutOfMemoryError as error:  # a part of the sum may have them
+            raise KeditError(f"out of memory: the sums of layer {layer}; use a smaller stats.batch_tokens") from error
 
     def go_on_from(self, chunks: int) -> None:
         """So many chunks have been read, by all processes together."""

@@ -92,7 +92,7 @@ def edit(
         chat: Ask every prompt as a user of a chat, through the tokenizer's chat template; the target is the
             assistant's answer (docs/chat.md). None: as configured, or plain prompts.
         system: The chat's system message; None: the template's own, if it has one.
-        dtype: Type of the weights of a model that is loaded here; None: as configured, or float32.
+        dtype: Type of the weights of a model that is loaded here; None: as configured, or as `LMConfig` chooses.
         device: Where it is loaded: `auto` (a GPU where there is one), `cpu`, `cuda`.
         progress: Show a bar of the optimiser's steps.
         told: Called with a line when a step begins (loading, editing, asking).

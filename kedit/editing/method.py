@@ -122,7 +122,9 @@ def regime_for(module: EditingModule, count: int, asked: str | None, configured:
 
 def configure(module: EditingModule, regime: Regime, lanes: int | None = None, seed: int | None = None) -> None:
     """Says how the method edits; what is None stays as it is."""
-    of_now = EditConfig(regime, module.editor.lanes if lanes is None else lanes, module.seed if seed is None else seed)
+    own = module.editor
+    now = (own.lanes if lanes is None else lanes, module.seed if seed is None else seed)
+    of_now = EditConfig(regime, *now, own.recompute)
     check_values(asdict(of_now), "edit")
     module.configure(edit=of_now)
 

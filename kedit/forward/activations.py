@@ -6,7 +6,7 @@ their right end. What is done with the states lives with the callers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kedit.forward.logits import default_batch_tokens, frozen, lane_rows
 from kedit.model.tokenization import pad_right
+from kedit.runtime.room import KEYS, in_parts
 
 if TYPE_CHECKING:
     from kedit.delta.lanes import BatchedDeltas
@@ -80,15 +81,19 @@ def read(
     Yields:
         The rows of a batch, and `[len(rows), T, width]` in the model's dtype; what is right of a row is padding.
     """
-    order = sorted(dict.fromkeys(rows), key=lambda row: len(row[1]), reverse=True)
-    budget, start = batch_tokens or default_batch_tokens(lm.device), 0
-    while start < len(order):
-        part = order[start : start + max(1, budget // len(order[start][1]))]
+
+    def run(part: Sequence[Row]) -> tuple[list[Row], Tensor]:
         ids, _ = pad_right([tokens for _, tokens in part], lm.pad_id, lm.device)
         seen: list[Tensor] = []
         lanes = lane_rows(bank, [lane for lane, _ in part])
         with frozen(lm.model), lanes, reading({module: seen.append}, side, native):
             lm.model.base_model(input_ids=ids, use_cache=False)
         state = seen.pop()
-        yield part, state.reshape(*ids.shape, state.shape[-1])  # OPT's MLP works on flattened rows
+        return list(part), state.reshape(*ids.shape, state.shape[-1])  # OPT's MLP works on flattened rows
+
+    order = sorted(dict.fromkeys(rows), key=lambda row: len(row[1]), reverse=True)
+    budget, start = batch_tokens or default_batch_tokens(lm.device), 0
+    while start < len(order):
+        part = order[start : start + max(1, budget // len(order[start][1]))]
+        yield from in_parts(lm.room, KEYS, part, run, lambda part: len(part) * len(part[0][1]))
         start += len(part)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from kedit.forward.self_check import check_structure
 from kedit.model.lm import LM, LMConfig
-from kedit.model.loading import read_model
+from kedit.model.loading import read_model, short
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ def load_lm(config: LMConfig, device: str | torch.device = "cpu") -> LM:
         KeditError: The model cannot be found, read or edited.
     """
     start = time.perf_counter()
-    model, tokenizer = read_model(config)
-    lm = wrap_lm(model.to(device), tokenizer, config.name)  # type: ignore[arg-type]
+    model, tokenizer = read_model(config, device)
+    lm = wrap_lm(model, tokenizer, config.name)
     lm.compiles = config.compile
-    log.info("loaded %s (%s) on %s in %.1f s", config.name, config.dtype, device, time.perf_counter() - start)
+    log.info("loaded %s (%s) on %s in %.1f s", config.name, short(lm.dtype), device, time.perf_counter() - start)
     return lm

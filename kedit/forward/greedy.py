@@ -18,6 +18,7 @@ from kedit.forward.decoding import Decoding, default_batch_tokens
 from kedit.forward.logits import check_lanes, frozen, lane_rows
 from kedit.model.tokenization import TooLong, encode
 from kedit.runtime import distributed
+from kedit.runtime.room import GENERATION, in_parts
 
 if TYPE_CHECKING:
     from kedit.delta.lanes import BatchedDeltas
@@ -104,13 +105,21 @@ def greedy_ids(
     if shared and batch_tokens is None:  # a batch for each process at least
         budget = min(budget, -(-sum(len(ids) + max_new_tokens for ids, _ in todo) // distributed.world_size()))
     batches = list(_cut_batches(todo, max_new_tokens, budget))
+
+    def run(batch: Sequence[tuple[tuple[int, ...], int]]) -> list[list[int]]:
+        return _continue(lm, batch, max_new_tokens, bank, ends)
+
+    def size(batch: Sequence[tuple[tuple[int, ...], int]]) -> int:
+        return len(batch) * (len(batch[0][0]) + max_new_tokens)
+
     with frozen(lm.model):
         own = distributed.share(batches) if shared else batches
-        new = [_continue(lm, batch, max_new_tokens, bank, ends) for batch in own]
+        new = [in_parts(lm.room, GENERATION, batch, run, size) for batch in own]
+    found = [[ids for part in parts for ids in part] for parts in new]
     if shared:
-        new = distributed.gather_shares(new)
-    pairs = zip(batches, new, strict=True)
-    done = {key: ids for batch, found in pairs for key, ids in zip(batch, found, strict=True)}
+        found = distributed.gather_shares(found)
+    pairs = zip(batches, found, strict=True)
+    done = {key: ids for batch, each in pairs for key, ids in zip(batch, each, strict=True)}
     return [done[key] for key in keys]
 
 
@@ -132,7 +141,7 @@ class _Ends:
 
 
 def _continue(
-    lm: LM, batch: list[tuple[tuple[int, ...], int]], max_new: int, bank: BatchedDeltas | None, ends: _Ends
+    lm: LM, batch: Sequence[tuple[tuple[int, ...], int]], max_new: int, bank: BatchedDeltas | None, ends: _Ends
 ) -> list[list[int]]:
     """Continue one batch. Finished rows leave it as soon as they are half of it.
 

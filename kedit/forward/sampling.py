@@ -19,6 +19,7 @@ from kedit.errors import KeditError
 from kedit.forward.decoding import Decoding
 from kedit.forward.logits import check_lanes, frozen, lane_rows
 from kedit.model.lm import LM
+from kedit.runtime.room import SAMPLING, in_parts
 
 if TYPE_CHECKING:
     from kedit.delta.lanes import BatchedDeltas
@@ -89,13 +90,20 @@ def sample(
     done, total = 0, sum(counts)
     with frozen(lm.model):
         for rows in _batches(prompts, batch_size, mixed):
-            plan = _Plan([tuple(prompts[i]) for i in rows], [counts[i] for i in rows], [lane_of[i] for i in rows])
-            for token_ids, live in _continue(lm, plan, draws[rows], top_k, temperature, eos, bank):
-                for row, token in zip(live, token_ids, strict=True):
-                    texts[rows[row]].append(token)
-                done += len(live)
-                if progress is not None:
-                    progress(done, total)
+
+            def run(rows: Sequence[int], made: int = done) -> None:
+                plan = _Plan([tuple(prompts[i]) for i in rows], [counts[i] for i in rows], [lane_of[i] for i in rows])
+                for i in rows:
+                    texts[i] = list(prompts[i])  # it may be begun again
+                for token_ids, live in _continue(lm, plan, draws[list(rows)], top_k, temperature, eos, bank):
+                    for row, token in zip(live, token_ids, strict=True):
+                        texts[rows[row]].append(token)
+                    made += len(live)
+                    if progress is not None:
+                        progress(made, total)
+
+            in_parts(lm.room, SAMPLING, rows, run)
+            done += sum(len(texts[i]) - len(prompts[i]) for i in rows)
     return texts
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from kedit.forward.logits import default_batch_tokens, frozen, lane_rows, logits_at
 from kedit.model.tokenization import pad_right
 from kedit.runtime import distributed
+from kedit.runtime.room import SCORING, in_parts
 
 if TYPE_CHECKING:
     from kedit.delta.lanes import BatchedDeltas
@@ -73,9 +74,14 @@ def read(
     batches = list(_batches(rows, batch_tokens or default_batch_tokens(lm.device), spans, lm.vocab_size))
     parts: list[tuple[Tensor, Tensor]] = []  # left on the device until all batches are under way
     done = 0
+
+    def run(batch: Sequence[_Row]) -> tuple[Tensor, Tensor]:
+        return _forward(lm, spans, batch, bank)
+
     with frozen(lm.model):
         for batch in distributed.share(batches) if shared else batches:
-            parts.append(_forward(lm, spans, batch, bank))
+            nll, top = zip(*in_parts(lm.room, SCORING, batch, run, _padded), strict=True)
+            parts.append((torch.cat(nll), torch.cat(top)))
             done += len(batch) * (distributed.world_size() if shared else 1)
             if progress is not None:
                 progress(min(done, len(rows)), len(rows))
@@ -127,7 +133,11 @@ def _batches(rows: list[_Row], batch_tokens: int, spans: Sequence[Span], vocab_s
         yield batch
 
 
-def _forward(lm: LM, spans: Sequence[Span], batch: list[_Row], bank: BatchedDeltas | None) -> tuple[Tensor, Tensor]:
+def _padded(batch: Sequence[_Row]) -> int:
+    return len(batch) * len(batch[0][0].ids)
+
+
+def _forward(lm: LM, spans: Sequence[Span], batch: Sequence[_Row], bank: BatchedDeltas | None) -> tuple[Tensor, Tensor]:
     """Run one batch: -log p and argmax at every token of every answer, both `[n_tokens]`, on the device."""
     slots: dict[tuple[int, int], int] = {}  # (row, column) -> index into the logits that are computed
     wanted: list[int] = []

@@ -19,6 +19,7 @@ from kedit.model.architecture import check_maps, find_arch
 from kedit.model.chat import ChatFrame
 from kedit.model.fingerprint import fingerprint
 from kedit.model.full_precision import check_plain
+from kedit.runtime.room import Room
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
@@ -29,7 +30,8 @@ class LMConfig:
 
     Args:
         name: An alias (smollm2-135m), a local Hugging Face folder, or a hub id.
-        dtype: Type of the frozen weights; deltas and solves keep their own precision.
+        dtype: Type of the frozen weights; deltas and solves keep their own precision. auto: float32 on a CPU, and what
+            the model's config says on a GPU.
         revision: Branch, tag or commit of a hub id.
         attn_implementation: Attention kernel (sdpa, eager, flash_attention_2); null lets transformers choose.
         trust_remote_code: Run the Python code that a hub repository brings. Only for authors you trust.
@@ -38,7 +40,7 @@ class LMConfig:
     """
 
     name: str = "smollm2-135m"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     revision: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
@@ -58,6 +60,7 @@ class LM:
     Attributes:
         chat: What stands around a prompt; None: nothing, prompts are plain text (`in_chat`).
         compiles: Whether the layers that v* replays run through `torch.compile`.
+        room: How much work with it is known to fit into memory at once.
 
     Raises:
         KeditError: A slow tokenizer, quantised weights, or a model that is not a decoder kedit understands.
@@ -84,6 +87,7 @@ class LM:
         self._packs: bool | None = None
         self.chat: ChatFrame | None = None
         self.compiles = False
+        self.room = Room()
 
     def in_chat(self, frame: ChatFrame | None) -> LM:
         """The same model, asked in a chat: its prompts stand in the frame. Text that is no prompt is as ever."""

@@ -6,6 +6,7 @@ Every way in which a model cannot be loaded is a `KeditError` that says what to 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import ssl
 import urllib.error
@@ -27,12 +28,15 @@ from kedit.model.full_precision import check_config, check_left_over
 from kedit.model.lm import LMConfig
 from kedit.model.pretrained import quiet_transformers
 
+log = logging.getLogger(__name__)
+
 _INSTEAD = f"Give a local Hugging Face folder or one of the aliases: {', '.join(pretrained.ALIASES)}"
 
 
-def read_model(config: LMConfig) -> tuple[PreTrainedModel, Any]:
-    """The model and the tokenizer that `config` names, on the CPU.
+def read_model(config: LMConfig, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, Any]:
+    """The model and the tokenizer that `config` names, on `device`.
 
+    Tensor after tensor goes from the file to the device, so that the CPU's memory never holds a copy of the model.
     Only safetensors are read (nothing is unpickled) and no remote code runs unless `trust_remote_code`.
 
     Raises:
@@ -40,6 +44,7 @@ def read_model(config: LMConfig) -> tuple[PreTrainedModel, Any]:
     """
     source = _source(config.name, config.revision)
     shared: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    device = torch.device(device)
     with quiet_transformers():
         with _readable_errors(config.name, "model"):
             hf_config = AutoConfig.from_pretrained(source, **shared)
@@ -51,7 +56,8 @@ def read_model(config: LMConfig) -> tuple[PreTrainedModel, Any]:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=hf_config,
-                dtype=getattr(torch, config.dtype),
+                dtype=dtype_of(config, hf_config, device),
+                device_map=None if device.type == "cpu" else {"": device},
                 attn_implementation=config.attn_implementation,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -66,6 +72,63 @@ def read_model(config: LMConfig) -> tuple[PreTrainedModel, Any]:
         )
     check_left_over(model, info["unexpected_keys"], config.name)
     return model, tokenizer
+
+
+def read_config(config: LMConfig) -> PretrainedConfig:
+    """The model's own configuration, of which the weights need not be there.
+
+    Raises:
+        KeditError: It cannot be found or read, or it is of no decoder that kedit edits.
+    """
+    if config.name in pretrained.ALIASES and not pretrained.folder_of(config.name).is_dir():
+        raise KeditError(
+            f"lm.name: {config.name} is not in the cache; `kedit ask {config.name} Hello` fetches it, once"
+        )
+    source = _source(config.name, config.revision)
+    shared: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    with quiet_transformers(), _readable_errors(config.name, "model"):
+        found = AutoConfig.from_pretrained(source, **shared)
+        check_decoder(found, config.name)
+        check_config(found, config.name)
+    return found
+
+
+def read_tokenizer(config: LMConfig) -> Any:
+    """The model's tokenizer; None where it is not there."""
+    source = _source(config.name, config.revision)
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(source, revision=config.revision, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, KeyError, TypeError):
+        return None
+
+
+def dtype_of(config: LMConfig, hf_config: PretrainedConfig, device: torch.device) -> torch.dtype:
+    """Type of the weights: the one that was asked for, or the usual one of the device, which the log says."""
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    own = own_dtype(hf_config)
+    if device.type == "cpu":
+        if own != torch.float32:
+            log.info(
+                "%s: weights in float32, as usual on a CPU; its own type is %s (lm.dtype)", config.name, short(own)
+            )
+        return torch.float32
+    log.info("%s: weights in %s, the model's own type; lm.dtype chooses another", config.name, short(own))
+    return own
+
+
+def own_dtype(hf_config: PretrainedConfig) -> torch.dtype:
+    """The type of the weights that a model's config names; float32 where it names none that kedit edits."""
+    found = getattr(hf_config, "dtype", None) or getattr(hf_config.get_text_config(), "dtype", None)
+    if isinstance(found, str):
+        found = getattr(torch, found, None)
+    return found if found in (torch.float32, torch.bfloat16, torch.float16) else torch.float32
+
+
+def short(dtype: torch.dtype) -> str:
+    """`bfloat16` of `torch.bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _source(name: str, revision: str | None) -> str:

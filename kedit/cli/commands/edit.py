@@ -179,7 +179,7 @@ def _arguments(words: list[str]) -> Any:
     )
     types = Literal["float32", "bfloat16", "float16"] | None
     parser.add_argument(
-        "--dtype", type=types, default=None, metavar="TYPE", help="Of the weights; null: as configured, or float32."
+        "--dtype", type=types, default=None, metavar="TYPE", help="Of the weights; null: as configured, or as usual."
     )
     parser.add_argument(
         "--device", type=str, default="auto", metavar="NAME", help="auto (a GPU where there is one), cpu or cuda."

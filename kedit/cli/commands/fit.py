@@ -227,11 +227,11 @@ class SaveConfig(SaveConfigCallback):
 def fit(words: list[str]) -> None:
     """Parse `words`, edit and measure; `first_look` has passed them."""
     if topic := topic_of(words):
-        _cli(type("Help", (KeditCLI,), {"help": topic}), words_for(topic), Stopper(), Claim())
+        made_of(type("Help", (KeditCLI,), {"help": topic}), words_for(topic), Stopper(), Claim())
     with quiet_lightning(), Stopper() as stopper:
         try:
             with Claim() as claim:
-                _cli(KeditCLI, words, stopper, claim)
+                made_of(KeditCLI, words, stopper, claim)
         except Stopped as stop:
             raise Interrupted("the run had not begun: the same command begins it", 128 + stop.number) from None
 
@@ -245,10 +245,10 @@ def parsed(words: list[str]) -> Namespace:
     words = found_configs(words, say=False)
     check_moved_words(words)
     with quiet_lightning():
-        return _cli(_Parsing, words, Stopper(), Claim()).config["fit"]
+        return made_of(Parsing, words, Stopper(), Claim()).config["fit"]
 
 
-class _Parsing(KeditCLI):
+class Parsing(KeditCLI):
     """Stops after parsing."""
 
     def before_instantiate_classes(self) -> None:
@@ -261,7 +261,7 @@ class _Parsing(KeditCLI):
         pass
 
 
-def _cli(cls: type[KeditCLI], words: list[str], stopper: Stopper, claim: Claim) -> KeditCLI:
+def made_of(cls: type[KeditCLI], words: list[str], stopper: Stopper, claim: Claim) -> KeditCLI:
     about = "Edit facts in a language model and measure what the edits did."
     return cls(
         EditingModule,

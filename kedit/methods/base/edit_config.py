@@ -18,8 +18,11 @@ class EditConfig:
             one.
         lanes: Requests optimised side by side; 0 lets kedit choose.
         seed: Of the run; every edit batch seeds itself from this and its number.
+        recompute: Let the layers above the edited ones keep nothing for v*'s backward pass and run twice: less memory a
+            lane, a third more time.
     """
 
     regime: Regime | None = None
     lanes: int = 0
     seed: int = 0
+    recompute: bool = False

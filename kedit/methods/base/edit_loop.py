@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
 from kedit.delta.delta import Delta
+from kedit.errors import KeditError
 from kedit.methods.base.phase import Barrier, EditProgram, Phase
 from kedit.runtime import distributed
+from kedit.runtime.room import SMALLER
 
 
 class PhaseRunner:
@@ -29,6 +34,7 @@ class PhaseRunner:
         self.deltas: list[Delta | None] = []
         self._edit, self._changed = edit, changed
         self._start = 0
+        self.full = False  # memory ran out in a step of the phase
 
     def begin(self) -> None:
         """On to the first phase."""
@@ -37,7 +43,7 @@ class PhaseRunner:
     def advance(self, step: int) -> bool:
         """Moves on where a phase has ended before `step`; says whether any process has a step to take."""
         phase = self.phase
-        if phase is not None and (phase.done or step - self._start >= phase.steps):
+        if self.full or (phase is not None and (phase.done or step - self._start >= phase.steps)):
             self._next(step)
         if distributed.world_size() == 1:
             return self.phase is not None
@@ -46,6 +52,39 @@ class PhaseRunner:
                 return False
             self._next(step)
         return True
+
+    # -- a step: where memory runs out in it, its rest is left out; the algorithm hears of it before the next one --
+
+    def loss(self) -> Tensor | None:
+        """The phase's loss; None where there is none."""
+        try:
+            return None if self.phase is None else self.phase.loss()
+        except torch.OutOfMemoryError:
+            self.full = True
+        return None
+
+    def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Its backward pass."""
+        try:
+            loss.backward()
+        except torch.OutOfMemoryError:
+            self.full = True
+        if self.full:
+            optimizer.zero_grad()
+            first = optimizer.param_groups[0]["params"][0]
+            first.grad = torch.zeros_like(first)  # a gradient scaler expects one
+
+    def before_step(self) -> None:
+        """The phase's masks."""
+        if self.phase is not None and not self.full:
+            self.phase.before_step()
+
+    def after_step(self) -> dict[str, float] | None:
+        """Its projections, clamps and freezing; figures of the step, None where none was taken."""
+        if self.phase is None or self.full:
+            return None
+        self.phase.after_step()
+        return self.phase.logs()
 
     def finish(self) -> None:
         """Runs the algorithm to its end, without further steps."""
@@ -56,11 +95,17 @@ class PhaseRunner:
         """On to the next phase that has steps to take, or to the end."""
         while self._edit is not None:
             try:
-                self.phase = next(self._edit)
+                if self.full:
+                    self.full, self.phase = False, None  # what the phase holds can be freed
+                    self.phase = self._edit.throw(torch.OutOfMemoryError("in a step"))
+                else:
+                    self.phase = next(self._edit)
             except StopIteration as stop:
                 self.deltas = stop.value
                 self._edit = self.phase = None
                 return
+            except torch.OutOfMemoryError as error:
+                raise KeditError(f"out of memory while editing. {SMALLER}") from error
             if self.phase.steps > 0 and not self.phase.done:
                 self._start = step
                 self._changed()

@@ -28,7 +28,7 @@ from kedit.methods.base.contract import Contract
 from kedit.methods.base.edit_batch import EditBatch, batch_seed
 from kedit.methods.base.edit_config import EditConfig, Regime
 from kedit.methods.base.edit_loop import PhaseRunner
-from kedit.methods.base.phase import Phase
+from kedit.methods.base.more_steps import take_more_steps
 from kedit.model.lm import LM, LMConfig
 from kedit.request import EditRecord
 from kedit.runtime import distributed
@@ -66,13 +66,13 @@ class EditingModule(LightningModule, Contract):
     def __init__(self) -> None:
         super().__init__()
         self.strict_loading = False
-        self.lm_config, self.lanes, self.seed = LMConfig(), 0, 0
+        self.lm_config, self.lanes, self.recompute, self.seed = LMConfig(), 0, False, 0
         self.regime: Regime = self.usual_regime
         self._lm: LM | None = None
         self.edits_done = 0
         self._committed = AppliedEdits(self.merged if self.merges_deltas else None)
         self._restored: dict[str, Any] | None = None
-        self._runner: PhaseRunner | None = None
+        self._runner = PhaseRunner(None, lambda: None)
         self._idle = nn.Parameter(torch.zeros(1))  # what the optimiser holds before the first phase
 
     def configure(self, lm: LMConfig | None = None, edit: EditConfig | None = None) -> Self:
@@ -94,7 +94,7 @@ class EditingModule(LightningModule, Contract):
             regime = self.usual_regime if edit.regime is None else edit.regime
             if regime not in self.regimes:
                 raise KeditError(f"edit.regime: {type(self).__name__} knows {', '.join(self.regimes)}, not {regime!r}")
-            self.regime, self.lanes, self.seed = regime, edit.lanes, edit.seed
+            self.regime, self.lanes, self.recompute, self.seed = regime, edit.lanes, edit.recompute, edit.seed
         return self
 
     @property
@@ -183,13 +183,8 @@ class EditingModule(LightningModule, Contract):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The phase's own optimiser."""
-        phase = self._phase
+        phase = self._runner.phase
         return torch.optim.SGD([self._idle], lr=0.0) if phase is None else phase.optimizer()
-
-    @property
-    def _phase(self) -> Phase | None:
-        """What is optimised now."""
-        return None if self._runner is None else self._runner.phase
 
     def on_fit_start(self) -> None:
         """Method's preparation on the unedited model, then what a resumed run had committed."""
@@ -219,28 +214,29 @@ class EditingModule(LightningModule, Contract):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Moves to the next phase when one has ended; -1 ends the epoch when there is none."""
-        assert self._runner is not None
         return None if self._runner.advance(batch_idx) else -1
 
     def training_step(self, batch: list[EditRecord], batch_idx: int) -> Tensor | None:
         """The method's loss; nothing to learn from in a step that is taken because other processes need it."""
-        loss = None if self._phase is None else self._phase.loss()
+        loss = self._runner.loss()
         return (self._idle * 0).sum() if loss is None and distributed.world_size() > 1 else loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """That of the phase, which may run out of memory."""
+        self._runner.backward(loss, self.trainer.optimizers[0])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The phase's masks, on gradients that mixed precision has unscaled."""
-        if self._phase is not None:
-            self._phase.before_step()
+        self._runner.before_step()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Clamps, projections and freezing of the phase, and its figures to the loggers."""
-        if self._phase is not None:
-            self._phase.after_step()
-            self.log_dict(self._phase.logs(), batch_size=len(self.batch.records))
+        if (logs := self._runner.after_step()) is not None:
+            self.log_dict(logs, batch_size=len(self.batch.records))
 
     def on_train_epoch_end(self) -> None:
         """Ends the edit, commits it where edits accumulate, and lets the callbacks measure."""
-        assert self._runner is not None
+        take_more_steps(self, self._runner)
         self._runner.finish()  # the steps may be spent; with fast_dev_run there was only one
         deltas = self._runner.deltas
         if self.regime != "sequential":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Self
 
 import torch
@@ -13,15 +13,16 @@ from kedit.errors import KeditError, at_least
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.edit_config import EditConfig
 from kedit.methods.base.module import EditingModule
-from kedit.methods.base.phase import EditProgram
+from kedit.methods.base.phase import EditProgram, Phase
 from kedit.methods.fine_tuning.all_parameters import AllParameters, check_memory
 from kedit.methods.fine_tuning.dense_changes import DenseChanges
 from kedit.methods.fine_tuning.matrices import check_matrices, trained_paths
-from kedit.methods.fine_tuning.texts import end_of_text, text_of
+from kedit.methods.fine_tuning.texts import Text, end_of_text, text_of
 from kedit.methods.fine_tuning.tune_phase import Recipe, TunePhase
 from kedit.methods.locate_then_edit.base import finite
 from kedit.model.architecture import check_layers, weight
 from kedit.model.lm import LMConfig
+from kedit.runtime.room import TUNING, phases_in_parts
 
 
 class FineTuning(EditingModule):
@@ -112,22 +113,31 @@ class FineTuning(EditingModule):
         loss = self.recipe().loss
         texts = [text_of(self.lm, record.request, loss, self.target_eos) for record in batch.records]
         alone, everything = self.regime == "single", range(len(texts))
+        if alone and not self.whole:
+            run = lambda part: self._tuned(batch, texts, part, True, generator)  # noqa: E731
+            groups = yield from phases_in_parts(self.lm.room, TUNING, everything, run)
+            return [delta for group in groups for delta in group]
         deltas: list[Delta | None] = []
-        for group in [[i] for i in everything] if alone and self.whole else [everything]:
-            in_lanes = alone and not self.whole
-            weights = self._weights(len(group) if in_lanes else 1)
-            with weights.opened():
-                first = min(self.edited_layers) if self.cached and not self.whole else 0
-                own = [texts[i] for i in group]
-                phase = TunePhase(self.lm, weights, own, self.recipe(), in_lanes, first, generator)
-                yield phase
-                phase.close()
-                found = [weights.delta(lane) for lane in range(len(group) if in_lanes else 1)]
-            for place, i in enumerate(group):
-                self._report(batch, i, phase, place, found[place if in_lanes else 0])
-            failed = [batch.outcomes[i].error is not None for i in group]  # together: all of them or none
-            deltas += [None if failed[place] else delta for place, delta in enumerate(found)]
+        for group in [[i] for i in everything] if alone else [everything]:
+            deltas += yield from self._tuned(batch, texts, group, False, generator)
         return deltas
+
+    def _tuned(
+        self, batch: EditBatch, texts: list[Text], group: Sequence[int], in_lanes: bool, generator: torch.Generator
+    ) -> Generator[Phase, None, list[Delta | None]]:
+        """Trains some of the requests: each in a lane of its own, or all together."""
+        weights = self._weights(len(group) if in_lanes else 1)
+        with weights.opened():
+            first = min(self.edited_layers) if self.cached and not self.whole else 0
+            own = [texts[i] for i in group]
+            phase = TunePhase(self.lm, weights, own, self.recipe(), in_lanes, first, generator)
+            yield phase
+            phase.close()
+            found = [weights.delta(lane) for lane in range(len(group) if in_lanes else 1)]
+        for place, i in enumerate(group):
+            self._report(batch, i, phase, place, found[place if in_lanes else 0])
+        failed = [batch.outcomes[i].error is not None for i in group]  # together: all of them or none
+        return [None if failed[place] else delta for place, delta in enumerate(found)]
 
     def _weights(self, lanes: int) -> DenseChanges | AllParameters:
         """What is trained, at no change."""

@@ -8,17 +8,22 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kedit.covariance import StatsConfig
+from kedit.data.batching import suffix_length
 from kedit.errors import KeditError, at_least
 from kedit.keyvalue import NLL, KLDivergence, Term, ValueOptimization, WeightDecay
 from kedit.keyvalue.contexts import ContextConfig, context_templates
+from kedit.keyvalue.lane_memory import measured_lanes
 from kedit.keyvalue.published import Published
 from kedit.methods.base.module import EditingModule
 from kedit.model.tokenization import encode_subject, own_bos, surely_fits
 from kedit.request import EditRecord
 from kedit.runtime import distributed
+from kedit.runtime.memory import free_bytes, gigabytes
+from kedit.runtime.room import VALUES
 from kedit.text.prompts import slots
 
 log = logging.getLogger(__name__)
@@ -73,6 +78,7 @@ class LocateThenEdit(EditingModule):
         self.context_config, self.stats_config = contexts, stats
         self.contexts: list[str] = []
         self._told = False  # that some prompts are edited without contexts
+        self._measured = False  # how much memory a lane takes
         self._added: list[tuple[MoreTerms, MoreInfo]] = []
 
     published: Published
@@ -135,8 +141,9 @@ class LocateThenEdit(EditingModule):
         return {name: value for _, info in self._added for name, value in info(record).items()}
 
     def method_state(self) -> dict[str, Any]:
-        """The contexts, so that a resumed run edits with the same."""
-        return {"contexts": self.contexts}
+        """The contexts, so that a resumed run edits with the same, and the lanes that fit, where they were fewer."""
+        most = self.lm.room.most(VALUES)
+        return {"contexts": self.contexts} | ({} if most is None else {"lanes": most})
 
     def load_method_state(self, state: dict[str, Any]) -> None:
         """Takes the contexts back."""
@@ -144,6 +151,36 @@ class LocateThenEdit(EditingModule):
         if not isinstance(contexts, list) or not all(isinstance(c, str) and slots(c) == 1 for c in contexts):
             raise KeditError("this checkpoint is damaged: its contexts are no list of texts with one {} each")
         self.contexts = contexts
+        if (most := state.get("lanes")) is not None:
+            if type(most) is not int or most < 1:
+                raise KeditError("this checkpoint is damaged: its lanes are no number above 0")
+            self.lm.room.allow(VALUES, most)
+            self._measured = True
+
+    def measure_lanes(
+        self, records: Sequence[EditRecord], make: Callable[[Sequence[EditRecord]], ValueOptimization]
+    ) -> None:
+        """On a GPU, before the first v* of several requests: how many fit side by side, where the user says nothing.
+
+        Args:
+            records: Those that would be side by side.
+            make: Gives the optimisation of some.
+        """
+        free = free_bytes(self.lm.device) if self.lm.device.type == "cuda" else None
+        if free is None or self.lanes or self._measured or len(records) < 3:
+            return
+        self._measured = True
+        longest = sorted(records, key=suffix_length)[-2:]
+        try:
+            most, each = measured_lanes(self.lm, lambda n: make(longest[:n]), free, len(records))
+        except torch.OutOfMemoryError:
+            return  # what runs next says so
+        if most < len(records):
+            self.lm.room.allow(VALUES, most)
+            log.info(
+                "v* of %d requests fit side by side, of %d: a lane takes %s (edit.lanes sets a number)",
+                most, len(records), gigabytes(each),
+            )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
         """Provenance: every hyperparameter of v* that was used, defaults filled in."""

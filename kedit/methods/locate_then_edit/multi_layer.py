@@ -32,6 +32,9 @@ from kedit.request import EditRecord
 from kedit.runtime import distributed
 from kedit.runtime.free_memory import free_memory
 from kedit.runtime.progress import stages
+from kedit.runtime.room import VALUES, phases_in_parts
+
+GPU_LANES = 128  # MEMIT on one H100, edits per second: 10.0 with 32 lanes, 12.8 with 128
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +142,10 @@ class MultiLayerEditor(LocateThenEdit):
 
     def lane_count(self) -> int:
         """Requests whose v* are optimised side by side."""
-        return super().lane_count() if self._fitting is None else self._fitting
+        if self._fitting is not None:
+            return self._fitting
+        on_gpu = not self.lanes and self.regime != "single" and self.trainer.strategy.root_device.type == "cuda"
+        return GPU_LANES if on_gpu else super().lane_count()
 
     def _set_lanes(self) -> None:
         """Fewer lanes than usual where memory is short and the user named no number.
@@ -236,8 +242,22 @@ class MultiLayerEditor(LocateThenEdit):
         return z
 
     def _lanes(self, batch: EditBatch, chunk: list[int]) -> Generator[Phase, None, Tensor]:
+        """z of some requests, as many side by side as fit into memory, `[n, d_model]` float64."""
+        self.measure_lanes([batch.records[i] for i in chunk], self._of_records)
+        return torch.cat((yield from phases_in_parts(self.lm.room, VALUES, chunk, lambda part: self._z(batch, part))))
+
+    def _z(self, batch: EditBatch, chunk: Sequence[int]) -> Generator[Phase, None, Tensor]:
         """z of some requests side by side, `[n, d_model]` float64; what came of them goes to their outcomes."""
-        records = [batch.records[i] for i in chunk]
+        lanes = self._of_records([batch.records[i] for i in chunk])
+        yield ValuePhase(lanes, required(self.v_lr), int(required(self.v_num_grad_steps)), self.recompute)
+        lanes.close()
+        for lane, i in enumerate(chunk):
+            info = lane_info(lanes, lane) | self.more_info(batch.records[i])
+            batch.outcomes[i].report(info, lane_error(lanes, lane))
+        return lanes.objective.split(lanes.v_star)[-1].double()
+
+    def _of_records(self, records: Sequence[EditRecord]) -> ValueOptimization:
+        """The optimisation of v* of some records, side by side."""
         objective = ValueObjective(
             self.lm,
             [record.request for record in records],
@@ -246,13 +266,7 @@ class MultiLayerEditor(LocateThenEdit):
             self.terms(records),
             bare_weight=self.bare_weight,
         )
-        lanes = self.optimization(objective)
-        yield ValuePhase(lanes, required(self.v_lr), int(required(self.v_num_grad_steps)))
-        lanes.close()
-        for lane, i in enumerate(chunk):
-            info = lane_info(lanes, lane) | self.more_info(batch.records[i])
-            batch.outcomes[i].report(info, lane_error(lanes, lane))
-        return objective.split(lanes.v_star)[-1].double()
+        return self.optimization(objective)
 
     def _report(self, system: JointSolve, outcomes: list[Outcome], before: Tensor, after: Tensor) -> None:
         """Figures of a system, or the reason of its failure, to its members' outcomes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,11 +16,13 @@ from kedit.forward.replay import Site
 from kedit.keyvalue import ValueObjective, ValueOptimization
 from kedit.keyvalue.published import fill_in
 from kedit.methods.base.edit_batch import EditBatch, Outcome
-from kedit.methods.base.phase import EditProgram
+from kedit.methods.base.phase import EditProgram, Phase
 from kedit.methods.locate_then_edit.base import LocateThenEdit, lane_error, lane_info, required
 from kedit.methods.locate_then_edit.value_phase import ValuePhase
 from kedit.model.architecture import check_layers, weight
+from kedit.request import EditRecord
 from kedit.runtime.progress import stages
+from kedit.runtime.room import VALUES, phases_in_parts
 
 
 class SingleLayerEditor(LocateThenEdit):
@@ -62,24 +65,35 @@ class SingleLayerEditor(LocateThenEdit):
 
     def edit(self, batch: EditBatch) -> EditProgram:
         """v* of every request by gradient, then one closed form each (ROME's section 3.1; baselines 1.3)."""
-        objective = ValueObjective(
-            self.lm,
-            [record.request for record in batch.records],
-            self.contexts,
-            [Site("mlp", self._layer)],
-            terms=self.terms(batch.records),
-            bare_weight=self.bare_weight,
-        )
-        lanes = ValueOptimization(objective, self.stop_loss, required(self.clamp_norm_factor))
-        yield ValuePhase(lanes, required(self.v_lr), int(required(self.v_num_grad_steps)))
+        self.measure_lanes(batch.records, self._optimization)
+        lanes = range(len(batch.records))
+        parts = yield from phases_in_parts(self.lm.room, VALUES, lanes, lambda part: self._edited(batch, part))
+        return [delta for part in parts for delta in part]
+
+    def _edited(self, batch: EditBatch, part: Sequence[int]) -> Generator[Phase, None, list[Delta | None]]:
+        """Some of the requests, side by side."""
+        lanes = self._optimization([batch.records[i] for i in part])
+        yield ValuePhase(lanes, required(self.v_lr), int(required(self.v_num_grad_steps)), self.recompute)
         lanes.close()
-        keys, values = (t.double() for t in objective.keys_and_values())
+        keys, values = (t.double() for t in lanes.objective.keys_and_values())
         v_star = lanes.v_star.double()
         deltas: list[Delta | None] = []
-        for i, outcome in enumerate(batch.outcomes):
+        for i, outcome in enumerate(batch.outcomes[j] for j in part):
             outcome.report(lane_info(lanes, i) | self.more_info(outcome.record), lane_error(lanes, i))
             deltas.append(None if outcome.error else self._delta(keys[i], values[i], v_star[i], outcome))
         return deltas
+
+    def _optimization(self, records: Sequence[EditRecord]) -> ValueOptimization:
+        """That of v* of some records, side by side."""
+        objective = ValueObjective(
+            self.lm,
+            [record.request for record in records],
+            self.contexts,
+            [Site("mlp", self._layer)],
+            terms=self.terms(records),
+            bare_weight=self.bare_weight,
+        )
+        return ValueOptimization(objective, self.stop_loss, required(self.clamp_norm_factor))
 
     def direction_key(self, keys: Tensor) -> Tensor:
         """The key k in u = C^-1 k, from those of the contexts `[n_contexts, d_in]`: their mean."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kedit.forward.recompute import recomputing
 from kedit.keyvalue import ValueOptimization
 
 
@@ -16,10 +17,14 @@ class ValuePhase:
         lr: Adam's learning rate.
         evaluations: Evaluations of the loss. The published loops evaluate once more than they update, so
             this makes `evaluations - 1` optimiser steps.
+        recompute: Let the layers above the sites run twice and keep nothing in between.
     """
 
-    def __init__(self, lanes: ValueOptimization, lr: float, evaluations: int) -> None:
+    def __init__(self, lanes: ValueOptimization, lr: float, evaluations: int, recompute: bool = False) -> None:
         self.lanes, self.lr, self.steps = lanes, lr, evaluations - 1
+        objective = lanes.objective
+        above = max(site.layer for site in objective.sites) + 1  # no hook of the step is in these
+        self._recomputed = range(above, objective.lm.arch.n_layers if recompute else above)
 
     @property
     def done(self) -> bool:
@@ -32,7 +37,8 @@ class ValuePhase:
 
     def loss(self) -> Tensor:
         """Sum over the lanes that still run."""
-        return self.lanes.loss()
+        with recomputing(self.lanes.objective.lm, self._recomputed):
+            return self.lanes.loss()
 
     def before_step(self) -> None:
         """No gradient is masked."""

@@ -40,6 +40,7 @@ from kedit.methods.rep.adapter_phase import AdapterPhase
 from kedit.methods.wrappers.base import EditorWrapper
 from kedit.request import EditRecord
 from kedit.runtime import distributed
+from kedit.runtime.room import ADAPTERS, phases_in_parts
 
 
 class REP(EditorWrapper[LocateThenEdit]):
@@ -148,15 +149,24 @@ class REP(EditorWrapper[LocateThenEdit]):
         together = self.regime != "single"
         trained: list[list[_Adapter]] = []
         for some in distributed.share(chunks) if together else chunks:
-            tasks = self._tasks(batch, deltas, some, layer, path)
-            pathways = yield from self._pathways(tasks)
-            made = zip(pathways, tasks, summary_rows(pathways, tasks), strict=True)
-            trained.append([_Adapter(pathway, task.k_star, figures) for pathway, task, figures in made])
+            parts = yield from phases_in_parts(
+                self.lm.room, ADAPTERS, some, lambda part: self._trained(batch, deltas, part, layer, path)
+            )
+            trained.append([adapter for part in parts for adapter in part])
         if together:
             yield Barrier()
             trained = distributed.gather_shares([[adapter.on_cpu() for adapter in some] for some in trained])
         pairs = zip(chunks, trained, strict=True)
         return [pair for some, adapters in pairs for pair in zip(some, adapters, strict=True)]
+
+    def _trained(
+        self, batch: EditBatch, deltas: Sequence[Delta | None], edits: Sequence[_Edit], layer: int, path: str
+    ) -> Generator[Phase, None, list[_Adapter]]:
+        """Adapters of some edits, side by side."""
+        tasks = self._tasks(batch, deltas, edits, layer, path)
+        pathways = yield from self._pathways(tasks)
+        made = zip(pathways, tasks, summary_rows(pathways, tasks), strict=True)
+        return [_Adapter(pathway, task.k_star, figures) for pathway, task, figures in made]
 
     def _strengthen(
         self,
@@ -194,7 +204,7 @@ class REP(EditorWrapper[LocateThenEdit]):
         self.source.claim([batch.records[i] for i, _, _ in edits], layer, bank, [lane for _, lane, _ in edits])
 
     def _tasks(
-        self, batch: EditBatch, deltas: Sequence[Delta | None], edits: list[_Edit], layer: int, path: str
+        self, batch: EditBatch, deltas: Sequence[Delta | None], edits: Sequence[_Edit], layer: int, path: str
     ) -> list[AdapterTask]:
         """Keys of some edits at one layer, under the edit and the adapters of the layers below."""
         assert self.source is not None

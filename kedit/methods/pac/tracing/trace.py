@@ -25,6 +25,7 @@ from kedit.methods.pac.tracing.sites import Site, sites
 from kedit.methods.pac.tracing.spans import SpanCost
 from kedit.methods.pac.tracing.stacked_scores import StackedScores
 from kedit.model.lm import LM
+from kedit.runtime.room import TRACING, within
 
 _GROUP = 0.75  # of the budget: the summed gradients; what they leave is the graph's
 
@@ -60,12 +61,11 @@ def trace(
     if not batches:
         raise ValueError("no batch to trace")
     found = list(targets or sites(lm, config.include_gate))
-    budget = config.memory * sum(_bytes(site) for site in found)
     one_pass = len(batches) == 1 or config.score == "signed_sum"  # a plain sum of nodes is the sum of the batches'
 
     stacked = _stacks(lm, config) if stacked is None else stacked
 
-    def run(scale: float) -> Scores:
+    def run(scale: float, budget: float) -> Scores:
         if one_pass:
             return _factored(lm, batches, found, config, scale, budget, stacked)
         scores: Scores = {}
@@ -73,7 +73,11 @@ def trace(
             scores |= _summed(lm, batches, group, config, scale, budget)
         return scores
 
-    return _on_cpu([finite(lm, run, lambda scores: _flat([scores], found).isfinite().all())], found)[0]
+    def traced(budget: int) -> Scores:
+        return finite(lm, lambda scale: run(scale, budget), lambda scores: _flat([scores], found).isfinite().all())
+
+    most = int(config.memory * sum(map(_bytes, found)))
+    return _on_cpu([within(lm.room, TRACING, most, traced, _bytes(found[0]))], found)[0]
 
 
 def trace_each(

@@ -1,0 +1,194 @@
+"""What `kedit plan` says beside what is measured: peaks of the phases of ROME, MEMIT, PAC, REP and FT on a CPU.
+
+    python benchmarks/speed/plan_accuracy.py --models random:llama-tiny
+    python benchmarks/speed/plan_accuracy.py --models smollm2-135m random:llama-tiny --save plan_accuracy_cpu
+
+Measured is the memory of the tensors that are alive at once, the model's own not counted (`LivePeak`), while a phase
+runs on a few requests; planned is what the model's config alone says of the same number of texts of the same lengths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from benchmarks.common import get_lm, read_requests, save
+from benchmarks.speed.edit_speed import TERMS, contexts
+from kedit.covariance.collect import collect
+from kedit.covariance.store import key_width
+from kedit.forward.replay import Site
+from kedit.forward.teacher_forcing import Span, read
+from kedit.keyvalue import ValueObjective, ValueOptimization
+from kedit.methods.fine_tuning.dense_changes import DenseChanges
+from kedit.methods.fine_tuning.texts import text_of
+from kedit.methods.fine_tuning.tune_phase import Recipe, TunePhase
+from kedit.methods.pac import TraceConfig, labelled, requests_of
+from kedit.methods.pac.tracing.sites import sites
+from kedit.methods.pac.tracing.spans import SpanCost
+from kedit.methods.pac.tracing.trace import trace
+from kedit.methods.rep import AdapterConfig, AdapterTask, AdapterTrainer
+from kedit.model.architecture import weight
+from kedit.model.lm import LM
+from kedit.model.tokenization import encode
+from kedit.plan import passes
+from kedit.plan.lengths import lengths_of
+from kedit.plan.phases import MEASURE, SUMS
+from kedit.plan.shape import ShapeLM, shape_of_config
+from kedit.request import EditRecord, EditRequest
+from kedit.runtime.live_peak import LivePeak
+
+Case = tuple[str, Callable[[], int], Callable[[], Any]]
+
+
+def measured(lm: LM, run: Callable[[], Any]) -> int:
+    """Most bytes alive while `run` runs."""
+    with LivePeak([*lm.model.parameters(), *lm.model.buffers()]) as live:
+        run()
+    return live.peak
+
+
+def cases(lm: LM, shape: ShapeLM, requests: list[EditRequest], layer: int) -> Iterator[Case]:
+    """Name, what is planned, what runs."""
+    n, found = len(requests), lengths_of(lm, requests)
+    yield from values(lm, shape, requests, layer, found)
+    width = key_width(lm, layer)
+
+    def statistics() -> Any:
+        ids = torch.randint(5, 200, (2048,), generator=torch.Generator().manual_seed(0))
+        return collect(lm, [layer], ids, 256, 512)
+
+    read_one = max(passes.reading(shape, 2, 256, 0), MEASURE * width**2)
+    yield "statistics, 1 layer", lambda: int(2 * SUMS * width**2) + read_one, statistics
+
+    texts = [encode(lm, r.text, r.target_new) for r in requests]
+    spans = [Span(-1, t.ids[:-1], t.ids[-1:]) for t in texts]
+    padded = max(len(s.ids) for s in spans)
+    yield "scoring", lambda: passes.reading(shape, n, padded, n), lambda: read(lm, spans, batch_tokens=10_000)
+
+    path = lm.arch.path("mlp_out", layer)
+    numbers = weight(lm.model.get_submodule(path)).numel()
+    tuned = [text_of(lm, r, "target_new", False) for r in requests]
+
+    def tuning() -> Any:
+        changes = DenseChanges(lm, [path], n)
+        phase = TunePhase(lm, changes, tuned, Recipe(2, 1e-4), True, layer)
+        adam = phase.optimizer()
+        for _ in range(2):  # the moments are there from the second step on
+            adam.zero_grad()
+            loss = phase.loss()
+            assert loss is not None
+            loss.backward()
+            phase.before_step()
+            adam.step()
+
+    def plan_tuning() -> int:
+        tokens, labels = max(len(t.ids) for t in tuned), sum(len(t.labels) for t in tuned)
+        own = passes.graph(shape, n, tokens, labels, layer)
+        return max(12 * numbers * n + own, (16 * n + 8) * numbers)
+
+    yield f"FT, {n} lanes", plan_tuning, tuning
+    yield pac(lm, shape, requests)
+    yield rep(lm, layer, n)
+
+
+def values(lm: LM, shape: ShapeLM, requests: list[EditRequest], layer: int, found: Any) -> Iterator[Case]:
+    """v* of ROME (21 contexts) and of MEMIT (6)."""
+    n = len(requests)
+    for name, templates, site in (
+        ("ROME v*", contexts(10, 10), Site("mlp", layer)),
+        ("MEMIT v*", contexts(5, 0), Site("output", layer)),
+    ):
+        objective = ValueObjective(lm, requests, templates, [site], TERMS)
+        rows, suffix = objective.replay.hidden.shape[0] // n, objective.replay.hidden.shape[1]
+        prefix = objective.replay._prefix.mask.shape[1]
+        labels = round(len(objective.labels.row) / n)
+        del objective
+
+        def run(templates: list[str] = templates, site: Site = site) -> Any:
+            lanes = ValueOptimization(ValueObjective(lm, requests, templates, [site], TERMS))
+            lanes.loss().backward()
+
+        yield (
+            f"{name}, {n} lanes",
+            lambda r=rows, s=suffix, p=prefix, k=labels, f=site.first: passes.value_step(shape, n, r, s, p, k, f),
+            run,
+        )
+
+
+def pac(lm: LM, shape: ShapeLM, requests: list[EditRequest]) -> Case:
+    """PAC's trace of all requests in one batch."""
+    config = TraceConfig()
+    asked = requests_of(lm, [EditRecord(r, ()) for r in requests], "forced")
+    batch = labelled(lm, [one.text for one in asked], True)
+    places = sites(shape, config.include_gate)
+    tokens = len(batch.ids) * max(len(ids) - 1 for ids in batch.ids)
+
+    def plan() -> int:
+        logits = 12 * len(batch.labels) * shape.vocab_size
+        budget = config.memory * sum(4 * s.depth * s.width for s in places)
+        cost = SpanCost(shape, places[0], shape.arch.n_layers, tokens)
+        return cost.bytes(cost.size(budget - logits)) + logits + 4 * sum(s.width for s in places)
+
+    return "PAC trace", plan, lambda: trace(lm, [batch], config)
+
+
+def rep(lm: LM, layer: int, n: int) -> Case:
+    """REP's adapters on made-up keys."""
+    config, width = AdapterConfig(), key_width(lm, layer)
+    random = torch.Generator().manual_seed(0)
+
+    def keys(count: int) -> torch.Tensor:
+        return torch.randn(count, width, generator=random)
+
+    def task(seed: int) -> AdapterTask:
+        k = keys(1)[0]
+        return AdapterTask(k, k / k.norm(), k, keys(64), keys(256), keys(16), keys(16), keys(64), keys(8), seed)
+
+    tasks = [task(i) for i in range(n)]
+
+    def run() -> None:
+        trainer = AdapterTrainer(tasks, config)
+        adam = torch.optim.Adam(trainer.parameters(), lr=1e-3)
+        for _ in range(2):
+            adam.zero_grad()
+            trainer.loss().backward()
+            adam.step()
+
+    def plan() -> int:
+        return n * (16 * 2 * config.rank * width + 27 * (1 + config.positives) * width)
+
+    return f"REP adapters, {n} lanes", plan, run
+
+
+def main() -> None:
+    """Compare, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["random:llama-tiny"])
+    parser.add_argument("--data", type=Path, help="a robust-query file; made-up requests without it")
+    parser.add_argument("--requests", type=int, default=4)
+    parser.add_argument("--save", help="name of the figures under benchmarks/results")
+    a = parser.parse_args()
+    figures: dict[str, dict[str, Any]] = {}
+    for name in a.models:
+        lm = get_lm(name, "float32", "cpu")
+        requests = read_requests(None if name.startswith("random:") else a.data, a.requests)
+        shape = shape_of_config(lm.model.config, torch.float32, lm.tokenizer, name)
+        for what, plan, run in cases(lm, shape, requests, min(5, lm.arch.n_layers // 3)):
+            planned, found = plan(), measured(lm, run)
+            figures[f"{name}, {what}"] = {"planned": planned, "measured": found, "ratio": planned / found}
+            print(
+                f"{name}, {what}: {planned / 1e6:.1f} planned, {found / 1e6:.1f} MB, {planned / found:.3f}", flush=True
+            )
+    if a.save:
+        print("saved", save(a.save, {"settings": vars(a), "figures": figures}).name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Peak memory of passes through a model, taken from the model itself on `meta`: whatever its family, all is counted.
+
+What a pass allocates there is what it allocates elsewhere. `meta` has no fused kernel of attention; `kedit.plan.shape`
+gives the model one that allocates as such a kernel does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kedit.model.lm import LM
+from kedit.runtime.live_peak import LivePeak
+
+
+def live(lm: LM) -> LivePeak:
+    """Counts what is allocated inside, but for the model."""
+    return LivePeak([*lm.model.parameters(), *lm.model.buffers()])
+
+
+def value_step(lm: LM, lanes: int, rows: int, suffix: int, prefix: int, labels: int, first: int) -> int:
+    """Bytes of a step of v*: what was captured, the graph of layers `first` and above, log-probabilities.
+
+    Args:
+        lm: The model.
+        lanes: Requests side by side.
+        rows: Rows of a lane, its KL row included.
+        suffix: Tokens of a row that run anew, with padding.
+        prefix: Tokens before them.
+        labels: Tokens of all targets of a lane, over its rows, the KL row not included.
+        first: The lowest layer that runs.
+    """
+    n, texts = lanes * (labels + 1), lanes * rows
+
+    def run(first: int) -> int:
+        return _value_step(lm, lanes, rows, suffix, n, first)
+
+    peak = _by_layers(lm, run, first)
+    config = lm.model.config.get_text_config()
+    heads = config.num_attention_heads
+    kv, own = kv_width(lm), getattr(config, "head_dim", None) or lm.d_model // heads
+    seen = heads * own if kv != heads * own else kv  # repeated for the query heads that share them
+    above = lm.arch.n_layers - first
+    return peak + 2 * texts * prefix * lm.dtype.itemsize * (lm.arch.n_layers * kv + above * seen)
+
+
+def _value_step(lm: LM, lanes: int, rows: int, suffix: int, n: int, first: int) -> int:
+    """Without the prefixes; `n` positions have logits."""
+    texts = lanes * rows
+    with live(lm) as found, _only_from(lm, first):
+        hidden = torch.zeros(texts, suffix, lm.d_model, dtype=lm.dtype, device="meta")
+        reference = torch.zeros(lanes, lm.vocab_size, device="meta")
+        delta = torch.zeros(lanes, lm.d_model, device="meta", requires_grad=True)
+        with torch.enable_grad():
+            head = hidden[:, :1] + delta.repeat_interleave(rows, 0)[:, None].to(hidden.dtype)
+            final = _base(lm, inputs_embeds=torch.cat([head, hidden[:, 1:]], 1))
+            logp = _logits(lm, final, n).float().log_softmax(-1)
+            kl = nn.functional.kl_div(logp[:lanes], reference, log_target=True, reduction="sum")
+            loss = kl - logp[lanes:].gather(1, torch.zeros(n - lanes, 1, dtype=torch.long, device="meta")).sum()
+        loss.backward()
+    return found.peak
+
+
+def _by_layers(lm: LM, run: Callable[[int], int], first: int) -> int:
+    """`run(first)` by what two and four layers at the top take: every further one takes as much as the last two."""
+    top, layers = lm.arch.n_layers, lm.arch.n_layers - first
+    if layers <= 4:
+        return run(first)
+    two, four = run(top - 2), run(top - 4)
+    return four + (four - two) * (layers - 4) // 2
+
+
+def kv_width(lm: LM) -> int:
+    """Numbers that a layer's keys (or values) have for a token."""
+    config = lm.model.config.get_text_config()
+    heads = config.num_attention_heads
+    each = getattr(config, "head_dim", None) or lm.d_model // heads
+    return each * (getattr(config, "num_key_value_heads", None) or heads)
+
+
+def reading(lm: LM, rows: int, tokens: int, positions: int) -> int:
+    """Bytes of a forward pass without graph, whose head runs at some positions.
+
+    Args:
+        lm: The model.
+        rows: Rows.
+        tokens: Tokens of each.
+        positions: Positions with logits; 0: the head does not run.
+    """
+    with live(lm) as found, torch.no_grad(), _only_from(lm, max(0, lm.arch.n_layers - 2)):  # a layer leaves nothing
+        final = _base(lm, input_ids=torch.zeros(rows, tokens, dtype=torch.long, device="meta"))
+        if positions:
+            logits = _logits(lm, final, positions)
+            logits.float().logsumexp(-1)
+    return found.peak
+
+
+def graph(lm: LM, rows: int, tokens: int, labels: int, first: int) -> int:
+    """Bytes of a training step's forward and backward pass, what is trained and its gradients not counted.
+
+    Args:
+        lm: The model.
+        rows: Texts.
+        tokens: Tokens of each, with padding.
+        labels: Tokens with a loss.
+        first: The lowest layer with something to train, in its feed-forward block: the graph begins at its output.
+    """
+
+    def run(first: int) -> int:
+        with live(lm) as found, _only_from(lm, first), torch.enable_grad():
+            hidden = torch.zeros(rows, tokens, lm.d_model, dtype=lm.dtype, device="meta", requires_grad=True)
+            logits = _logits(lm, _base(lm, inputs_embeds=hidden), labels).float()
+            nn.functional.cross_entropy(logits, torch.zeros(labels, dtype=torch.long, device="meta")).backward()
+        return found.peak
+
+    return _by_layers(lm, run, min(first + 1, lm.arch.n_layers - 1))
+
+
+def _base(lm: LM, **given: Any) -> Tensor:
+    tokens = next(iter(given.values())).shape[1]
+    mask = torch.zeros(1, 1, tokens, tokens, dtype=lm.dtype, device="meta")  # given, so that none is looked into
+    return lm.model.base_model(**given, attention_mask=mask, use_cache=False)[0]
+
+
+def _logits(lm: LM, final: Tensor, positions: int) -> Tensor:
+    flat = final.reshape(-1, final.shape[-1])
+    return lm.arch.head(lm.model)(flat[torch.zeros(positions, dtype=torch.long, device="meta")])
+
+
+@contextmanager
+def _only_from(lm: LM, first: int) -> Iterator[None]:
+    """The layers below `first` pass on what they are given."""
+    with _passing(lm, range(first)):
+        yield
+
+
+@contextmanager
+def _passing(lm: LM, layers: range) -> Iterator[None]:
+    if not layers:
+        yield
+        return
+    kinds: list[bool] = []
+    handle = lm.arch.layer(lm.model, 0).register_forward_hook(lambda _, args, out: kinds.append(isinstance(out, tuple)))
+    with torch.no_grad():
+        _base(lm, input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"))
+    handle.remove()
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden_states,) if kinds[0] else hidden_states
+
+    modules = [lm.arch.layer(lm.model, i) for i in layers]
+    for module in modules:
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)
