@@ -93,7 +93,7 @@ def banks(lm: LM, layer: int, ids: Tensor, found: Sequence[Pathway], device_way:
     plain = counted(run)
     figures: dict[str, Any] = {
         "tokens": ids.numel(),
-        "operations_of_a_layer": round(plain["operations"] / len(lm.model.base_model.layers), 1),
+        "operations_of_a_layer": round(plain["operations"] / lm.arch.n_layers, 1),
     }
     kinds = {"hysteresis": list(found), "plain": [replace(p, hysteresis=None) for p in found]}
     for kind, some in kinds.items():

@@ -106,8 +106,10 @@ def values(lm: LM, shape: ShapeLM, requests: list[EditRequest], layer: int, foun
         ("MEMIT v*", contexts(5, 0), Site("output", layer)),
     ):
         objective = ValueObjective(lm, requests, templates, [site], TERMS)
-        rows, suffix = objective.replay.hidden.shape[0] // n, objective.replay.hidden.shape[1]
-        prefix = objective.replay._prefix.mask.shape[1]
+        groups = objective.replay.groups
+        rows = sum(len(group.hidden) for group in groups) // n
+        suffix = -(-sum(group.hidden.shape[0] * group.hidden.shape[1] for group in groups) // (n * rows))
+        prefix = max(group._prefix.width for group in groups)
         labels = round(len(objective.labels.row) / n)
         del objective
 

@@ -90,8 +90,10 @@ class _Projections:
                 start, stop = i * self.rank, i * self.rank + p.down.shape[0]
                 self.down[start:stop], self.up[start:stop] = p.down, p.up.T
         given = [p.offset for p in pathways if p.offset is not None]
-        zero = torch.zeros_like(given[0]) if given else None
-        self.offset = torch.stack([zero if p.offset is None else p.offset for p in pathways]) if given else None
+        self.offset: Tensor | None = None
+        if given:
+            zero = torch.zeros_like(given[0])
+            self.offset = torch.stack([zero if p.offset is None else p.offset for p in pathways])
 
     def move(self, keys: Tensor, own: Tensor | None) -> Tensor:
         """f of keys `[n, D]`, each by the pathway that `own` `[n]` says, or by the only one: `[n, D]`."""

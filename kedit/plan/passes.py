@@ -43,9 +43,11 @@ def value_step(lm: LM, lanes: int, rows: int, suffix: int, prefix: int, labels: 
     config = lm.model.config.get_text_config()
     heads = config.num_attention_heads
     kv, own = kv_width(lm), getattr(config, "head_dim", None) or lm.d_model // heads
-    seen = heads * own if kv != heads * own else kv  # repeated for the query heads that share them
+    seen = heads * own
     above = lm.arch.n_layers - first
-    return peak + 2 * texts * prefix * lm.dtype.itemsize * (lm.arch.n_layers * kv + above * seen)
+    shared = heads * own != kv  # a step makes keys and values anew for the query heads that share them
+    tokens = kv * (prefix + suffix * shared) + seen * prefix * shared
+    return peak + 2 * texts * above * lm.dtype.itemsize * tokens
 
 
 def _value_step(lm: LM, lanes: int, rows: int, suffix: int, n: int, first: int) -> int:

@@ -36,7 +36,7 @@ FEW: dict[str, Any] = {"v_num_grad_steps": 4, "contexts": ContextConfig(lengths=
 ROWS = 3  # of a lane: two contexts and the KL prompt
 
 
-def rome() -> EditingModule:
+def rome() -> ROME:
     return ROME(layer=1, mom2_adjustment=False, **FEW)
 
 

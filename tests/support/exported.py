@@ -82,4 +82,5 @@ def loaded(folder: Path | str, dtype: str = "float32") -> Any:
     """A model folder as transformers loads it."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with quiet_transformers():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(DEVICE).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model.to(DEVICE).eval()

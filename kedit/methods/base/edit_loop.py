@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ class PhaseRunner:
         if self.phase is not None and not self.full:
             self.phase.before_step()
 
-    def after_step(self) -> dict[str, float] | None:
+    def after_step(self) -> Mapping[str, float | Tensor] | None:
         """Its projections, clamps and freezing; figures of the step, None where none was taken."""
         if self.phase is None or self.full:
             return None

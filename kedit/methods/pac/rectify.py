@@ -85,7 +85,8 @@ class Rectifier:
         for site, critical in selection.critical.items():
             both = torch.cat([critical, selection.contrast[site]])
             self.index[site] = torch.cat([old.get(site, both[:0]), both]).unique()
-            for part, nodes in (("critical", critical), ("contrast", selection.contrast[site])):
+            parts: dict[Part, Tensor] = {"critical": critical, "contrast": selection.contrast[site]}
+            for part, nodes in parts.items():
                 self._chosen[part][site] = torch.searchsorted(self.index[site], nodes)
         kept = {site: torch.searchsorted(self.index[site], nodes) for site, nodes in old.items()}
         self.lines.grow({site: (len(nodes), site.depth) for site, nodes in self.index.items()}, kept, optimizer)

@@ -119,5 +119,10 @@ def _fit_together(gates: Sequence[GateKeys]) -> list[dict[str, Tensor]]:
     spread = cast(Tensor, mean_square).clamp(min=1e-12).rsqrt()
     x *= spread[:, None]
     weights = minimise(x, label, balance, RIDGE, STEPS)
-    read = torch.unbind_copy((weights[:, :-1] * spread).float())
-    return [{"read": r, "bias": b} for r, b in zip(read, torch.unbind_copy(weights[:, -1].float()), strict=True)]
+    read, bias = apart((weights[:, :-1] * spread).float()), apart(weights[:, -1].float())
+    return [{"read": r, "bias": b} for r, b in zip(read, bias, strict=True)]
+
+
+def apart(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The rows of a tensor, each with memory of its own, from one operation."""
+    return cast(tuple[Tensor, ...], torch.unbind_copy(tensor))

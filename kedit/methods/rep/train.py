@@ -18,6 +18,7 @@ from kedit.methods.rep.calibrate import hysteresis_of, threshold_of
 from kedit.methods.rep.closed import logistic_gates
 from kedit.methods.rep.config import AdapterConfig
 from kedit.methods.rep.draws import Draws, LaneSizes, StepDraws
+from kedit.methods.rep.gate_fit import apart
 from kedit.methods.rep.keys import AdapterTask
 
 PACE = 60.0  # the two coefficients along k* move so much faster than single weights under Adam's equal steps
@@ -181,8 +182,8 @@ class _Gate(nn.Module):
 
     def tensors(self, scale: Tensor) -> list[dict[str, Tensor]]:
         """Every gate as a pathway holds it, for keys that are not scaled by `scale: [n, 1]`."""
-        hidden = torch.unbind_copy(self.hidden * scale[..., None])
-        rest = [torch.unbind_copy(part.detach()) for part in (self.hidden_bias, self.read, self.bias)]
+        hidden = apart(self.hidden * scale[..., None])
+        rest = [apart(part.detach()) for part in (self.hidden_bias, self.read, self.bias)]
         names = ("hidden", "hidden_bias", "read", "bias")
         return [dict(zip(names, own, strict=True)) for own in zip(hidden, *rest, strict=True)]
 

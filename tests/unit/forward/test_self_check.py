@@ -237,6 +237,6 @@ def test_out_of_memory_is_no_verdict() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", [*KINDS, "bloom", "mpt", "falcon"])
 def test_on_a_gpu(kind: str, dtype: torch.dtype) -> None:
-    more = {"expansion_ratio": 2, "d_model": 32, "n_heads": 4, "n_layers": 4} if kind == "mpt" else {}
+    more: dict[str, Any] = {"expansion_ratio": 2, "d_model": 32, "n_heads": 4, "n_layers": 4} if kind == "mpt" else {}
     model: Any = tiny_model(kind, dtype=dtype, **more)
     bind(model.cuda())

@@ -33,7 +33,8 @@ def test_a_step_of_v_star_is_planned(family: str, site: Site) -> None:
         objective = ValueObjective(lm, REQUESTS, CONTEXTS, [site], (NLL(), KLDivergence(0.1), WeightDecay(0.1)))
         ValueOptimization(objective).loss().backward()
     shape = shape_of_config(lm.model.config, torch.float32, lm.tokenizer, "tiny")
-    (n, suffix, _), prefix = objective.replay.hidden.shape, objective.replay._prefix.mask.shape[1]
+    (group,) = objective.replay.groups
+    (n, suffix, _), prefix = group.hidden.shape, group._prefix.width
     labels = len(objective.labels.row) // 3
     planned = passes.value_step(shape, 3, n // 3, suffix, prefix, labels, site.first)
     assert planned == pytest.approx(live.peak, rel=0.15)
