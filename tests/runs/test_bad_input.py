@@ -119,7 +119,7 @@ def test_unknown_method_and_data(refused: Refused) -> None:
     [
         ("model: {init_args: {layer: five}}", "model.layer: expects a whole number or null, not 'five'"),
         ("model: {init_args: {v_lr: fast}}", "model.v_lr: expects a number or null, not 'fast'"),
-        ("lm: {dtype: float8}", "lm.dtype: expects one of float32, bfloat16, float16, "),
+        ("lm: {dtype: float8}", "lm.dtype: expects one of auto, float32, bfloat16, float16, "),
         ("lm: gpt2", "lm: expects options of its own below it, not 'gpt2'"),
         ("model: {init_args: {contexts: {lengths: [[a, 2]]}}}", "model.contexts.lengths: expects a whole number"),
         ("metrics: {measure: never}", "metrics.measure: expects one of edit, end, both, not 'never'"),
