@@ -79,6 +79,11 @@ def phases_of(
     return found + scoring.phases(lm, lengths, tokens, gpu)
 
 
+def shown_bytes(n: float) -> str:
+    """A number of bytes to be read."""
+    return f"{n / 2**30:.2f} GiB" if n >= 2**30 / 10 else f"{n / 2**20:.1f} MiB"
+
+
 def innermost(method: EditingModule) -> EditingModule:
     """The method that changes the weights, below those that add to it."""
     return method if method.editor is method else innermost(method.editor)
@@ -113,9 +118,7 @@ class ScoringPlan:
             rows = max(1, rows)
             cache = 2 * lm.arch.n_layers * rows * width * passes.kv_width(lm) * lm.dtype.itemsize
             peak = passes.reading(lm, rows, lengths.prefix, rows) + cache
-            found.append(
-                Phase("generation", peak, least=peak // rows, note=f"{rows} rows, cache {cache / 2**30:.2f} GiB")
-            )
+            found.append(Phase("generation", peak, least=peak // rows, note=f"{rows} rows, cache {shown_bytes(cache)}"))
         return found
 
 
@@ -138,7 +141,7 @@ def _locate(editor: LocateThenEdit, lm: LM, lengths: Lengths, lanes: int, tokens
         read = passes.reading(lm, rows, config.sequence_length, 0)
         sums = int(SUMS * square * n) * (1 if gpu else 2)  # those of half the text are in the CPU's memory
         kept = (4 + 8) * square * n
-        note = f"{config.tokens} tokens; {2 * square * n / 2**30:.2f} GiB on disk, once for the model"
+        note = f"{config.tokens} tokens; {shown_bytes(2 * square * n)} on disk, once for the model"
         found.append(Phase("statistics", sums + max(read, MEASURE * square), kept, note=note))
         if isinstance(editor, AlphaEdit):
             found.append(Phase("null spaces", 32 * square, 16 * square * n, note="eigenvectors, float64"))

@@ -13,8 +13,8 @@ from kedit.cli.options.found import found_configs
 from kedit.cli.options.planned import planned
 from kedit.errors import KeditError
 from kedit.plan.lengths import Lengths, lengths_of
-from kedit.plan.phases import ScoringPlan
-from kedit.plan.plan import GIB, Plan, plan_of
+from kedit.plan.phases import ScoringPlan, shown_bytes
+from kedit.plan.plan import Plan, plan_of
 from kedit.plan.shape import ShapeLM, shape_lm
 
 USAGE = """\
@@ -99,24 +99,21 @@ def show(found: Plan, console: Console) -> None:
     table.add_column("keeps", justify="right")
     table.add_column("of", overflow="fold")
     numbers = f"{found.parameters / 1e6:,.0f} M parameters, {found.dtype}"
-    table.add_row("model", size(found.weights), size(found.weights), numbers)
+    table.add_row("model", shown_bytes(found.weights), shown_bytes(found.weights), numbers)
     for phase in found.phases:
-        more = f"; a lane {size(phase.lane)}" if phase.lane else ""
-        table.add_row(phase.name, size(phase.peak), size(phase.kept) if phase.kept else "", phase.note + more)
-    table.add_row("peak", size(found.peak), "", "the model, what is kept, and the largest phase", style="bold")
+        more = f"; a lane {shown_bytes(phase.lane)}" if phase.lane else ""
+        table.add_row(
+            phase.name, shown_bytes(phase.peak), shown_bytes(phase.kept) if phase.kept else "", phase.note + more
+        )
+    table.add_row("peak", shown_bytes(found.peak), "", "the model, what is kept, and the largest phase", style="bold")
     console.print(table)
     fits = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("GPU", "fits", "lanes", "peak"):
         fits.add_column(name, justify="right")
     for fit in found.fits:
         answer = "[green]yes[/]" if fit.fits else "[red]no[/]"
-        fits.add_row(f"{fit.gib} GB", answer, "" if fit.lanes is None else str(fit.lanes), size(fit.peak))
+        fits.add_row(f"{fit.gib} GB", answer, "" if fit.lanes is None else str(fit.lanes), shown_bytes(fit.peak))
     console.print()
     console.print(fits)
     texts = "of the run's records" if found.lengths.own else "CounterFact's, as data or tokenizer are not here"
     console.print(f"\nLengths of texts: {texts}. Lanes are halved until the run fits; --edit.lanes sets a number.")
-
-
-def size(n: float) -> str:
-    """Bytes for people."""
-    return f"{n / GIB:.2f} GiB" if n >= GIB / 10 else f"{n / 2**20:.1f} MiB"
