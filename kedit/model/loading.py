@@ -80,10 +80,6 @@ def read_config(config: LMConfig) -> PretrainedConfig:
     Raises:
         KeditError: It cannot be found or read, or it is of no decoder that kedit edits.
     """
-    if config.name in pretrained.ALIASES and not pretrained.folder_of(config.name).is_dir():
-        raise KeditError(
-            f"lm.name: {config.name} is not in the cache; `kedit ask {config.name} Hello` fetches it, once"
-        )
     source = _source(config.name, config.revision)
     shared: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     with quiet_transformers(), _readable_errors(config.name, "model"):
