@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from kedit.forward.binding import load_lm, wrap_lm
 from kedit.model.lm import LM, LMConfig
+from kedit.plan.shape import bytes_tokenizer
 from kedit.request import EditRequest
 from kedit.runtime.provenance import provenance
 
@@ -50,18 +51,7 @@ def get_lm(name: str, dtype: str, device: str) -> LM:
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    return wrap_lm(model.eval().requires_grad_(False), word_tokenizer(), name)
-
-
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer without training: about one token per character, which suffices for random models."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE({token: i for i, token in enumerate(["<eos>", *alphabet])}, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+    return wrap_lm(model.eval().requires_grad_(False), bytes_tokenizer(), name)
 
 
 def read_requests(path: Path | None, n: int) -> list[EditRequest]:

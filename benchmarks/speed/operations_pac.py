@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
 
-from benchmarks.common import ROOT, get_lm, read_requests, save, speed_parser, timed, word_tokenizer
+from benchmarks.common import ROOT, get_lm, read_requests, save, speed_parser, timed
 from benchmarks.speed.dispatched import Dispatched
 from benchmarks.speed.measured import peak_bytes
 from benchmarks.speed.pac_speed_steps import SIZE, WEIGHT, Dense, Slim, Way, asked
@@ -40,6 +40,7 @@ from kedit.forward.binding import wrap_lm
 from kedit.forward.packing import logits_of
 from kedit.methods.pac import Labelled, Request, TraceConfig, encode_request, labelled, select, sites, trace, trace_each
 from kedit.model.lm import LM
+from kedit.plan.shape import bytes_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny-llama": {
@@ -65,7 +66,7 @@ def model_of(name: str, dtype: str) -> LM:
     config = AutoConfig.for_model(shape.pop("model_type"), **shape)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    return wrap_lm(model.eval().requires_grad_(False), word_tokenizer(), name)
+    return wrap_lm(model.eval().requires_grad_(False), bytes_tokenizer(), name)
 
 
 def counted(lm: LM, run: Callable[[], Any], rounds: int) -> dict[str, Any]:

@@ -118,11 +118,15 @@ def bounded_tokens(memory: int, each: int) -> int:
 
 def token_bytes(lm: LM) -> int:
     """What a token of a text takes: its keys and values in all layers, and a layer's activations while it is read."""
+    wide = weight(lm.arch.module(lm.model, "mlp_out", 0)).shape[1]
+    return lm.model.dtype.itemsize * (2 * lm.arch.n_layers * kv_width(lm) + 4 * (lm.d_model + wide))
+
+
+def kv_width(lm: LM) -> int:
+    """Numbers that a layer's keys (or values) have for a token."""
     config = lm.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or lm.d_model // config.num_attention_heads
-    wide = weight(lm.arch.module(lm.model, "mlp_out", 0)).shape[1]
-    return lm.model.dtype.itemsize * (2 * lm.arch.n_layers * heads * head + 4 * (lm.d_model + wide))
+    return heads * (getattr(config, "head_dim", None) or lm.d_model // config.num_attention_heads)
 
 
 def text_cache(lm: LM, width: int) -> DynamicCache:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kedit.forward.decoding import kv_width
 from kedit.model.lm import LM
 from kedit.runtime.live_peak import LivePeak
 
@@ -74,14 +75,6 @@ def _by_layers(lm: LM, run: Callable[[int], int], first: int) -> int:
         return run(first)
     two, four = run(top - 2), run(top - 4)
     return four + (four - two) * (layers - 4) // 2
-
-
-def kv_width(lm: LM) -> int:
-    """Numbers that a layer's keys (or values) have for a token."""
-    config = lm.model.config.get_text_config()
-    heads = config.num_attention_heads
-    each = getattr(config, "head_dim", None) or lm.d_model // heads
-    return each * (getattr(config, "num_key_value_heads", None) or heads)
 
 
 def reading(lm: LM, rows: int, tokens: int, positions: int) -> int:

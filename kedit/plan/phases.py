@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from kedit.covariance.collect import default_batch_tokens
+from kedit.covariance.collect import default_batch_tokens as statistics_tokens
 from kedit.covariance.store import key_width
-from kedit.forward.decoding import CPU_TOKENS, bounded_tokens, token_bytes
+from kedit.forward import logits
+from kedit.forward.decoding import CPU_TOKENS, bounded_tokens, kv_width, token_bytes
 from kedit.keyvalue.contexts import ContextConfig
 from kedit.methods import EditingModule
 from kedit.methods.fine_tuning.module import FineTuning
@@ -67,7 +68,7 @@ def phases_of(
         scoring: How probes are scored.
     """
     editor, found = innermost(method), []
-    tokens = 16_384 if gpu else 512
+    tokens = logits.default_batch_tokens(_device(gpu))
     if isinstance(editor, LocateThenEdit):
         found += _locate(editor, lm, lengths, lanes, tokens, gpu)
     elif isinstance(editor, FineTuning):
@@ -77,6 +78,10 @@ def phases_of(
     if isinstance(method, REP):
         found.append(_adapters(method, lm, lengths, lanes, tokens))
     return found + scoring.phases(lm, lengths, tokens, gpu)
+
+
+def _device(gpu: bool) -> torch.device:
+    return torch.device("cuda" if gpu else "cpu")
 
 
 def shown_bytes(n: float) -> str:
@@ -116,7 +121,7 @@ class ScoringPlan:
             left = max(0, SMALLEST - sum(p.nbytes for p in lm.model.parameters()))
             rows = (self.batch_tokens or (bounded_tokens(left, token_bytes(lm)) if gpu else CPU_TOKENS)) // width
             rows = max(1, rows)
-            cache = 2 * lm.arch.n_layers * rows * width * passes.kv_width(lm) * lm.dtype.itemsize
+            cache = 2 * lm.arch.n_layers * rows * width * kv_width(lm) * lm.dtype.itemsize
             peak = passes.reading(lm, rows, lengths.prefix, rows) + cache
             found.append(Phase("generation", peak, least=peak // rows, note=f"{rows} rows, cache {shown_bytes(cache)}"))
         return found
@@ -136,7 +141,7 @@ def _locate(editor: LocateThenEdit, lm: LM, lengths: Lengths, lanes: int, tokens
     needs |= isinstance(editor, MultiLayerEditor) and editor.needs_covariance
     found = []
     if needs:
-        batch = config.batch_tokens or default_batch_tokens(torch.device("cuda" if gpu else "cpu"))
+        batch = config.batch_tokens or statistics_tokens(_device(gpu))
         rows = max(1, batch // config.sequence_length)
         read = passes.reading(lm, rows, config.sequence_length, 0)
         sums = int(SUMS * square * n) * (1 if gpu else 2)  # those of half the text are in the CPU's memory

@@ -42,7 +42,7 @@ def shape_lm(config: LMConfig, device: str) -> tuple[ShapeLM, bool]:
     """
     found = read_config(config)
     own = read_tokenizer(config)
-    tokenizer = own if getattr(own, "is_fast", False) else _bytes_tokenizer()
+    tokenizer = own if getattr(own, "is_fast", False) else bytes_tokenizer()
     return shape_of_config(
         found, dtype_of(config, found, torch.device(device)), tokenizer, config.name
     ), own is tokenizer
@@ -67,7 +67,8 @@ def shape_of_config(found: PretrainedConfig, dtype: torch.dtype, tokenizer: Any,
     return ShapeLM(model, tokenizer, name)
 
 
-def _bytes_tokenizer() -> PreTrainedTokenizerFast:
+def bytes_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without training: about one token per character, which suffices for random models."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE({token: i for i, token in enumerate(["<eos>", *alphabet])}, []))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
