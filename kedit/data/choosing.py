@@ -142,9 +142,13 @@ def those_that_fit(
 
 
 def check_kinds_asked(
-    records: Sequence[EditRecord], asked: Collection[str], queries: QueryConfig | None, name: str | None
+    records: Sequence[EditRecord],
+    asked: Collection[str],
+    queries: QueryConfig | None,
+    name: str | None,
+    derived: Collection[str] = (),
 ) -> None:
-    """Refuses kinds of probe that the records do not have, and will not have of `queries`.
+    """Refuses kinds of probe that the records do not have, and will not have of `queries` or among the derived kinds.
 
     Raises:
         KeditError: Names them, and those that there are.
@@ -152,6 +156,7 @@ def check_kinds_asked(
     present = {probe.kind for record in records for probe in record.probes}
     if queries is not None:
         present = (present - {REPLACED}) | set(queries.kinds)
+    present |= set(derived)
     if missing := sorted(set(asked) - present):
         has = ", ".join(sorted(present))
         raise KeditError(f"data.probe_kinds: {name} has no {', '.join(missing)} probes; it has {has}")
