@@ -25,7 +25,17 @@ from kedit.runtime.progress import stage
 if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule
 
-OF_KEDIT = ("rewrite", "paraphrase", "neighborhood", "portability", "single_hop", "rewording", REPLACED, *KINDS, *DERIVED)
+OF_KEDIT = (
+    "rewrite",
+    "paraphrase",
+    "neighborhood",
+    "portability",
+    "single_hop",
+    "rewording",
+    REPLACED,
+    *KINDS,
+    *DERIVED,
+)
 """Kinds of probe that data of kedit's own can have; not all have each."""
 
 
