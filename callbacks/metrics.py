@@ -26,16 +26,8 @@ if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule
 
 OF_KEDIT = (
-    "rewrite",
-    "paraphrase",
-    "neighborhood",
-    "portability",
-    "single_hop",
-    "rewording",
-    REPLACED,
-    *KINDS,
-    *DERIVED,
-)
+    "rewrite", "paraphrase", "neighborhood", "portability", "single_hop", "rewording", REPLACED, *KINDS, *DERIVED,
+)  # fmt: skip
 """Kinds of probe that data of kedit's own can have; not all have each."""
 
 

@@ -70,9 +70,7 @@ class Perplexity(EditCallback):
         self._windows: Windows | None = None
         self._before = 0.0
         self._believed: Believed | None = None
-        self._so_far: tuple[int, bool, _Measured] | None = (
-            None  # edits, whether the run was finished, what was measured
-        )
+        self._so_far: tuple[int, bool, _Measured] | None = None  # edits, whether the run was finished, and the figures
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Reads the text.
