@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
+from kedit.data.derived import DERIVED
 from kedit.data.robust_queries import REPLACED, QueryConfig
 from kedit.errors import KeditError
 from kedit.request import EditRecord, Probe
@@ -159,7 +160,8 @@ def check_kinds_asked(
     present |= set(derived)
     if missing := sorted(set(asked) - present):
         has = ", ".join(sorted(present))
-        raise KeditError(f"data.probe_kinds: {name} has no {', '.join(missing)} probes; it has {has}")
+        more = "; data.derived makes such" if set(missing) & set(DERIVED) else ""
+        raise KeditError(f"data.probe_kinds: {name} has no {', '.join(missing)} probes; it has {has}{more}")
 
 
 def with_chosen_probes(
