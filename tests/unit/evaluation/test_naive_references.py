@@ -28,7 +28,7 @@ from kedit.evaluation.fluency import ngram_entropy
 from kedit.evaluation.perplexity import perplexities, windows_of
 from kedit.evaluation.score import EvalConfig, score
 from kedit.evaluation.tfidf import Tfidf
-from kedit.evaluation.wild import QA
+from kedit.evaluation.wild import CONTEXTS, QA
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.request import Probe
@@ -198,7 +198,7 @@ def naive_wild(lm: LM, prompts: Sequence[str], context: str) -> list[str]:
 
 def test_wild_and_contains(lm: LM) -> None:
     """In all contexts: all that it says is an answer, two words of it, nothing of it."""
-    prompts, contexts = [p for p, _, _ in PAIRS[1:3]], ("none", "qa", "chat")
+    prompts, contexts = [p for p, _, _ in PAIRS[1:3]], CONTEXTS
     texts = {context: naive_wild(lm, prompts, context) for context in contexts}
     probes, found = [], []
     for part in (slice(0, None), slice(1, 3), slice(0, 0)):

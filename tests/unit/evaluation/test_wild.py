@@ -14,7 +14,7 @@ from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.errors import KeditError
 from kedit.evaluation.score import EvalConfig, check_probes, score
-from kedit.evaluation.wild import QA, normalised, spare
+from kedit.evaluation.wild import CONTEXTS, QA, normalised, spare
 from kedit.forward.decoding import Decoding
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
@@ -163,11 +163,11 @@ def test_contexts_need_more_room() -> None:
         words.pop()
     record = EditRecord(EditRequest("1", "{} is", "Rome", "Tokyo"), (Probe("rewrite", " ".join(words), "Tokyo"),))
     check_probes(lm, record, CONFIG)
-    for context in ("qa", "chat"):
+    for context in CONTEXTS[1:]:
         with pytest.raises(TooLong, match=r"more than the \d+ of the model's context"):
             check_probes(lm, record, replace(config, wild_contexts=[context]))
     short = Probe("rewrite", "a", "b")
-    for context, own in (("qa", lm), ("chat", lm.chatting)):
+    for context, own in zip(CONTEXTS[1:], (lm, lm.chatting), strict=True):
         asked = len(own.encode(own.chat.asking("a") if own.chat else f"{QA} a", None)) + (64 if own.chat else 32)
         assert asked <= spare(lm, [context]) + len(lm.encode(short.text))
 
