@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 
+from kedit.data.derived import DERIVED
 from kedit.data.robust_queries import KINDS, REPLACED
 from kedit.delta.lanes import BatchedDeltas
 from kedit.errors import KeditError, shown
@@ -24,7 +25,9 @@ from kedit.runtime.progress import stage
 if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule
 
-OF_KEDIT = ("rewrite", "paraphrase", "neighborhood", "portability", "single_hop", "rewording", REPLACED, *KINDS)
+OF_KEDIT = (
+    "rewrite", "paraphrase", "neighborhood", "portability", "single_hop", "rewording", REPLACED, *KINDS, *DERIVED,
+)  # fmt: skip
 """Kinds of probe that data of kedit's own can have; not all have each."""
 
 
@@ -80,10 +83,7 @@ class EditMetrics(EditCallback):
     def on_describe(self, trainer: Trainer, module: EditingModule, about: dict[str, Any]) -> None:
         """When records are measured, and how probes are scored."""
         measured = MEASURED[self.measure if accumulates(module.regime) else "edit"]
-        scoring = asdict(self.scoring)
-        if not scoring["wild"]:  # such runs can be compared with those of a kedit that did not know it
-            del scoring["wild"]
-        about["protocol"] |= {"measured": measured, "scoring": scoring}
+        about["protocol"] |= {"measured": measured, "scoring": described(self.scoring)}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores the unedited model once, where later batches are edited on top of earlier ones.
@@ -165,6 +165,18 @@ class EditMetrics(EditCallback):
         return rows
 
 
+def described(config: EvalConfig) -> dict[str, Any]:
+    """How probes are scored, for a protocol: runs can be compared with those of a kedit that knew fewer options."""
+    scoring = asdict(config)
+    if not config.wild:
+        del scoring["wild"]
+    if not config.wild or config.wild_contexts == ["none"]:
+        del scoring["wild_contexts"]
+    if not config.wild or not config.contains:
+        del scoring["contains"]
+    return scoring
+
+
 def check_kinds(config: EvalConfig, records: Sequence[EditRecord]) -> None:
     """Whether the kinds of probe to be generated exist: in the data, or in other data that kedit reads.
 
@@ -173,8 +185,14 @@ def check_kinds(config: EvalConfig, records: Sequence[EditRecord]) -> None:
         records: All records of the data, whichever are edited.
 
     Raises:
-        KeditError: One does not; names those of the data.
+        KeditError: One does not; names those of the data. Or there are none that `wild_contexts` and `contains` serve.
     """
+    for option, given in (("wild_contexts", config.wild_contexts != ["none"]), ("contains", config.contains)):
+        if given and not config.wild:
+            raise KeditError(
+                f"metrics.scoring.{option}: it is of answers that nobody asks for; name kinds of probe in "
+                "metrics.scoring.wild, e.g. [rewrite]"
+            )
     present = {probe.kind for record in records for probe in record.probes}
     for option, kinds in (("generate", config.generate), ("wild", config.wild)):
         if unknown := [kind for kind in kinds if kind not in present | set(OF_KEDIT)]:

@@ -121,6 +121,7 @@ class Probe:
         rival: The continuation it competes with, where there is one.
         aliases: Other right spellings of `answer`, accepted in free generation only.
         joiner: What stands between the prompt and an answer, see `kedit.text.prompts.between`.
+        options: Of a choice all answers to choose from, `answer` among them; empty for any other probe.
     """
 
     kind: str
@@ -129,6 +130,7 @@ class Probe:
     rival: str | None = None
     aliases: tuple[str, ...] = ()
     joiner: Joiner = "auto"
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +177,15 @@ def with_joiner(record: EditRecord, joiner: Joiner) -> EditRecord:
 
 
 def fingerprint_of(records: Sequence[EditRecord]) -> str:
-    """16 hex digits that stand for records with their probes, in order; usual joiners and no variants do not count."""
+    """16 hex digits that stand for records with their probes, in order. What is as usual does not count: joiners, no
+    variants, no options.
+    """
     rows = [asdict(record) for record in records]
     rows = [{key: value for key, value in row.items() if key != "variants" or value} for row in rows]
     for part in (part for row in rows for part in (row["request"], *row["probes"])):
         if part["joiner"] == "auto":
             del part["joiner"]
+        if not part.get("options", True):
+            del part["options"]
     text = json.dumps(rows, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -15,6 +15,7 @@ def card(data: EditData) -> dict[str, Any]:
     """The data set in results, JSON-able."""
     records = data.records
     chat = {"chat": True, "system": data.system} if data.chat else {}
+    derived = {"kinds": data.derived, "corpus": data.derived_corpus, "seed": data.derived_seed}
     return chat | {
         "name": data.title,
         "fingerprint": data.fingerprint,
@@ -34,6 +35,7 @@ def card(data: EditData) -> dict[str, Any]:
         "joiner": data.joiner,
         "joints": _counted(record.request.joint for record in records),
         "queries": None if data.queries is None else dataclasses.asdict(data.queries),
+        **({"derived": derived} if data.derived else {}),
     }
 
 

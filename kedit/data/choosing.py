@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
+from kedit.data.derived import DERIVED
 from kedit.data.robust_queries import REPLACED, QueryConfig
 from kedit.errors import KeditError
 from kedit.request import EditRecord, Probe
@@ -142,9 +143,13 @@ def those_that_fit(
 
 
 def check_kinds_asked(
-    records: Sequence[EditRecord], asked: Collection[str], queries: QueryConfig | None, name: str | None
+    records: Sequence[EditRecord],
+    asked: Collection[str],
+    queries: QueryConfig | None,
+    name: str | None,
+    derived: Collection[str] = (),
 ) -> None:
-    """Refuses kinds of probe that the records do not have, and will not have of `queries`.
+    """Refuses kinds of probe that the records do not have, and will not have of `queries` or among the derived kinds.
 
     Raises:
         KeditError: Names them, and those that there are.
@@ -152,9 +157,11 @@ def check_kinds_asked(
     present = {probe.kind for record in records for probe in record.probes}
     if queries is not None:
         present = (present - {REPLACED}) | set(queries.kinds)
+    present |= set(derived)
     if missing := sorted(set(asked) - present):
         has = ", ".join(sorted(present))
-        raise KeditError(f"data.probe_kinds: {name} has no {', '.join(missing)} probes; it has {has}")
+        more = "; data.derived makes such" if set(missing) & set(DERIVED) else ""
+        raise KeditError(f"data.probe_kinds: {name} has no {', '.join(missing)} probes; it has {has}{more}")
 
 
 def with_chosen_probes(

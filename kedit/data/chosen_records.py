@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from kedit.data import choosing
+from kedit.data.derived import Derived, check_names, kinds_of, with_derived
 from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.errors import KeditError, at_least
 from kedit.model.chat import chat_frame
@@ -45,6 +46,10 @@ class ChosenRecords:
             `space`, always one, but behind white space; `none`, never one.
         queries: Other names, scrambled names and long contexts of every request, drawn before anything is
             edited: probes of their own, and what REP trains on. None when null.
+        derived: Probes made from each record's own fields (docs/data.md): `prefix_50`, `prefix_200` (the request behind
+            unrelated text of so many tokens), `negated`, `neighborhood_prefixed`, `choice`. None when null.
+        derived_corpus: Where the unrelated text comes from, as `corpus` of `queries`.
+        derived_seed: Of its draws, and of those of `choice`.
         chat: Ask every prompt as a user of a chat, through the tokenizer's chat template; answers, new and old, are
             the assistant's (docs/chat.md).
         system: The chat's system message; the template's own, if it has one, when null.
@@ -75,9 +80,14 @@ class ChosenRecords:
         queries: QueryConfig | None = None,
         chat: bool = False,
         system: str | None = None,
+        derived: list[Derived] | None = None,
+        derived_corpus: str = "self",
+        derived_seed: int = 0,
     ) -> None:
         super().__init__()
         check_values({"limit": limit, "skip": skip, "shuffle_seed": shuffle_seed, "batch_size": batch_size}, "data")
+        check_values({"derived_corpus": derived_corpus, "derived_seed": derived_seed}, "data")
+        check_names(derived or ())
         at_least("data.limit", limit, 1)
         at_least("data.skip", skip, 0)
         at_least("data.max_probes", max_probes, 1)
@@ -87,6 +97,8 @@ class ChosenRecords:
         self.probe_kinds, self.max_probes = probe_kinds, max_probes
         self.batch_size, self.sort_by_length = batch_size, sort_by_length
         self.known, self.queries = known, queries
+        self.derived = list(dict.fromkeys(derived or ()))
+        self.derived_corpus, self.derived_seed = derived_corpus, derived_seed
         self.joiner: Joiner = joiner
         if system is not None and not chat:
             raise KeditError("data.system: only a chat has a system message; set data.chat: true")
@@ -133,7 +145,7 @@ class ChosenRecords:
         """The records to edit, in file or shuffled order, read once.
 
         Before `prepare` (which Lightning's `setup` calls) no model has been asked: with `known=True` these
-        are then the records before that filter, with `queries` those without variants.
+        are then the records before that filter, with `queries` and `derived` those without these probes.
         """
         if self._records is None:
             self._records = self._cut(self._pool())
@@ -160,7 +172,7 @@ class ChosenRecords:
             prepare_records: Takes records, returns those to edit in the same order (it may drop those the
                 model does not know, or raise at a prompt longer than the context). Each record is judged
                 by itself: with a limit it is called on portions until enough are kept.
-            lm: Gives the unedited model; only asked for with `queries`.
+            lm: Gives the unedited model; only asked for with `queries` or `derived`.
             unfit: Says of which records a text does not fit into the model's context, by id, and why.
 
         Raises:
@@ -184,10 +196,15 @@ class ChosenRecords:
             self.left_out["not_fit"] = len(offered) - len(self._records)
             if not self._records:
                 raise KeditError(f"{self.name}: the model's checks leave no record to edit")
-        if self.queries is not None:
+        if self.queries is not None or self.derived:
             if lm is None:
-                raise ValueError("queries need a model: give prepare() its lm")
-            records = with_variants(lm(), self._records, self.queries)
+                raise ValueError("queries need a model: give prepare() its lm; so do derived probes")
+            records = self._records
+            if self.queries is not None:
+                records = with_variants(lm(), records, self.queries)
+            if self.derived:
+                more = (self.derived, self.derived_corpus, self.derived_seed)
+                records = with_derived(lm(), records, self.everything, *more)
             self._records = choosing.with_chosen_probes(records, self.probe_kinds, self.max_probes)
         if unfit is not None:
             self._records, self.unfit = choosing.those_that_fit(self._records, unfit(self._records), self.name)
@@ -203,7 +220,8 @@ class ChosenRecords:
             records = choosing.marked_known(records, self.name)
             self.left_out["not_marked"] = len(self.everything) - len(records)
         if self.probe_kinds is not None or self.max_probes is not None:
-            choosing.check_kinds_asked(records, self.probe_kinds or (), self.queries, self.name)
+            asked, derived = self.probe_kinds or (), kinds_of(self.derived)
+            choosing.check_kinds_asked(records, asked, self.queries, self.name, derived)
             records = choosing.with_chosen_probes(records, self.probe_kinds, self.max_probes)
         return records if self.shuffle_seed is None else self.shuffled(records, self.shuffle_seed)
 

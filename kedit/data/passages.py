@@ -25,6 +25,7 @@ class Passages:
         lm: Whose tokens are counted.
         lines: The corpus. Braces are removed: they mean a slot in kedit's templates. A line of the second half
             that occurs in the first (headings do) is left out.
+        option: The option that names the corpus, for messages.
 
     Attributes:
         train: Lines of the first half.
@@ -34,7 +35,7 @@ class Passages:
         KeditError: Fewer than two different lines.
     """
 
-    def __init__(self, lm: LM, lines: Sequence[str]) -> None:
+    def __init__(self, lm: LM, lines: Sequence[str], option: str = "data.queries.corpus") -> None:
         clean = [" ".join(sayable(lm, line).replace("{", "").replace("}", "").split()) for line in lines]
         clean = [line for line in clean if line]
         words = list(accumulate(line.count(" ") + 1 for line in clean))
@@ -44,11 +45,16 @@ class Passages:
         known = set(self.train)
         self.test = [line for line in clean[half:] if line not in known]
         if not self.test:
-            raise KeditError("data.queries.corpus: long contexts need a text of at least two different lines")
+            raise KeditError(f"{option}: long contexts need a text of at least two different lines")
 
     @classmethod
-    def read(cls, lm: LM, corpus: str) -> Passages:
+    def read(cls, lm: LM, corpus: str, option: str = "data.queries.corpus") -> Passages:
         """Passages of a corpus given as in `StatsConfig`; "self" is the text the statistics are taken over.
+
+        Args:
+            lm: The model.
+            corpus: Which corpus.
+            option: The option that says so, for messages.
 
         Raises:
             KeditError: The corpus cannot be read or is too short.
@@ -57,8 +63,8 @@ class Passages:
             with stages() as report:
                 lines = corpus_lines(lm, StatsConfig(corpus=corpus), CHARACTERS, progress=report)
         except KeditError as error:
-            raise KeditError(str(error).replace("stats.corpus", "data.queries.corpus", 1)) from None
-        return cls(lm, lines)
+            raise KeditError(str(error).replace("stats.corpus", option, 1)) from None
+        return cls(lm, lines, option)
 
     def draw(
         self, lines: Sequence[str], count: int, random: Random, words: int, tokens: int | None = None

@@ -192,8 +192,7 @@ def _long(
     lm = passages.lm
     targets = [target for target in (request.target_new, request.target_true) if target is not None]
     filled = [joined(request.about(name), target, request.joiner) for name in subjects for target in targets]
-    reserve = RESERVE if lm.chat is None else RESERVE + REPEAT
-    room = lm.context_length - reserve - max(len(asked(lm, text)) for text in filled)
+    room = room_before(lm, filled)
     texts: dict[str, tuple[str, ...]] = {}
     cut = 0
     for name, lines, count in (
@@ -207,6 +206,12 @@ def _long(
         cut += sum(a != b for a, b in zip(drawn, fitting, strict=True))
         texts[name] = tuple(dict.fromkeys(text for text in fitting if text))
     return texts, cut
+
+
+def room_before(lm: LM, texts: Sequence[str]) -> int:
+    """Tokens of the context that are left before the longest of some prompts with their targets; may be negative."""
+    reserve = RESERVE if lm.chat is None else RESERVE + REPEAT
+    return lm.context_length - reserve - max(len(asked(lm, text)) for text in texts)
 
 
 def _probes(lm: LM, request: EditRequest, variants: Variants, config: QueryConfig) -> list[Probe]:

@@ -7,13 +7,13 @@ number means: docs/metrics.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kedit.delta.prompts import prompt_for
 from kedit.errors import KeditError, at_least, shown
-from kedit.evaluation.wild import TOKENS, most_tokens, stop_of, wild_answers
+from kedit.evaluation.wild import CONTEXTS, Context, check_room, spare, stop_of, wild_answers
 from kedit.forward.greedy import greedy, prompt_ids
 from kedit.forward.logits import check_lanes
 from kedit.forward.teacher_forcing import Progress, Span, read
@@ -45,6 +45,9 @@ class EvalConfig:
         port_suffix: Text put after a portability question for `port_em` alone, e.g. the public CounterFact
             evaluator's "The answer to this question, most simply, is".
         wild: Kinds of probe that are answered freely up to a natural stop and compared as a whole.
+        wild_contexts: How these are asked: `none`, the prompt alone; `qa`, in an instruction to answer; `chat`, in the
+            tokenizer's chat template. Each has columns of its own.
+        contains: Also whether such an answer says the wanted one anywhere.
     """
 
     batch_tokens: int | None = None
@@ -53,10 +56,19 @@ class EvalConfig:
     stop: str = "\n"
     port_suffix: str = ""
     wild: list[str] = field(default_factory=list)
+    wild_contexts: list[Context] = field(default_factory=lambda: ["none"])
+    contains: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "max_new_tokens"):
             at_least(f"metrics.scoring.{name}", getattr(self, name), 1)
+        unknown = [context for context in self.wild_contexts if context not in CONTEXTS]
+        if unknown or not self.wild_contexts:
+            raise KeditError(
+                f"metrics.scoring.wild_contexts: {shown(str(unknown or self.wild_contexts), 60)}: "
+                f"give at least one of {', '.join(CONTEXTS)}"
+            )
+        self.wild_contexts = list(dict.fromkeys(self.wild_contexts))
 
 
 def score(
@@ -91,7 +103,7 @@ def score(
     check_lanes(lane_of, bank, len(probes))
     spans: dict[tuple[str, str, str, int], Span] = {}
     for probe, lane in zip(probes, lane_of, strict=True):
-        for text in (probe.answer, probe.rival):
+        for text in (probe.answer, probe.rival, *probe.options):
             if text is not None and (probe.text, probe.joiner, text, lane) not in spans:
                 spans[probe.text, probe.joiner, text, lane] = _span(lm, probe, text, lane, bank)
     readings = read(lm, list(spans.values()), bank, config.batch_tokens, progress, shared)
@@ -103,7 +115,9 @@ def score(
         nlls, top1 = results[*prompt, probe.answer, lane]
         rival = None if probe.rival is None else _mean(results[*prompt, probe.rival, lane][0])
         hits = [a == b for a, b in zip(top1, spans[*prompt, probe.answer, lane].answer, strict=True)]
-        scores.append(ProbeScore(_mean(nlls), rival, all(hits), _mean(hits), top1))
+        options = {text: _mean(results[*prompt, text, lane][0]) for text in probe.options}
+        chosen = {} if not options else _choice(probe, options)
+        scores.append(ProbeScore(_mean(nlls), rival, all(hits), _mean(hits), top1, **chosen))
     _generate(lm, probes, lane_of, bank, config, scores, shared)
     _answer_wild(lm, probes, lane_of, bank, config, scores, shared)
     return scores
@@ -159,7 +173,7 @@ def check_probes(lm: LM, record: EditRecord, config: EvalConfig) -> None:
     for probe in record.probes:
         name = f"{record.request.name}, a {probe.kind} probe"
         answers = [text for text in (probe.answer, probe.rival) if text is not None]
-        new = max(config.max_new_tokens, TOKENS if probe.kind in config.wild else 0)
+        new = max(config.max_new_tokens, spare(lm, config.wild_contexts) if probe.kind in config.wild else 0)
         if (
             lm.chat is None
             and lm.knows_all_tokens
@@ -172,7 +186,7 @@ def check_probes(lm: LM, record: EditRecord, config: EvalConfig) -> None:
             if probe.kind == PORTABILITY:
                 prompt_ids(lm, _ported(probe, config), new_tokens(lm, config, lengths[0]), name)
         if probe.kind in config.wild:
-            prompt_ids(lm, probe.text, most_tokens(lm, lengths[0]), name)
+            check_room(lm, probe.text, lengths[0], config.wild_contexts, name)
 
 
 def _span(lm: LM, probe: Probe, answer: str, lane: int, bank: BatchedDeltas | None) -> Span:
@@ -184,6 +198,12 @@ def _span(lm: LM, probe: Probe, answer: str, lane: int, bank: BatchedDeltas | No
     joiner = "space" if between(probe.text, answer, probe.joiner) else "none"  # whatever stands before the prompt
     tokens = encode(lm, prompt, answer, name, joiner)
     return Span(lane, tokens.ids[:-1], tokens.target)
+
+
+def _choice(probe: Probe, nlls: Mapping[str, float]) -> dict[str, Any]:
+    """What a score says of a probe with options: the answer must be more probable than each of the others."""
+    others = [nll for text, nll in nlls.items() if text != probe.answer]
+    return {"nll_options": tuple(nlls.values()), "choice": all(nlls[probe.answer] < nll for nll in others)}
 
 
 def _generate(
@@ -230,10 +250,18 @@ def _answer_wild(
 ) -> None:
     """Fill in the answers up to a natural stop, of the kinds that `config` names."""
     chosen = [i for i, probe in enumerate(probes) if probe.kind in config.wild]
+    if not chosen:
+        return
     lengths, of_lane = [len(scores[i].top1) for i in chosen], [lanes[i] for i in chosen]
-    answers = wild_answers(lm, [probes[i] for i in chosen], lengths, of_lane, bank, config.batch_tokens, shared)
-    for i, (text, match) in zip(chosen, answers, strict=True):
-        scores[i] = replace(scores[i], wild_generated=text, wild_match=match)
+    asked = [probes[i] for i in chosen]
+    answers = wild_answers(
+        lm, asked, lengths, of_lane, bank, config.batch_tokens, shared, contexts=config.wild_contexts
+    )
+    for context, said in answers.items():
+        name = "wild" if context == "none" else f"wild_{context}"
+        for i, one in zip(chosen, said, strict=True):
+            more = {f"{name}_contains": one.contains} if config.contains else {}
+            scores[i] = replace(scores[i], **{f"{name}_generated": one.text, f"{name}_match": one.match, **more})
 
 
 def new_tokens(lm: LM, config: EvalConfig, answer: int) -> int:

@@ -16,7 +16,7 @@ from kedit.delta.prompts import prompt_for
 from kedit.errors import shown
 from kedit.forward.decoding import Decoding, default_batch_tokens
 from kedit.forward.logits import check_lanes, frozen, lane_rows
-from kedit.model.tokenization import TooLong, encode
+from kedit.model.tokenization import TooLong, encode, in_context
 from kedit.runtime import distributed
 from kedit.runtime.room import GENERATION, in_parts
 
@@ -34,6 +34,7 @@ def greedy(
     stop: str = "",
     batch_tokens: int | None = None,
     shared: bool = False,
+    frames: Sequence[str] | None = None,
 ) -> list[str]:
     """The most probable continuation of each prompt, token by token.
 
@@ -46,6 +47,8 @@ def greedy(
         stop: Characters that end a continuation, e.g. `"\\n"`; the first of them and what follows is cut off.
         batch_tokens: Bound of one batch in padded tokens, continuation included; None: by device and memory.
         shared: All processes of the run continue these prompts: each does a part of the batches, and all get all.
+        frames: Of each prompt a text with one {} that it stands in, with what edits put before it, e.g. an instruction;
+            "" for none.
 
     Returns:
         One text per prompt as it follows the prompt (most begin with a space; those of the prompt's end do not
@@ -57,8 +60,8 @@ def greedy(
     lane_of = [-1] * len(prompts) if lanes is None else list(lanes)
     check_lanes(lane_of, bank, len(prompts))
     rows = []
-    for prompt, lane in zip(prompts, lane_of, strict=True):
-        asked = prompt_for(lm, bank, lane, prompt, max_new_tokens)
+    for prompt, lane, frame in zip(prompts, lane_of, frames or [""] * len(prompts), strict=True):
+        asked = framed(lm, frame, prompt_for(lm, bank, lane, prompt, max_new_tokens + len(frame)))
         rows.append(prompt_ids(lm, asked, max_new_tokens, f"prompt {shown(prompt)}"))
     new = greedy_ids(lm, rows, max_new_tokens, lanes, bank, stop, batch_tokens, shared)
     texts = []
@@ -67,6 +70,11 @@ def greedy(
         text = lm.tokenizer.decode([*row, *ids], skip_special_tokens=True)[len(head) :]
         texts.append(_cut(text if lm.chat is None else lm.chat.cut(text), stop))
     return texts
+
+
+def framed(lm: LM, frame: str, prompt: str) -> str:
+    """A prompt in a text with one {}; as it is where that is "", or where nothing can stand before it (`own_bos`)."""
+    return in_context(lm, frame, prompt.rstrip(" ")) if frame else prompt
 
 
 def prompt_ids(lm: LM, prompt: str, max_new_tokens: int, name: str = "") -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from kedit.errors import KeditError
 from kedit.model.architecture import check_maps, find_arch
-from kedit.model.chat import ChatFrame
+from kedit.model.chat import ChatFrame, chat_frame
 from kedit.model.fingerprint import fingerprint
 from kedit.model.full_precision import check_plain
 from kedit.runtime.room import Room
@@ -93,7 +93,17 @@ class LM:
         """The same model, asked in a chat: its prompts stand in the frame. Text that is no prompt is as ever."""
         other = copy(self)
         other.chat = frame
+        other.__dict__.pop("chatting", None)
         return other
+
+    @cached_property
+    def chatting(self) -> LM:
+        """The same model, asked in the chat of its own template; itself where it is asked in one already.
+
+        Raises:
+            KeditError: Its tokenizer has no template of use (`chat_frame`).
+        """
+        return self if self.chat is not None else self.in_chat(chat_frame(self))
 
     @property
     def protocol(self) -> dict[str, Any]:

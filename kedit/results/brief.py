@@ -75,8 +75,12 @@ def _lines(kinds: Mapping[str, Any], alone: Mapping[str, Any]) -> Iterator[tuple
 
 def _others(kinds: Mapping[str, Any], alone: Mapping[str, Any]) -> Iterator[tuple[str, str, Cell, Cell]]:
     """The kinds that have no line of their own: their mean, and the lowest of them."""
-    known = {*SCORED, *INVARIANT, "portability", "score"}
-    others = {kind: cells["exact"] for kind, cells in kinds.items() if kind not in known and "exact" in cells}
+    known = {*SCORED, *INVARIANT, "portability", "score", "negated"}  # negated: what else is true, nobody need say
+    others = {
+        kind: cells["exact"]
+        for kind, cells in kinds.items()
+        if kind not in known and "exact" in cells and "choice" not in cells
+    }
     others = {kind: cell for kind, cell in others.items() if cell["after"] is not None}
     if not others:
         return

@@ -35,6 +35,14 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "shuffle_id": "the name in another order, such as may train",
         "shuffle_ood": "the name in another order, that never trains",
         "long_context": "behind another text",
+        "prefix_50": "behind 50 tokens of another text",
+        "prefix_200": "behind 200 tokens of another text",
+        "negated": "denied: what it no longer is",
+        "neighborhood_prefixed": "neighbours behind the edited fact, which should stay as they were",
+        "choice": "one of four, from memory",
+        "choice_supporting": "one of four, behind a text that says the new fact",
+        "choice_irrelevant": "one of four, behind a text on something else",
+        "choice_contradicting": "one of four, behind a text that says the old fact",
     }
 )
 """What kinds of probe ask; any other kind has its own name."""
@@ -55,6 +63,8 @@ def verdict(probe: Mapping[str, Any]) -> str:
         return ""
     if probe["kind"] in INVARIANT:
         return "" if before is None else "same" if unchanged(before, after)["unchanged"] else "changed"
+    if after.get("choice") is not None:
+        return "yes" if after["choice"] else "prefers" if after["success"] else "no"
     return "yes" if after["exact"] else "prefers" if after["success"] else "no"
 
 

@@ -24,6 +24,10 @@ MEASURED: Mapping[str, str] = MappingProxyType(
 """When a record was measured, by the `measured_at` of its row or by the option `metrics.measure`."""
 
 
+WILD = ("wild", "wild_qa", "wild_chat")
+"""Free answers up to a natural stop, by how the prompt was asked: how their fields and metrics begin."""
+
+
 @dataclass(frozen=True)
 class ProbeScore:
     """What the model says to one probe.
@@ -41,6 +45,11 @@ class ProbeScore:
         port_match: `port_generated` contains the answer or an alias (see `contains`).
         wild_generated: Free greedy continuation up to a natural stop, where one was asked for: `kedit.evaluation.wild`.
         wild_match: It is the answer or an alias: SQuAD's exact match.
+        wild_contains: It says the answer or an alias somewhere, where that was asked for (see `contains`).
+        wild_qa_generated, wild_qa_match, wild_qa_contains: The same with the prompt in an instruction.
+        wild_chat_generated, wild_chat_match, wild_chat_contains: The same in the tokenizer's chat template.
+        nll_options: Of a probe with options, `nll_answer` of each of them.
+        choice: The answer is more probable than every other option.
     """
 
     nll_answer: float
@@ -54,6 +63,15 @@ class ProbeScore:
     port_match: bool | None = None
     wild_generated: str | None = None
     wild_match: bool | None = None
+    wild_contains: bool | None = None
+    wild_qa_generated: str | None = None
+    wild_qa_match: bool | None = None
+    wild_qa_contains: bool | None = None
+    wild_chat_generated: str | None = None
+    wild_chat_match: bool | None = None
+    wild_chat_contains: bool | None = None
+    nll_options: tuple[float, ...] | None = None
+    choice: bool | None = None
 
     @property
     def success(self) -> bool | None:
@@ -93,8 +111,13 @@ class ProbeScore:
             row |= {"generated": self.generated, "generated_match": self.generated_match}
         if self.port_generated is not None:
             row |= {"port_generated": self.port_generated, "port_match": self.port_match}
-        if self.wild_generated is not None:
-            row |= {"wild_generated": self.wild_generated, "wild_match": self.wild_match}
+        for name in WILD:
+            if (text := getattr(self, f"{name}_generated")) is not None:
+                row |= {f"{name}_generated": text, f"{name}_match": getattr(self, f"{name}_match")}
+                if (says := getattr(self, f"{name}_contains")) is not None:
+                    row[f"{name}_contains"] = says
+        if self.nll_options is not None:
+            row |= {"nll_options": [round(nll, digits) for nll in self.nll_options], "choice": self.choice}
         return row
 
 
@@ -115,14 +138,23 @@ METRICS: Mapping[str, Callable[[Saved], float | None]] = MappingProxyType(
         "generated": lambda score: score.get("generated_match"),
         "port_em": lambda score: score.get("port_match"),
         "wild": lambda score: score.get("wild_match"),
+        "contains": lambda score: score.get("wild_contains"),
+        "wild_qa": lambda score: score.get("wild_qa_match"),
+        "contains_qa": lambda score: score.get("wild_qa_contains"),
+        "wild_chat": lambda score: score.get("wild_chat_match"),
+        "contains_chat": lambda score: score.get("wild_chat_contains"),
+        "choice": lambda score: score.get("choice"),
         "p_answer": lambda score: exp(-score["nll_answer"]),
         "magnitude": _magnitude,
     }
 )
-"""Quantities of one probe; None where it has none (`port_em`: all kinds but `portability`). All but `magnitude` are
-shares in [0, 1]."""
+"""Quantities of one probe; None where it has none (`port_em`: all kinds but `portability`; `choice`: probes without
+options). All but `magnitude` are shares in [0, 1]."""
 
-RATES = ("success", "exact", "token_accuracy", "generated", "wild")
+RATES = (
+    "success", "exact", "token_accuracy", "generated", "wild", "contains", "wild_qa", "contains_qa", "wild_chat",
+    "contains_chat",
+)  # fmt: skip
 
 
 def unchanged(before: Saved, after: Saved) -> dict[str, float]:
@@ -158,6 +190,7 @@ def result_row(
                 "text": probe.text,
                 "answer": probe.answer,
                 "rival": probe.rival,
+                **({"options": list(probe.options)} if probe.options else {}),
                 "before": None if before is None else before[i].as_row(),
                 "after": None if after is None else after[i].as_row(),
             }

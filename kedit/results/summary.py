@@ -44,7 +44,7 @@ TOKEN_COLUMNS = (("rewrite", "token_accuracy"), ("paraphrase", "token_accuracy")
 PORT: Mapping[str, str] = MappingProxyType({"port_acc": "token_accuracy", "port_em": "port_em", "port_ll": "success"})
 """The three scores of portability (specs/steam.md 7.2) and the metric of `portability` probes that each is."""
 
-INVARIANT = ("neighborhood",)
+INVARIANT = ("neighborhood", "neighborhood_prefixed")
 """Kinds whose argmax tokens an edit should leave alone."""
 
 _Column = tuple[str, str, str]  # kind, metric, "before" or "after"

@@ -9,7 +9,18 @@ from rich.table import Table
 
 from kedit.results.summary import INVARIANT, PORT, TITLES, TOKEN_COLUMNS, TOKENS
 
-SHOWN = ("success", "exact", "generated", "wild")
+WRITTEN = {
+    "wild": "free greedy generation up to its natural stop is the answer (exact match)",
+    "contains": "the same text says the answer anywhere",
+    "wild_qa": "as wild, the prompt in an instruction to answer",
+    "contains_qa": "as contains, of that text",
+    "wild_chat": "as wild, in the tokenizer's chat template",
+    "contains_chat": "as contains, of that text",
+    "choice": "of four letters that of the new target is the most probable",
+}
+"""Columns that a run has if it was asked for them, and what they mean."""
+
+SHOWN = ("success", "exact", "generated", *WRITTEN)
 PAPER = {"PAC": {kind: (metric,) for kind, metric in TOKEN_COLUMNS} | {"score": (TOKENS,)}}
 """What a method's paper reports beside these."""
 MEASURED_AT = {
@@ -36,8 +47,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         "success: p(wanted) > p(rival)   exact: argmax is the wanted answer (teacher forced)\n"
         "generated: free greedy generation begins with it   unchanged: argmax as before the edit"
     )
-    if any("wild" in metrics for kinds in summary["results"].values() for metrics in kinds.values()):
-        caption += "\nwild: free greedy generation up to its natural stop is the answer (exact match)"
+    measured = {name for kinds in summary["results"].values() for metrics in kinds.values() for name in metrics}
+    caption += "".join(f"\n{name}: {meaning}" for name, meaning in WRITTEN.items() if name in measured)
     if method["method"] in PAPER:
         caption += (
             "\ntoken_accuracy: share of the answer's tokens that are the argmax   unchanged_tokens: share as before"

@@ -12,6 +12,7 @@ import pytest
 from kedit.cli import main
 from kedit.delta.apply import edited
 from kedit.delta.serialization import load_delta
+from kedit.evaluation.drift import believed, divergences
 from kedit.evaluation.perplexity import perplexities, windows_of
 from kedit.forward.binding import load_lm
 from kedit.model.lm import LMConfig
@@ -19,7 +20,7 @@ from tests.support.small_runs import QUICK_MEMIT, QUICK_ROME, city_facts, sequen
 from tests.support.tiny_models import TEXT
 
 Rows = list[dict[str, Any]]
-OPTIONS = {"perplexity.enabled": "true", "perplexity.tokens": 60, "perplexity.window": 25}
+OPTIONS = {"perplexity.enabled": "true", "perplexity.tokens": 60, "perplexity.window": 25, "perplexity.kl": 40}
 
 
 @pytest.fixture
@@ -58,6 +59,7 @@ def test_a_run(
     lm = load_lm(LMConfig(name=tiny_folder("llama", n_layers=3, d_model=16, d_ff=40)))
     windows = windows_of(lm, text.read_text(), 60, 25)
     (before,) = perplexities(lm, windows)
+    kept = believed(lm, windows, 40)
     measured = [row for row in rows if "perplexity" in row]
     assert {row["perplexity"]["before"] for row in measured} == {round(before, 4)}
     after = {(row["measured_at"], row["case_id"]): row["perplexity"]["after"] for row in measured}
@@ -75,15 +77,23 @@ def test_a_run(
         paths = {name: folder / "deltas" / (name if regime == "single" else "batch-0") for name in names}
         assert figures["edit"]["after"] == pytest.approx(sum(after.values()) / 5, abs=1e-3)
         assert figures["edit"]["n_records"] == 5
+    drifts = {(row["measured_at"], row["case_id"]): row["perplexity"]["kl"] for row in measured}
+    at = "end" if regime == "sequential" else "edit"
+    last = [kl for (moment, _), kl in drifts.items() if moment == at]
+    assert figures[at]["kl"] == pytest.approx(sum(last) / len(last), abs=1e-5)
+    assert figures[at]["kl_ci"][0] <= figures[at]["kl"] <= figures[at]["kl_ci"][1]
     for name, path in paths.items():
         with edited(lm.model, load_delta(path, lm)[0]):
-            (value,) = perplexities(lm, windows)
-        assert after["end" if regime == "sequential" else "edit", name] == pytest.approx(value, rel=1e-4)
+            (value,), (kl,) = perplexities(lm, windows), divergences(lm, kept)
+        assert after[at, name] == pytest.approx(value, rel=1e-4)
+        assert drifts[at, name] == pytest.approx(kl, rel=1e-3, abs=2e-6)
+        assert kl > 0
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["protocol"]["perplexity"] == {
         "text": json.loads((folder / "perplexity.json").read_text())["text"],
         "tokens": windows.predicted,
         "window": 25,
+        "kl": 40,
     }
 
 
@@ -92,6 +102,7 @@ def test_the_end_is_measured_without_rows_of_it(words: Callable[..., list[str]],
     (line,) = json.loads((tmp_path / "runs" / "one" / "perplexity.json").read_text())["figures"]
     assert line["measured_at"] == "end"
     assert line["after"] != line["before"]
+    assert line["kl"] > 0
 
 
 def test_a_resumed_run_says_the_same(
@@ -109,6 +120,8 @@ def test_a_resumed_run_says_the_same(
         ({"perplexity__text": "nowhere.txt"}, "perplexity.text: nowhere.txt"),
         ({"perplexity__window": 1}, "perplexity.window: 1 is less than 2"),
         ({"perplexity__tokens": 0}, "perplexity.tokens: 0 is less than 2"),
+        ({"perplexity__kl": -1}, "perplexity.kl: -1 is less than 0"),
+        ({"perplexity__enabled": "false"}, "perplexity.kl: it is measured on perplexity.text; set perplexity.enabled"),
         ({"perplexity__resamples": 0}, "perplexity.resamples: 0 is less than 1"),
     ],
 )
@@ -121,6 +134,15 @@ def test_what_is_refused(
     errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert len(errors) == 1
     assert message in errors[0]
+
+
+def test_without_kl_nothing_says_so(
+    words: Callable[..., list[str]], tmp_path: Path, rows_of: Callable[[Path], Rows]
+) -> None:
+    main(words(QUICK_ROME, edit__regime="single", perplexity__kl="false", data__limit=1))
+    assert set(rows_of(tmp_path / "runs" / "one")[0]["perplexity"]) == {"before", "after"}
+    (line,) = json.loads((tmp_path / "runs" / "one" / "perplexity.json").read_text())["figures"]
+    assert not {"kl", "kl_ci"} & set(line)
 
 
 def test_a_text_must_be_named(words: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
