@@ -16,7 +16,8 @@ def about(module: EditingModule) -> dict[str, Any]:
     """
     lm = module.lm
     chat = {} if lm.chat is None else {"chat": lm.chat.card()}
-    return chat | {
+    eos = {"target_eos": True} if module.ends_targets else {}
+    return chat | eos | {
         "method": type(module).__name__,
         "model": lm.name,
         "model_fingerprint": lm.fingerprint,
