@@ -100,7 +100,7 @@ def _given(given: Namespace, option: str) -> tuple[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) and value.isidentifier() else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _short(value: Any) -> str:
