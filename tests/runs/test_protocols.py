@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 
+from kedit.callbacks.protocol import check_data
 from kedit.cli import main
+from kedit.data import EditData
+from kedit.errors import KeditError
+from kedit.request import EditRecord, EditRequest, Probe
+from kedit.runtime.protocols import Needs, Protocol, protocol
 from tests.support.small_runs import QUICK_MEMIT, QUICK_ROME, city_facts, sequential_run
 
 Words = Callable[..., list[str]]
@@ -79,11 +84,23 @@ def test_data_and_methods_that_do_not_fit(words: Words, tmp_path: Path, capsys: 
     assert "rome-single needs probes of kind paraphrase, neighborhood, and records/facts has rewrite;" in refused(
         capsys, kinds
     )
-    (tmp_path / "facts.jsonl").write_text('{"prompt": "Rome is in", "subject": null, "target_new": "Japan"}\n')
-    assert "rep-robust needs requests that name their subject, and record " in refused(
-        capsys, words(QUICK_ROME, "rep-robust", **nowhere)
-    )
     assert not (tmp_path / "runs").exists()
+
+
+class Given(EditData):
+    """A record without a subject."""
+
+    def read(self) -> list[EditRecord]:
+        return [EditRecord(EditRequest("7", "Rome is in", None, "Japan"), (Probe("rewrite", "Rome is in", "Japan"),))]
+
+
+def test_subjects_and_rivals() -> None:
+    with pytest.raises(KeditError, match=r"^protocol: rep-robust needs requests that name their subject, and record 7 "):
+        check_data(protocol("rep-robust"), Given())
+    needs = Protocol("mine", "", "", {}, Needs(kinds=("rewrite",), rivals=("rewrite",)), "", "")
+    with pytest.raises(KeditError, match=r"^protocol: mine needs an answer that competes with that of rewrite probes"):
+        check_data(needs, Given())
+    check_data(protocol("wild"), Given())
 
 
 def test_a_sweep_over_protocols(tiny_folder: Callable[..., str], tmp_path: Path) -> None:
