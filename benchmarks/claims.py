@@ -49,7 +49,8 @@ def figure(source: Mapping[str, Any], results: Path) -> Figure | None:
 
     Args:
         source: `file`, and `at`, the way to the figure in a JSON file (a table picks the item of a list that has all of
-            its values); or, in a CSV file of `kedit compare`, words of `data`, the `regime`, the `arm` and the `measure`.
+            its values); or, in a CSV file of `kedit compare`, a part of `data`, the `regime`, the `arm` and the
+            `measure`.
         results: Folder of the files.
 
     Raises:
@@ -109,8 +110,8 @@ def holds(test: Mapping[str, Any], left: Figure, right: Figure | None) -> tuple[
     """Whether a test passes, and its figures in words.
 
     `above` and `below` count only where the whole interval is on that side: of the number, or of the other figure's
-    interval. `at_least` (another figure, or a number, less a `margin`), `at_most` and `near` (at most so far from 0) look
-    at the numbers alone.
+    interval. `at_least` (another figure, or a number, less a `margin`), `at_most` and `near` (at most so far from 0)
+    look at the numbers alone.
     """
     (how, bound) = next((how, test[how]) for how in ("above", "below", "at_least", "at_most", "near") if how in test)
     low, high = (left.value if end is None else end for end in (left.low, left.high))

@@ -63,7 +63,8 @@ def check_data(protocol: Protocol, data: ChosenRecords) -> None:
     if missing := [kind for kind in needs.kinds if kind not in present]:
         kinds = ", ".join(present) or "none"
         raise KeditError(
-            f"{start} probes of kind {', '.join(missing)}, and {data.name} has {kinds}; give data with them (docs/data.md)"
+            f"{start} probes of kind {', '.join(missing)}, and {data.name} has {kinds}; give data with them "
+            "(docs/data.md)"
         )
     for kind in needs.rivals:
         if all(probe.rival is None for probe in probes if probe.kind == kind):

@@ -74,7 +74,9 @@ def protocol(name: str) -> Protocol:
         raise KeditError(f"protocol: there is none that is called {shown(name)}; {hint}")
     text = read_text(files[name])
     content = load_yaml(text)
-    needs = {key: tuple(value) if isinstance(value, list) else value for key, value in content["needs"].items()}
+    needs: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in content["needs"].items()
+    }
     return Protocol(
         name=name,
         about=text.partition("\n")[0].removeprefix("#").strip(),

@@ -31,7 +31,9 @@ def words(tiny_folder: Callable[..., str], tmp_path: Path) -> Words:
         pairs = dict(zip(given[1::2], given[2::2], strict=True))
         for option in ("--edit.regime", "--metrics.scoring.generate"):
             del pairs[option]
-        return ["fit", *(word for pair in pairs.items() for word in pair), *(["--protocol", protocol] if protocol else [])]
+        if protocol:
+            pairs["--protocol"] = protocol
+        return ["fit", *(word for pair in pairs.items() for word in pair)]
 
     return made
 
@@ -47,12 +49,12 @@ def test_its_name_is_kept_and_sets_tables_apart(
     words: Words, tmp_path: Path, rows_of: Callable[[Path], list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "runs"
-    for name, protocol, seed in (("a", "wild", 0), ("b", "wild", 1), ("c", "rome-single", 0), ("d", "rome-single", 1)):
-        main(words(QUICK_ROME, protocol, run__name=name, edit__seed=seed))
+    for name, of, seed in (("a", "wild", 0), ("b", "wild", 1), ("c", "rome-single", 0), ("d", "rome-single", 1)):
+        main(words(QUICK_ROME, of, run__name=name, edit__seed=seed))
         summary, about = (json.loads((runs / name / file).read_text()) for file in ("summary.json", "run.json"))
-        assert summary["protocol"]["name"] == about["protocol"]["name"] == protocol
-        assert {row["protocol"]["name"] for row in rows_of(runs / name)} == {protocol}
-        assert ("wild" in summary["results"]["edit"]["rewrite"]) == (protocol == "wild")
+        assert summary["protocol"]["name"] == about["protocol"]["name"] == of
+        assert {row["protocol"]["name"] for row in rows_of(runs / name)} == {of}
+        assert ("wild" in summary["results"]["edit"]["rewrite"]) == (of == "wild")
     capsys.readouterr()
     main(["compare", *(str(runs / name) for name in "abcd")])
     out = capsys.readouterr().out
@@ -95,7 +97,7 @@ class Given(EditData):
 
 
 def test_subjects_and_rivals() -> None:
-    with pytest.raises(KeditError, match=r"^protocol: rep-robust needs requests that name their subject, and record 7 "):
+    with pytest.raises(KeditError, match=r"^protocol: rep-robust needs requests that name their subject, and record 7"):
         check_data(protocol("rep-robust"), Given())
     needs = Protocol("mine", "", "", {}, Needs(kinds=("rewrite",), rivals=("rewrite",)), "", "")
     with pytest.raises(KeditError, match=r"^protocol: mine needs an answer that competes with that of rewrite probes"):
