@@ -40,12 +40,13 @@ def in_force(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     Raises:
         KeditError: There is no such protocol, or the words set one of its options otherwise.
     """
-    config = parser.parse_args(list(words))
+    plain = [word for word in words if not word.startswith("--print_config")]  # which ends the process
+    config = parser.parse_args(plain)
     if config["fit"].get("protocol") is None:
-        return config
+        return config if len(plain) == len(words) else parser.parse_args(list(words))
     named = protocol(config["fit"].protocol)
     with _told():
-        check_given(named, parser.parse_args(list(words), defaults=False)["fit"])
+        check_given(named, parser.parse_args(plain, defaults=False)["fit"])
         return parser.parse_args([*words, *(f"--{name}={_text(value)}" for name, value in named.settings.items())])
 
 

@@ -74,6 +74,14 @@ def test_what_is_set_otherwise_is_refused(tmp_path: Path) -> None:
         parsed([*words, "--protocol", "rep-robust", "--data.queries", "null"])
 
 
+def test_a_printed_configuration_has_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parsed(["--model", "ROME", "--data", "Facts", "--protocol", "wild", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["protocol"], printed["edit"]["regime"]) == ("wild", "single")
+    assert printed["metrics"]["scoring"]["wild"] == ["rewrite", "paraphrase"]
+
+
 def test_there_is_none_of_that_name() -> None:
     with pytest.raises(KeditError, match=r"^protocol: there is none that is called 'wildd'; did you mean wild\?$"):
         protocol("wildd")
