@@ -353,6 +353,15 @@ def test_target_eos_of_a_tokenizer_without_an_end(monkeypatch: pytest.MonkeyPatc
         run("ROME", lm, target_eos=True)
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_target_eos_stays_what_it_was_when_a_run_is_resumed(begun: bool, tmp_path: Path) -> None:
+    lm, settings = tiny_lm("llama", **TINY), {"default_root_dir": str(tmp_path), "callbacks": [EditCheckpoint()]}
+    with pytest.raises(ZeroDivisionError):
+        run("ROME", lm, "sequential", watch=Watch(breaks_after=1), target_eos=begun, **settings)
+    with pytest.raises(KeditError, match=r"another run: its target_eos is "):
+        run("ROME", tiny_lm("llama", **TINY), "sequential", target_eos=not begun, ckpt_path=str(tmp_path / CHECKPOINT))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_regimes(name: str) -> None:
     """Every regime that a method says it knows leaves a delta for each edit batch; another one is refused by name."""
