@@ -6,6 +6,7 @@ from kedit.callbacks.latent import LatentFigures
 from kedit.callbacks.metrics import EditMetrics
 from kedit.callbacks.perplexity import Perplexity
 from kedit.callbacks.progress import EditProgress
+from kedit.callbacks.protocol import NamedProtocol
 from kedit.callbacks.results import ResultsWriter
 from kedit.callbacks.robustness import Robustness
 from kedit.callbacks.similarity import WhitenedSimilarity
@@ -20,6 +21,7 @@ __all__ = [
     "EditMetrics",
     "EditProgress",
     "LatentFigures",
+    "NamedProtocol",
     "PathImportance",
     "Perplexity",
     "ResultTable",

@@ -124,7 +124,7 @@ def configure(module: EditingModule, regime: Regime, lanes: int | None = None, s
     """Says how the method edits; what is None stays as it is."""
     own = module.editor
     now = (own.lanes if lanes is None else lanes, module.seed if seed is None else seed)
-    of_now = EditConfig(regime, *now, own.recompute)
+    of_now = EditConfig(regime, *now, own.recompute, own.ends_targets)
     check_values(asdict(of_now), "edit")
     module.configure(edit=of_now)
 

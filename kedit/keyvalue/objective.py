@@ -198,7 +198,7 @@ def _rows(
     for lane, request in enumerate(requests):
         name, subject = request.name, request.named()
         for context, share in zip(contexts, shares, strict=True):
-            t = encode_subject(lm, request.prompt, subject, request.target_new, context, name, request.joiner)
+            t = encode_subject(lm, request.prompt, subject, request.target_new, context, name, request.joiner, True)
             weight = share / len(t.target)
             for i, token in enumerate(t.target):
                 found.append((len(rows), t.n_prompt - 1 + i - t.subject_last, token, lane, weight, i == 0))

@@ -59,6 +59,7 @@ class LM:
 
     Attributes:
         chat: What stands around a prompt; None: nothing, prompts are plain text (`in_chat`).
+        ends_targets: Whether a target that is trained ends with the token that ends a text (`ending_targets`).
         compiles: Whether the layers that v* replays run through `torch.compile`.
         room: How much work with it is known to fit into memory at once.
 
@@ -86,6 +87,7 @@ class LM:
         self.check_ids(tokenizer("a")["input_ids"][: self._n_front], f"{name}: what its tokenizer puts before texts")
         self._packs: bool | None = None
         self.chat: ChatFrame | None = None
+        self.ends_targets = False
         self.compiles = False
         self.room = Room()
 
@@ -104,6 +106,28 @@ class LM:
             KeditError: Its tokenizer has no template of use (`chat_frame`).
         """
         return self if self.chat is not None else self.in_chat(chat_frame(self))
+
+    def ending_targets(self, ends: bool) -> LM:
+        """The same model, whose trained targets end with `end_id`, or do not. Nothing that is measured knows of it."""
+        if ends == self.ends_targets:
+            return self
+        other = copy(self)
+        other.ends_targets = ends
+        other.__dict__.pop("chatting", None)
+        return other
+
+    @property
+    def target_end(self) -> tuple[int, ...]:
+        """What stands behind a target that is trained: nothing, or the token that ends a text.
+
+        Raises:
+            KeditError: There is no such token.
+        """
+        if not self.ends_targets:
+            return ()
+        if self.end_id is None:
+            raise KeditError(f"edit.target_eos: the tokenizer of {self.name} has no end-of-text token; set it to false")
+        return (self.end_id,)
 
     @property
     def protocol(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ else was put before it, and the target is the assistant's answer. Text that is n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,6 +65,16 @@ def encode(lm: LM, prompt: str, target: str | None = None, name: str = "prompt",
     return _encode(lm, prompt, target, None, name, joiner)
 
 
+def encode_target(lm: LM, request: EditRequest) -> Tokens:
+    """A request's prompt with its new target as it is trained: `LM.target_end` stands behind it.
+
+    Raises:
+        TooLong: It does not fit into the context; names the record.
+        KeditError: Empty after tokenising; names the record. Or there is no end-of-text token.
+    """
+    return _trained(lm, encode(lm, request.text, request.target_new, request.name, request.joiner), request.name)
+
+
 def encode_subject(
     lm: LM,
     template: str,
@@ -73,6 +83,7 @@ def encode_subject(
     context: str = "{}",
     name: str = "prompt",
     joiner: Joiner = "auto",
+    trained: bool = False,
 ) -> Tokens:
     """Encode `context` around `template` filled with `subject`, and find the subject's tokens.
 
@@ -85,6 +96,7 @@ def encode_subject(
             prompt with other special tokens stands alone, whatever the context (see `own_bos`).
         name: Named in errors, e.g. `"record 17"`.
         joiner: What stands between prompt and target; in a chat the template says it.
+        trained: The target is trained: `LM.target_end` stands behind it.
 
     Returns:
         Tokens with `subject_first` and `subject_last` set; the last token is the one ROME calls
@@ -103,7 +115,8 @@ def encode_subject(
         lead, before = bos + lead, before.removeprefix(bos)
     start = len(lead) + len(before)
     text = lead + before + subject + after + trail
-    return _encode(lm, text, target, (start, start + len(subject)), name, joiner)
+    tokens = _encode(lm, text, target, (start, start + len(subject)), name, joiner)
+    return _trained(lm, tokens, name) if trained else tokens
 
 
 def own_bos(lm: LM, prompt: str) -> str | None:
@@ -134,9 +147,10 @@ def check(lm: LM, request: EditRequest) -> None:
     """
     name, joiner = request.name, request.joiner
     if request.subject is None:
-        encode(lm, request.text, request.target_new, name, joiner)
+        encode_target(lm, request)
     else:
-        encode_subject(lm, request.prompt, request.subject, request.target_new, name=name, joiner=joiner)
+        subject, target = request.subject, request.target_new
+        encode_subject(lm, request.prompt, subject, target, name=name, joiner=joiner, trained=True)
 
 
 def asked(lm: LM, prompt: str, name: str = "prompt") -> list[int]:
@@ -178,10 +192,7 @@ def _encode(lm: LM, prompt: str, target: str | None, span: tuple[int, int] | Non
             raise KeditError(f"{name}: the target {target!r} has no tokens in this tokenizer")
     if n_prompt == 0:
         raise KeditError(f"{name}: the prompt {prompt!r} has no tokens in this tokenizer")
-    if len(ids) > lm.context_length:
-        raise TooLong(
-            f"{name}: {len(ids)} tokens, more than the {lm.context_length} of the model's context; shorten the prompt"
-        )
+    _check_length(lm, len(ids), name)
     first = last = -1
     if span is not None:
         start, stop = span[0] + moved, span[1] + moved
@@ -190,6 +201,20 @@ def _encode(lm: LM, prompt: str, target: str | None, span: tuple[int, int] | Non
             raise KeditError(f"{name}: no token of {prompt!r} covers the subject {prompt[slice(*span)]!r}")
         first, last = covering[0], covering[-1]
     return Tokens(tuple(ids), n_prompt, first, last)
+
+
+def _trained(lm: LM, tokens: Tokens, name: str) -> Tokens:
+    """The tokens with what stands behind a target that is trained."""
+    ids = tokens.ids + lm.target_end
+    _check_length(lm, len(ids), name)
+    return replace(tokens, ids=ids)
+
+
+def _check_length(lm: LM, length: int, name: str) -> None:
+    if length > lm.context_length:
+        raise TooLong(
+            f"{name}: {length} tokens, more than the {lm.context_length} of the model's context; shorten the prompt"
+        )
 
 
 def surely_fits(lm: LM, *texts: str, new: int = 0) -> bool:

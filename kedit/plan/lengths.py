@@ -36,7 +36,8 @@ def lengths_of(lm: LM, requests: Sequence[EditRequest], most: int = 2000) -> Len
     found = []
     for request in requests[:most]:
         if request.subject:
-            t = encode_subject(lm, request.prompt, request.named(), request.target_new, "{}", request.name)
+            named, target = request.named(), request.target_new
+            t = encode_subject(lm, request.prompt, named, target, "{}", request.name, trained=True)
             found.append((len(t.ids) - 1 - t.subject_last, t.subject_last, len(t.target), len(t.ids)))
     if not found:
         return Lengths()

@@ -15,6 +15,7 @@ from kedit.errors import KeditError, shown
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = "configs"
+PROTOCOLS = "configs/protocols"
 SWEEPS = "slurm/sweeps"
 SLURM = "slurm"
 CLUSTER: Mapping[str, str] = MappingProxyType({"cluster": "cluster.yaml", "run.sbatch": "run.sbatch"})
@@ -23,7 +24,12 @@ SUFFIXES = (".yaml", ".yml")
 
 def shipped_configs() -> dict[str, Path]:
     """Name -> file of every experiment and, as `reference/METHOD`, of every page of options; sorted by name."""
-    return _shipped(CONFIGS)
+    return {name: path for name, path in _shipped(CONFIGS).items() if not name.startswith("protocols/")}
+
+
+def shipped_protocols() -> dict[str, Path]:
+    """Name -> file of every named protocol; sorted by name."""
+    return _shipped(PROTOCOLS)
 
 
 def shipped_sweeps() -> dict[str, Path]:
@@ -69,13 +75,22 @@ def any_path(name: str | Path) -> Path:
     Raises:
         KeditError: There is none; names those that are spelt alike.
     """
-    for find in (config_path, sweep_path, slurm_path):
+    for find in (config_path, sweep_path, slurm_path, protocol_path):
         try:
             return find(name)
         except KeditError:
             continue
-    known = [*shipped_configs(), *shipped_sweeps(), *CLUSTER]
+    known = [*shipped_configs(), *shipped_sweeps(), *shipped_protocols(), *CLUSTER]
     raise _missing(str(name), _stem(str(name), CONFIGS), known, "kedit config list")
+
+
+def protocol_path(name: str | Path) -> Path:
+    """The file of a named protocol: an existing path, or `configs/protocols/wild.yaml`.
+
+    Raises:
+        KeditError: There is none.
+    """
+    return _find(str(name), PROTOCOLS, shipped_protocols(), "kedit ls protocols")
 
 
 def is_shipped(path: Path) -> bool:

@@ -179,7 +179,7 @@ def alike(measured: Sequence[tuple[Mapping[str, Any], str]]) -> list[tuple[Alike
     groups = []
     for (protocol, _, _, measured_at), places in found.items():
         own = json.loads(protocol)
-        titled = ("regime", "measured", "fast_dev_run")  # what a table's title says in any case
+        titled = ("name", "regime", "measured", "fast_dev_run")  # what a table's title says in any case
         differs = [f"{name} = {value}" for name, value in _leaves(own).items() if (name, value) not in common]
         differs = [text for text in differs if text.partition(" ")[0] not in titled]
         groups.append((Alike(own, measured[places[0]][0]["data"], measured_at, tuple(differs)), places))

@@ -54,7 +54,7 @@ def title(group: Alike) -> str:
     data, protocol = group.data, group.protocol
     measured_at = MEASURED_AT["editor"] if group.measured_at == "editor" else _measured(group)
     parts = [f"{data['name']} ({data['records']} records, {data['fingerprint'][:6]})", f"regime {protocol['regime']}"]
-    parts += [measured_at, *group.differs]
+    parts += [*([f"protocol {protocol['name']}"] if "name" in protocol else []), measured_at, *group.differs]
     if protocol["fast_dev_run"]:
         parts.append("fast_dev_run: the numbers mean nothing")
     return ", ".join(parts)

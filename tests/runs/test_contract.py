@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -51,6 +52,7 @@ from kedit.methods.base.edit_config import EditConfig
 from kedit.methods.pac import LocalityConfig, TraceConfig, TrainConfig
 from kedit.methods.rep import AdapterConfig
 from kedit.model.lm import LM
+from kedit.model.tokenization import encode
 from kedit.request import EditRecord, EditRequest
 from kedit.runtime.run_folder import CHECKPOINT
 from tests.support.device import ACCELERATOR
@@ -150,11 +152,19 @@ class Watch(EditCallback):
             raise ZeroDivisionError
 
 
-def run(name: str, lm: LM, regime: Any = "single", lanes: int = 3, watch: Watch | None = None, **trainer: Any) -> Watch:
+def run(
+    name: str,
+    lm: LM,
+    regime: Any = "single",
+    lanes: int = 3,
+    watch: Watch | None = None,
+    target_eos: bool = False,
+    **trainer: Any,
+) -> Watch:
     """A run of a method over three requests: in one edit batch, one each where edits accumulate."""
     watch = watch or Watch()
     entry = ENTRIES[name]
-    module = entry.make().configure(edit=EditConfig(regime, lanes if entry.lanes else 0))
+    module = entry.make().configure(edit=EditConfig(regime, lanes if entry.lanes else 0, target_eos=target_eos))
     module.use_lm(lm)
     resume = trainer.pop("ckpt_path", None)
     callbacks = [watch, *trainer.pop("callbacks", [])]
@@ -298,6 +308,58 @@ def test_half_precision_weights(name: str) -> None:
         assert all(tensor.dtype == torch.float32 for tensor in numbers(delta) if tensor.is_floating_point())
         assert not torch.equal(logits(lm, delta), logits(lm, Delta()))
     assert same(bits(lm), before)
+
+
+@pytest.fixture
+def labels(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The token ids that losses were taken of, one list for each time."""
+    seen: list[list[int]] = []
+    for loss in ("cross_entropy", "nll_loss"):
+
+        def spy(scores: Tensor, wanted: Tensor, *more: Any, of: Any = getattr(F, loss), **options: Any) -> Tensor:
+            seen.append(wanted.flatten().tolist())
+            return of(scores, wanted, *more, **options)
+
+        monkeypatch.setattr(F, loss, spy)
+    return seen
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_target_eos_is_trained_behind_every_target(name: str, labels: list[list[int]]) -> None:
+    """The ids in the loss itself end in the end of text, once; without the option they have none."""
+    lm = tiny_lm("llama", **TINY)
+    if not ENTRIES[name].make().trains_target:
+        with pytest.raises(KeditError, match=r"^edit\.target_eos: \w+ trains no target; leave the option out$"):
+            run(name, lm, fast_dev_run=True, target_eos=True)
+        return
+    watch = run(name, lm, fast_dev_run=True, target_eos=True)
+    assert [outcome.error for outcome in watch.batches[0].outcomes] == [None] * len(watch.batches[0].records)
+    said = ["".join(f",{token}" for token in own) + "," for own in labels]
+    for record in watch.batches[0].records:
+        own = encode(lm, record.request.text, record.request.target_new).target
+        ends = "".join(f",{token}" for token in (*own, lm.eos_id)) + ","
+        assert any(ends in one for one in said)
+    assert not any(f",{lm.eos_id},{lm.eos_id}," in one for one in said)
+    labels.clear()
+    run(name, lm, fast_dev_run=True)
+    assert labels
+    assert any(lm.eos_id in own for own in labels) == (name == "LocFT")  # trains it unless told otherwise
+
+
+def test_target_eos_of_a_tokenizer_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama", **TINY)
+    monkeypatch.setattr(LM, "eos_id", None)
+    with pytest.raises(KeditError, match=r"^edit\.target_eos: the tokenizer of .* has no end-of-text token; set it to"):
+        run("ROME", lm, target_eos=True)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_target_eos_stays_what_it_was_when_a_run_is_resumed(begun: bool, tmp_path: Path) -> None:
+    lm, settings = tiny_lm("llama", **TINY), {"default_root_dir": str(tmp_path), "callbacks": [EditCheckpoint()]}
+    with pytest.raises(ZeroDivisionError):
+        run("ROME", lm, "sequential", watch=Watch(breaks_after=1), target_eos=begun, **settings)
+    with pytest.raises(KeditError, match=r"another run: its target_eos is "):
+        run("ROME", tiny_lm("llama", **TINY), "sequential", target_eos=not begun, ckpt_path=str(tmp_path / CHECKPOINT))
 
 
 @pytest.mark.parametrize("name", NAMES)

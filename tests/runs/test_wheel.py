@@ -115,6 +115,7 @@ def test_it_says_what_it_has(kedit: Run) -> None:
     assert {line.split()[0] for line in listed.splitlines()[1:-1]} == {n for n in shipped_configs() if "/" not in n}
     assert "│ rep_smollm2 " in kedit("ls").stdout
     assert kedit("config", "show", "reference/rome").stdout == (ROOT / "configs/reference/rome.yaml").read_text()
+    assert "--protocol PROTOCOL" in kedit("ls", "protocols").stdout
     found = json.loads(kedit("env", "--json").stdout)
     assert found["kedit"]["commit"] is None
     assert found["kedit"]["installed in"].endswith("site-packages")

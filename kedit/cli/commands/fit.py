@@ -18,7 +18,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from kedit.callbacks import StopAtSignal
+from kedit.callbacks import NamedProtocol, StopAtSignal
+from kedit.callbacks.protocol import check_data
 from kedit.cli.options.checks import (
     check_checkpoint,
     check_options,
@@ -34,6 +35,7 @@ from kedit.cli.options.layers import begin_anew, class_first
 from kedit.cli.options.messages import Interrupted
 from kedit.cli.options.moved import check_moved_words
 from kedit.cli.options.parts import CALLBACKS, TOP, TRAINER_DEFAULTS, RunConfig
+from kedit.cli.options.protocol import add_protocol, asked_by, in_force
 from kedit.cli.options.quiet import quiet_lightning
 from kedit.data import EditData
 from kedit.errors import CannotWrite, KeditError, cannot_write
@@ -44,6 +46,7 @@ from kedit.runtime import launcher
 from kedit.runtime.claim import Claim, begun, numbered
 from kedit.runtime.files import check_writable, make_folder, writing
 from kedit.runtime.option_groups import check_groups
+from kedit.runtime.protocols import protocol
 from kedit.runtime.run_folder import CHECKPOINT, finished
 from kedit.runtime.signals import Stopped, Stopper
 from kedit.runtime.strategy import ShardedEdits
@@ -73,6 +76,7 @@ class KeditCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The model and how it is edited, the method, the data; kedit's own callbacks, which are always there."""
+        add_protocol(parser)
         parser.add_class_arguments(LMConfig, "lm")
         parser.add_class_arguments(EditConfig, "edit")
         parser.add_lightning_class_args(EditingModule, "model", subclass_mode=True)
@@ -93,7 +97,7 @@ class KeditCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses what `fit` was given, wherever that came from."""
-        self.config = parser.parse_args(args)
+        self.config = in_force(parser, args)
         check_groups(self.config["fit"], TOP)
         check_options(self.config["fit"])
         check_precision(self.config["fit"])
@@ -131,7 +135,10 @@ class KeditCLI(LightningCLI):
         """Everything that the configuration describes."""
         with placed(self.config[str(self.subcommand)].model):
             super().instantiate_classes()
-            self.model.configure(self._get(self.config_init, "lm"), self._get(self.config_init, "edit"))
+            with asked_by(self.config[str(self.subcommand)].protocol):
+                self.model.configure(self._get(self.config_init, "lm"), self._get(self.config_init, "edit"))
+        if (name := self.config[str(self.subcommand)].protocol) is not None:
+            check_data(protocol(name), self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with the run's folder and a CSV log in it unless another logger is given.
@@ -156,13 +163,15 @@ class KeditCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ImportError, ValueError) as error:
             raise KeditError(f"trainer: {first_line(error)}") from error
+        if (name := self.config[str(self.subcommand)].protocol) is not None:
+            trainer.callbacks.insert(0, NamedProtocol(protocol(name)))  # type: ignore[attr-defined]
         trainer.callbacks.insert(0, StopAtSignal(self.stopper))  # type: ignore[attr-defined]
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         given = {"datamodule": self.datamodule, "ckpt_path": self.checkpoint, "weights_only": True}
         try:
-            with placed(self.config[subcommand].model):
+            with placed(self.config[subcommand].model), asked_by(self.config[subcommand].protocol):
                 self.trainer.fit(self.model, **given)
         except MisconfigurationException as error:
             raise KeditError(f"trainer: {first_line(error)}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,15 +16,17 @@ from kedit.data import datasets_index
 from kedit.errors import KeditError
 from kedit.model import known_models
 from kedit.model.pretrained import ALIASES
+from kedit.runtime.protocols import protocols
 from kedit.runtime.shipped import shipped_configs
 
 USAGE = """\
-usage: kedit ls [methods | models]
+usage: kedit ls [methods | models | protocols]
 
 Lists the methods, the data sets, the models with values of their own, and the experiments: those in ./configs, or
 else those that come with kedit.
 kedit ls methods says of each method where it is from, in which regimes it edits, what it changes and needs, and what an
 edit costs.
+kedit ls protocols says of each named protocol which options it sets, what its data must have and what it leaves open.
 kedit ls models lists the types of models that were tried: which are edited right, which are refused, and why.
 """
 
@@ -54,7 +57,7 @@ def ls(words: Sequence[str]) -> None:
     """Print the tables.
 
     Args:
-        words: What stands after `kedit ls`: nothing, `methods`, `models`, or --help.
+        words: What stands after `kedit ls`: nothing, `methods`, `models`, `protocols`, or --help.
 
     Raises:
         KeditError: Anything else.
@@ -69,8 +72,11 @@ def ls(words: Sequence[str]) -> None:
     if list(words) == ["methods"]:
         _compared(console)
         return
+    if list(words) == ["protocols"]:
+        _protocols(console)
+        return
     if words:
-        raise KeditError(f"kedit ls takes nothing, or the word methods or models, got {' '.join(words)}")
+        raise KeditError(f"kedit ls takes nothing, or the word methods, models or protocols, got {' '.join(words)}")
     console.print(_table("methods", ("model.class_path", "what it is"), _methods()))
     data = [(name, "yes" if path else "", what) for name, what, path in datasets_index()]
     console.print(_table("data sets", ("data.class_path", "path needed", "what it holds"), data))
@@ -130,6 +136,20 @@ def _compared(console: Console) -> None:
         rows.append((name, card.paper, regimes, card.changes, ", ".join(needs), card.cost))
     console.print(_table("methods", columns, rows))
     console.print(LEGEND, soft_wrap=True)
+
+
+def _protocols(console: Console) -> None:
+    """What each named protocol sets, needs and leaves open, from its file."""
+    for named in protocols().values():
+        settings = "\n".join(f"{name}: {json.dumps(value)}" for name, value in named.settings.items())
+        needs = ", ".join(
+            f"{key} {', '.join(value)}" if isinstance(value, tuple) else key.replace("_", " ")
+            for key, value in vars(named.needs).items()
+            if value
+        )
+        rows = [("sets", settings), ("data needs", needs), ("reads", named.reads), ("leaves open", named.open)]
+        console.print(_table(named.name, ("", f"{named.about} {named.paper}"), rows))
+    console.print("kedit fit --config NAME --protocol PROTOCOL puts one in force; docs/protocols.md describes them")
 
 
 def _models() -> Iterator[tuple[str, ...]]:

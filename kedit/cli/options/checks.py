@@ -123,7 +123,7 @@ def run_name(config: Any) -> str:
     args = data.init_args
     part = args.get("split") or Path(str(args.get("path") or "")).stem
     chat = "chat" if args.get("chat") else None
-    parts = (method, lm, what, part, chat, regime, f"seed{config.edit.seed}")
+    parts = (method, lm, what, part, chat, regime, config.protocol, f"seed{config.edit.seed}")
     name = "-".join(str(part) for part in parts if part) + ("-dev" if config.trainer.fast_dev_run else "")
     name = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in name)
     return name if len(name.encode()) <= NAME else name.encode()[-NAME:].decode(errors="ignore").lstrip("-.")

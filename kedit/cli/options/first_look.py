@@ -21,7 +21,10 @@ from kedit.runtime.yaml_text import load_yaml, read_text
 CHOSEN = ("model", "data")
 """Groups whose class the user chooses."""
 
-OPEN = ("config", "print_config", "seed_everything", "trainer", "ckpt_path", "optimizer", "lr_scheduler", "help")
+OPEN = (
+    "config", "print_config", "seed_everything", "protocol", "trainer", "ckpt_path", "optimizer", "lr_scheduler",
+    "help",
+)  # fmt: skip
 """What Lightning's command takes besides; what stands below is for it to know."""
 
 _BETWEEN = ("init_args",)

@@ -15,8 +15,10 @@ def about(module: EditingModule) -> dict[str, Any]:
         module: With its model loaded.
     """
     lm = module.lm
-    chat = {} if lm.chat is None else {"chat": lm.chat.card()}
-    return chat | {
+    asked = {} if lm.chat is None else {"chat": lm.chat.card()}
+    if module.ends_targets:
+        asked |= {"target_eos": True}
+    return asked | {
         "method": type(module).__name__,
         "model": lm.name,
         "model_fingerprint": lm.fingerprint,

@@ -20,9 +20,12 @@ class EditConfig:
         seed: Of the run; every edit batch seeds itself from this and its number.
         recompute: Let the layers above the edited ones keep nothing for v*'s backward pass and run twice: less memory a
             lane, a third more time.
+        target_eos: Train the token that ends a text (in a chat, the turn) behind every target, for a model that stops
+            after its answer. For every method that trains a target; what is measured stays as it is.
     """
 
     regime: Regime | None = None
     lanes: int = 0
     seed: int = 0
     recompute: bool = False
+    target_eos: bool = False

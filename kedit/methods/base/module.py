@@ -42,7 +42,7 @@ class EditingModule(LightningModule, Contract):
     A method's constructor takes the paper's hyperparameters; `configure` says what to edit.
 
     Attributes:
-        regime: How requests are edited, as `EditConfig` says; so are `lanes` and `seed`.
+        regime: How requests are edited, as `EditConfig` says; so are `lanes`, `seed` and `ends_targets`.
         edits_done: Edit batches committed or measured so far.
     """
 
@@ -50,6 +50,9 @@ class EditingModule(LightningModule, Contract):
 
     usual_regime: Regime = "single"
     """The one of a method whose `edit.regime` is left out."""
+
+    trains_target = True
+    """Whether optimiser steps make the model say the target, so that an end of text can be trained behind it."""
 
     needs_subject = True
     """Whether every request must name its subject. A method that never looks for one sets it False."""
@@ -66,7 +69,7 @@ class EditingModule(LightningModule, Contract):
     def __init__(self) -> None:
         super().__init__()
         self.strict_loading = False
-        self.lm_config, self.lanes, self.recompute, self.seed = LMConfig(), 0, False, 0
+        self.lm_config, self.lanes, self.recompute, self.seed, self.ends_targets = LMConfig(), 0, False, 0, False
         self.regime: Regime = self.usual_regime
         self._lm: LM | None = None
         self.edits_done = 0
@@ -94,7 +97,12 @@ class EditingModule(LightningModule, Contract):
             regime = self.usual_regime if edit.regime is None else edit.regime
             if regime not in self.regimes:
                 raise KeditError(f"edit.regime: {type(self).__name__} knows {', '.join(self.regimes)}, not {regime!r}")
+            if edit.target_eos and not self.trains_target:
+                raise KeditError(f"edit.target_eos: {type(self).__name__} trains no target; leave the option out")
             self.regime, self.lanes, self.recompute, self.seed = regime, edit.lanes, edit.recompute, edit.seed
+            self.ends_targets = edit.target_eos
+            if self._lm is not None:
+                self._lm = self._lm.ending_targets(self.ends_targets)
         return self
 
     @property
@@ -108,8 +116,8 @@ class EditingModule(LightningModule, Contract):
 
     def use_lm(self, lm: LM) -> None:
         """Edit a model that is already in memory instead of loading `lm` of the config."""
-        self._lm = lm
         _ = lm.fingerprint  # of the unedited weights
+        self._lm = lm.ending_targets(self.ends_targets)
         self.base = lm.model  # a submodule: Lightning moves it to the device
 
     def prepare_records(self, records: list[EditRecord]) -> list[EditRecord]:

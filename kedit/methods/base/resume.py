@@ -51,7 +51,7 @@ def read_state(identity: Mapping[str, Any], path: Path, most: int) -> dict[str, 
     """
     state = read_checkpoint(path)["kedit"]
     theirs = {"processes": 1} | state["run"]  # there were no others once
-    for key, value in {"chat": None, **identity}.items():  # a run of plain prompts has no such key
+    for key, value in {"chat": None, "target_eos": None, **identity}.items():  # of which most runs have none
         if value != theirs.get(key):
             there, here = shown(theirs.get(key), 160), shown(value, 160)
             raise KeditError(f"this checkpoint is of another run: its {key} is {there}, here it is {here}")

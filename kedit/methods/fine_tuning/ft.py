@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from kedit.errors import KeditError, above_zero, at_least
 from kedit.keyvalue.published import (
@@ -18,11 +18,12 @@ from kedit.keyvalue.published import (
     fill_in,
     layer_at,
 )
+from kedit.methods.base.edit_config import EditConfig
 from kedit.methods.base.method_card import MethodCard
 from kedit.methods.fine_tuning.module import FineTuning
 from kedit.methods.fine_tuning.texts import Loss
 from kedit.methods.fine_tuning.tune_phase import Recipe
-from kedit.model.lm import LM
+from kedit.model.lm import LM, LMConfig
 
 
 def _by_depth(lm: LM) -> Mapping[str, Any]:
@@ -94,6 +95,12 @@ class FT(FineTuning):
         self.layers, self.lr, self.steps, self.mini_batch = layers, lr, steps, mini_batch
         self.loss: Loss = loss
         self.stop_loss = stop_loss
+
+    def configure(self, lm: LMConfig | None = None, edit: EditConfig | None = None) -> Self:
+        """As every method's; one place for all tokens has none for an end of text behind them."""
+        if edit is not None and edit.target_eos and self.loss == "prompt_last":
+            raise KeditError("edit.target_eos: prompt_last reads all tokens at one place; it needs loss: target_new")
+        return super().configure(lm, edit)
 
     @property
     def edited_layers(self) -> list[int]:

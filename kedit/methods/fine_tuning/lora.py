@@ -169,7 +169,8 @@ class LoRA(EditingModule):
 
     def _text(self, record: EditRecord) -> Tokens:
         text = encode_request(self.lm, record.request)
-        end = (self.lm.end_id,) if self.target_eos and self.lm.end_id is not None else ()
+        own = self.target_eos and not self.ends_targets
+        end = (self.lm.end_id,) if own and self.lm.end_id is not None else ()
         return Tokens(text.ids + end, text.n_prompt)
 
     def _how(self) -> Steps:
@@ -200,4 +201,5 @@ class LoRA(EditingModule):
             "kind", "target_modules", "layers", "r", "alpha", "dropout", "lr", "weight_decay", "steps", "mini_batch",
             "stop_loss", "target_eos",
         )  # fmt: skip
-        return super().describe() | {name: getattr(self, name) for name in options}
+        eos = {"target_eos": self.target_eos or self.ends_targets}
+        return super().describe() | {name: getattr(self, name) for name in options} | eos

@@ -162,6 +162,6 @@ class FineTuning(EditingModule):
         return super().describe() | {
             "matrices": None if self.whole else list(self.matrices or ()),
             "weight_decay": self.weight_decay,
-            "target_eos": self.target_eos,
+            "target_eos": self.target_eos or self.ends_targets,
             "cached": self.cached,
         }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kedit.errors import KeditError
 from kedit.model.lm import LM
-from kedit.model.tokenization import encode
+from kedit.model.tokenization import encode_target
 from kedit.request import EditRequest
 
 Loss = Literal["target_new", "prompt_last"]
@@ -40,15 +40,15 @@ def text_of(lm: LM, request: EditRequest, loss: Loss, eos: bool) -> Text:
         lm: The model.
         request: The request.
         loss: Where the target's tokens are read.
-        eos: Whether an end of text, in a chat of the turn, follows the target.
+        eos: Whether an end of text, in a chat of the turn, follows the target; it does with `edit.target_eos` too.
 
     Raises:
         TooLong: It does not fit into the context; names the record.
         KeditError: The tokenizer has no end of text.
     """
-    tokens = encode(lm, request.text, request.target_new, request.name, request.joiner)
+    tokens = encode_target(lm, request)
     ids = tokens.ids
-    if eos:
+    if eos and not lm.ends_targets:
         ids += (end_of_text(lm),)
     labels, last = ids[tokens.n_prompt :], tokens.n_prompt - 1
     if loss == "prompt_last":

@@ -54,6 +54,7 @@ class KN(EditingModule):
 
     regimes = ("single", "sequential")
     needs_subject = False
+    trains_target = False
 
     published = Published(
         by_depth=lambda lm: {},

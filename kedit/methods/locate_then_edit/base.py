@@ -116,7 +116,7 @@ class LocateThenEdit(EditingModule):
         for context in self.contexts:
             if not surely_fits(self.lm, context, r.prompt, r.named(), r.target_new):
                 name = f"{r.name}, behind a context of the edit"
-                encode_subject(self.lm, r.prompt, r.named(), r.target_new, context, name, r.joiner)
+                encode_subject(self.lm, r.prompt, r.named(), r.target_new, context, name, r.joiner, True)
 
     def terms(self, records: Sequence[EditRecord]) -> list[Term]:
         """The loss of v* (baselines 1.0, step 4) for some records, a lane each, with what a method adds to it."""

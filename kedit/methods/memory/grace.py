@@ -24,7 +24,7 @@ from kedit.methods.memory.grace_rule import Growth, grow, label_of
 from kedit.methods.memory.grace_values import GraceObjective, ValuesPhase
 from kedit.model.architecture import check_layers
 from kedit.model.lm import LM
-from kedit.model.tokenization import Tokens, encode
+from kedit.model.tokenization import Tokens, encode_target
 from kedit.request import EditRequest
 
 
@@ -159,7 +159,7 @@ class GRACE(EditingModule):
         return self._book
 
     def _encoded(self, request: EditRequest) -> Tokens:
-        return encode(self.lm, request.text, request.target_new, request.name, request.joiner)
+        return encode_target(self.lm, request)
 
     def _start(self, request: EditRequest, output: Tensor) -> Tensor:
         """Where a new value begins: the same for a request whatever it is edited with."""

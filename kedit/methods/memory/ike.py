@@ -35,6 +35,7 @@ class IKE(EditingModule):
 
     regimes = ("single",)
     needs_subject = False
+    trains_target = False
     steps_per_batch = 1  # never taken: there is no phase
 
     def __init__(self, k: int = 16, demonstrations: str | None = None, encoder: str | None = None) -> None:

@@ -37,6 +37,7 @@ class Retrieval(EditingModule):
     card = MethodCard("ICML 2026 (in the manner of SCR)", "nothing: facts before the prompt", cost="none")
 
     needs_subject = False
+    trains_target = False
     steps_per_batch = 1  # never taken: there is no phase
     found_out = (*EditingModule.found_out, "calibrated")
 

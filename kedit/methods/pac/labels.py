@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kedit.forward.logits import frozen, logits_at
 from kedit.model.lm import LM
-from kedit.model.tokenization import Tokens, encode, pad_right
+from kedit.model.tokenization import Tokens, encode_target, pad_right
 from kedit.request import EditRequest
 
 
@@ -62,8 +62,8 @@ class Labelled:
 
 
 def encode_request(lm: LM, request: EditRequest) -> Tokens:
-    """The request's prompt followed by its new target."""
-    return encode(lm, request.text, request.target_new, request.name, request.joiner)
+    """The request's prompt followed by its new target, as it is trained."""
+    return encode_target(lm, request)
 
 
 def labelled(lm: LM, texts: Sequence[Tokens], per_edit: bool = False) -> Labelled:

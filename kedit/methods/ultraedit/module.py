@@ -249,4 +249,5 @@ class UltraEdit(EditingModule):
     def describe(self) -> dict[str, Any]:
         """Provenance: every hyperparameter that was used, defaults filled in."""
         names = ("gate_layers", "up_layers", "down_layers", "eta", "chunk", "tokens", "target_eos", "warmup")
-        return super().describe() | {name: getattr(self, name) for name in names}
+        eos = {"target_eos": self.target_eos or self.ends_targets}
+        return super().describe() | {name: getattr(self, name) for name in names} | eos

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kedit.errors import KeditError
 from kedit.forward.logits import logits_at
 from kedit.model.lm import LM
-from kedit.model.tokenization import encode, pad_right
+from kedit.model.tokenization import encode_target, pad_right
 from kedit.request import EditRequest
 
 Which = Literal["answer", "all"]
@@ -63,9 +63,9 @@ def chunk_of(lm: LM, requests: Sequence[EditRequest], which: Which, target_eos: 
     texts: list[tuple[int, ...]] = []
     labels: list[tuple[int, int, int, float]] = []
     for row, request in enumerate(requests):
-        tokens = encode(lm, request.text, request.target_new, request.name, request.joiner)
+        tokens = encode_target(lm, request)
         ids = tokens.ids
-        if target_eos:
+        if target_eos and not lm.ends_targets:
             if lm.end_id is None:
                 raise KeditError(f"model.target_eos: the tokenizer of {lm.name} has no end-of-text token")
             ids += (lm.end_id,)

@@ -36,7 +36,8 @@ class EditorWrapper(EditingModule, Generic[E]):
         self.takes_out_earlier = editor.takes_out_earlier
         self.merges_deltas = type(self).merges_deltas or editor.merges_deltas
         self._committed = AppliedEdits(self.merged if self.merges_deltas else None)
-        super().configure(editor.lm_config, EditConfig(editor.regime, editor.lanes, editor.seed, editor.recompute))
+        now = EditConfig(editor.regime, editor.lanes, editor.seed, editor.recompute, editor.ends_targets)
+        super().configure(editor.lm_config, now)
 
     def configure(self, lm: LMConfig | None = None, edit: EditConfig | None = None) -> Self:
         """Configures the editor, whose regime, where it is left out, is this method's."""

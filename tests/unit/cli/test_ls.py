@@ -8,6 +8,7 @@ from kedit import methods
 from kedit.cli import main
 from kedit.cli.commands.ls import EDITORS
 from kedit.methods.base.method_card import MethodCard
+from kedit.runtime.protocols import protocols
 
 NAMES = [name for name in methods.__all__ if name != "EditingModule"]
 
@@ -46,11 +47,20 @@ def test_its_legend_and_its_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "true target: the request has it" in out
     assert "data sets" not in out
     main(["ls", "--help"])
-    assert "usage: kedit ls [methods | models]" in capsys.readouterr().out
+    assert "usage: kedit ls [methods | models | protocols]" in capsys.readouterr().out
 
 
 def test_another_word(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["ls", "method"])
     assert stop.value.code == 2
-    assert "kedit ls takes nothing, or the word methods or models, got method" in capsys.readouterr().err
+    assert "kedit ls takes nothing, or the word methods, models or protocols, got method" in capsys.readouterr().err
+
+
+def test_protocols(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["ls", "protocols"])
+    out = capsys.readouterr().out
+    for name, named in protocols().items():
+        assert name in out
+        assert all(f"{option}: " in out for option in named.settings)

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from kedit.errors import KeditError
-from kedit.runtime.shipped import config_path, is_shipped, shipped_configs, shipped_sweeps, slurm_path, sweep_path
+from kedit.runtime.shipped import (
+    config_path,
+    is_shipped,
+    shipped_configs,
+    shipped_protocols,
+    shipped_sweeps,
+    slurm_path,
+    sweep_path,
+)
 from tests.support.paths import ROOT
 
 
@@ -23,7 +31,9 @@ def test_everything_is_there() -> None:
     configs = {
         path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in (ROOT / "configs").rglob("*.yaml")
     }
-    assert set(shipped_configs()) == configs
+    protocols = {name for name in configs if name.startswith("protocols/")}
+    assert {f"protocols/{name}" for name in shipped_protocols()} == protocols
+    assert set(shipped_configs()) == configs - protocols
     assert {"rome_smollm2", "reference/rome"} < configs
     assert set(shipped_sweeps()) == {path.stem for path in (ROOT / "slurm" / "sweeps").glob("*.yaml")}
     for name, path in shipped_configs().items():
