@@ -76,7 +76,8 @@ def _lines(kinds: Mapping[str, Any], alone: Mapping[str, Any]) -> Iterator[tuple
 def _others(kinds: Mapping[str, Any], alone: Mapping[str, Any]) -> Iterator[tuple[str, str, Cell, Cell]]:
     """The kinds that have no line of their own: their mean, and the lowest of them."""
     known = {*SCORED, *INVARIANT, "portability", "score"}
-    others = {kind: cells["exact"] for kind, cells in kinds.items() if kind not in known and "exact" in cells}
+    whole = {kind: cells for kind, cells in kinds.items() if "." not in kind}  # groups are parts of a kind
+    others = {kind: cells["exact"] for kind, cells in whole.items() if kind not in known and "exact" in cells}
     others = {kind: cell for kind, cell in others.items() if cell["after"] is not None}
     if not others:
         return

@@ -200,7 +200,7 @@ def neighborhood(item: Item, request: EditRequest) -> list[Probe]:
     Raises:
         KeditError: Neither the neighbour nor the record says what the true answer is.
     """
-    entries = list(_entries(item, "neighbors"))
+    entries = list(entries_of(item, "neighbors"))
     listed = item.get("neighbor_answer")
     listed = listed if isinstance(listed, list) else [listed] * len(entries)
     if len(listed) != len(entries):
@@ -217,7 +217,7 @@ def neighborhood(item: Item, request: EditRequest) -> list[Probe]:
                 "give the neighbor an 'answer' or the record a 'target_true'"
             )
         rival = request.target_new if answer == request.target_true else None
-        probes.append(Probe("neighborhood", _text_of(entry), answer, rival, aliases))
+        probes.append(Probe("neighborhood", text_of(entry), answer, rival, aliases))
     return probes
 
 
@@ -228,13 +228,13 @@ def portability(item: Item) -> list[Probe]:
     `ground_truth`, or a "New Question" with its "New Answer" (CounterFactPlus).
     """
     probes = []
-    for entry in _entries(item, "portability"):
+    for entry in entries_of(item, "portability"):
         if not entry.has("answer"):
             raise entry.error("field 'answer' is missing")
         answer, aliases = answers_of(entry, "answer")
         if answer is not None:
             old, _ = answers_of(entry, "old_answer")
-            probes.append(Probe("portability", _text_of(entry), answer, old, aliases))
+            probes.append(Probe("portability", text_of(entry), answer, old, aliases))
     return probes
 
 
@@ -253,7 +253,7 @@ def subject_rephrase(aliases: Iterable[str], request: EditRequest) -> list[Probe
     return wanted(request, "subject_rephrase", (request.about(name) for name in aliases))
 
 
-def _entries(item: Item, name: str) -> Iterator[Item]:
+def entries_of(item: Item, name: str) -> Iterator[Item]:
     """The objects of a field: a text, an object, a list of both, or such lists under category names."""
     value = item.get(name)
     if isinstance(value, dict) and not item.part(value).has("text"):
@@ -269,7 +269,7 @@ def _entries(item: Item, name: str) -> Iterator[Item]:
         yield part
 
 
-def _text_of(entry: Item) -> str:
+def text_of(entry: Item) -> str:
     """An entry's text, its own subject filled in where it has one and a `{}`."""
     value = entry.get("text")
     if not isinstance(value, str) or not value.strip():
