@@ -47,18 +47,25 @@ IDS = ("target_new_id", "target_true_id")
 def read_with(path: str | Path, build: Callable[[Item], EditRecord | None]) -> list[EditRecord]:
     """Applies `build` to every item of a file; whatever it refuses is reported with file and record.
 
-    An item that `build` makes None of is left out.
+    An item that `build` makes None of is left out. Of several items that are refused the first is told of.
     """
-    records = []
+    records, refused, record = [], [], None
     unread = Counter[str]()
     for item in read_items(path):
-        with said_of(item):
-            record = build(item)
-            if record is not None:
-                check_notes(item, record.meta)
+        try:
+            with said_of(item):
+                record = build(item)
+                if record is not None:
+                    check_notes(item, record.meta)
+        except KeditError as error:
+            refused.append(error)
+            continue
         unread.update(set(item.unread))
         if record is not None:
             records.append(record)
+    if refused:
+        more = f" ({len(refused) - 1} more records are refused)" if len(refused) > 1 else ""
+        raise KeditError(f"{refused[0]}{more}")
     say_unread(path, unread)
     return records
 
