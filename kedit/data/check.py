@@ -115,14 +115,19 @@ def _groups(facts: Iterable[Sequence[EditRecord]], differing: bool) -> dict[str,
     return {
         "records": sum(map(len, several)),
         "facts": len(several),
-        "examples": [
-            {
-                "text": records[0].request.text,
-                "targets": [record.request.target_new for record in records[:SHOWN]],
-                "case_ids": [record.request.case_id for record in records[:SHOWN]],
-            }
-            for records in several[:SHOWN]
-        ],
+        "examples": [_example(records, differing) for records in several[:SHOWN]],
+    }
+
+
+def _example(records: Sequence[EditRecord], differing: bool) -> dict[str, Any]:
+    """The first records that edit a fact; with `differing` one for each target."""
+    requests = [record.request for record in records]
+    if differing:
+        requests = list({request.target_new: request for request in reversed(requests)}.values())[::-1]
+    return {
+        "text": requests[0].text,
+        "targets": [request.target_new for request in requests[:SHOWN]],
+        "case_ids": [request.case_id for request in requests[:SHOWN]],
     }
 
 

@@ -26,11 +26,12 @@ def hub_dataset(name: str, option: str, last: str = "") -> tuple[Any, str]:
     folder, config, split, more = [*parts, "", "", ""][:4]
     try:
         import datasets
+        from datasets.exceptions import DatasetsError
     except ImportError:
         raise KeditError(f"{option}: hf: needs the datasets library; pip install datasets") from None
     try:
         dataset = datasets.load_dataset(folder, config or None, split=split or "train")
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise KeditError(f"{option}: {name} cannot be loaded: {shown(why, 200)[1:-1]}") from None
     return dataset, more

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 from kedit.data.readers import build
@@ -36,7 +35,7 @@ def read_editable(
         KeditError: See `kedit.data.readers.parse.read_items`; what `make` refuses; no record is left.
     """
     counts = Left()
-    records = build.read_with(path, partial(make, left=counts))
+    records = build.read_with(path, lambda item: make(item, counts))
     if not records:
         reasons = {
             "no_target": "without a target",

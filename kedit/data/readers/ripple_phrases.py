@@ -72,8 +72,8 @@ class Fact:
 def fact_in(sentence: str, relation: str, old: str | None = None) -> Fact | None:
     """Subject and target of a sentence, or None where it is not the phrase of its relation.
 
-    Where what follows the subject occurs several times (` is ` in a title), the place that the old sentence, which has
-    the same subject, agrees with is taken, or else the first.
+    Where what follows the subject occurs several times (` is ` in a title), the last place is taken up to which the old
+    sentence, which has the same subject, agrees; without an old sentence the first.
 
     Args:
         sentence: The edit, complete.
@@ -86,9 +86,11 @@ def fact_in(sentence: str, relation: str, old: str | None = None) -> Fact | None
     before, _, behind = phrase.partition("{}")
     found = list(_splits(sentence.strip(), before, behind))
     earlier = dict(_splits(old.strip(), before, behind)) if old is not None else {}
-    for subject, target in [*(split for split in found if split[0] in earlier), *found]:
-        return Fact(before, subject, behind, target, earlier.get(subject))
-    return None
+    shared = [split for split in found if split[0] in earlier]
+    if not found:
+        return None
+    subject, target = shared[-1] if shared else found[0]
+    return Fact(before, subject, behind, target, earlier.get(subject))
 
 
 def _splits(sentence: str, before: str, behind: str) -> list[tuple[str, str]]:
