@@ -6,6 +6,7 @@ Exit status 1 when anything has failed. `--data 1 --first 217` runs case 217 of 
 from __future__ import annotations
 
 import argparse
+import datetime
 import faulthandler
 import json
 import os
@@ -60,8 +61,15 @@ def main() -> int:
             | {"failed": len(report.failures)}
             for report in reports
         }
-        record = {"seed": options.seed, "first": options.first, "figures": figures, "cpu_seconds": time.process_time()}
-        options.json.write_text(json.dumps(provenance() | record, indent=1) + "\n", encoding="utf-8")
+        words = [f"--{name} {getattr(options, name)}" for name in TARGETS if getattr(options, name)]
+        written = {
+            "date": datetime.date.today().isoformat(),
+            "command": f"python -m tests.fuzz {' '.join(words)} --seed {options.seed} --first {options.first}",
+            "cases": figures,
+            "cpu_seconds": round(time.process_time(), 1),
+            "provenance": provenance(),
+        }
+        options.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     if any(report.failures for report in reports):
         _say(f"inputs that failed: {options.kept}/")
         return 1
