@@ -13,7 +13,7 @@ from typing import Any
 
 from kedit.data.readers.editable import Left, read_editable
 from kedit.data.readers.parse import Item, kind_of
-from kedit.data.readers.ripple_phrases import Fact, fact_in
+from kedit.data.readers.ripple_phrases import PhrasedFact, fact_in
 from kedit.request import Condition, EditRecord, EditRequest, Probe
 from kedit.text.prompts import escaped, trimmed
 
@@ -73,7 +73,7 @@ def _build(item: Item, left: Left) -> EditRecord | None:
     return EditRecord(request, (rewrite, *_tests(item, fact)), meta)
 
 
-def _tests(item: Item, fact: Fact) -> Iterator[Probe]:
+def _tests(item: Item, fact: PhrasedFact) -> Iterator[Probe]:
     """The probes of all tests."""
     rivals = {fact.target: fact.target_true, fact.target_true: fact.target}
     number = 0

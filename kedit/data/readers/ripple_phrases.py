@@ -51,7 +51,7 @@ PHRASES: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Fact:
+class PhrasedFact:
     """What a sentence says.
 
     Attributes:
@@ -69,7 +69,7 @@ class Fact:
     target_true: str | None
 
 
-def fact_in(sentence: str, relation: str, old: str | None = None) -> Fact | None:
+def fact_in(sentence: str, relation: str, old: str | None = None) -> PhrasedFact | None:
     """Subject and target of a sentence, or None where it is not the phrase of its relation.
 
     Where what follows the subject occurs several times (` is ` in a title), the last place is taken up to which the old
@@ -90,7 +90,7 @@ def fact_in(sentence: str, relation: str, old: str | None = None) -> Fact | None
     if not found:
         return None
     subject, target = shared[-1] if shared else found[0]
-    return Fact(before, subject, behind, target, earlier.get(subject))
+    return PhrasedFact(before, subject, behind, target, earlier.get(subject))
 
 
 def _splits(sentence: str, before: str, behind: str) -> list[tuple[str, str]]:
