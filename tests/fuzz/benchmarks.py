@@ -102,5 +102,5 @@ def _as_sentences(records: list[EditRecord], rows: Rows) -> None:
             raise Wrong(f"another text: {record.request.text} {record.request.target_new}")
 
 
-def _words(text: str) -> list[str] | str:
+def _words(text: str) -> str:
     return " ".join(text.strip().removesuffix(".").split())
