@@ -8,8 +8,10 @@ from typing import Any
 
 import datasets
 import pytest
+from jsonargparse import Namespace
 
 from kedit.cli import main
+from kedit.cli.commands.sweep import check_data
 from kedit.data import ZsRE, read_wikibigedit
 from kedit.data.readers.any_format import FORMATS
 from kedit.data.readers.parse import stem_of
@@ -166,6 +168,16 @@ def test_a_named_data_set_is_asked_of_the_library(monkeypatch: pytest.MonkeyPatc
     assert asked[-1] == (("some/zsre", None), {"split": "train"})
     with pytest.raises(KeditError, match="is not hf:NAME"):
         ZsRE("hf: ").read()
+
+
+def test_a_sweep_does_not_look_for_a_file_of_the_library() -> None:
+    for path, there in (("hf:some/zsre", True), ("nothere.json", False)):
+        config = Namespace(data=Namespace(init_args=Namespace(path=path)))
+        if there:
+            check_data(config)
+        else:
+            with pytest.raises(KeditError, match="no such file"):
+                check_data(config)
 
 
 def test_names_of_data_sets() -> None:
