@@ -110,6 +110,19 @@ class EditRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Condition:
+    """A prompt that the unedited model must answer for a probe to be asked (RippleEdits).
+
+    Args:
+        text: The prompt, complete.
+        answers: What must all stand in its free greedy continuation, each in one of its spellings.
+    """
+
+    text: str
+    answers: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """One prompt that measures something.
 
@@ -122,6 +135,9 @@ class Probe:
         aliases: Other right spellings of `answer`, accepted in free generation only.
         joiner: What stands between the prompt and an answer, see `kedit.text.prompts.between`.
         options: Of a choice all answers to choose from, `answer` among them; empty for any other probe.
+        group: Part of its kind that is reported by itself too, e.g. `Reasoning` (KnowEdit, RippleEdits).
+        test: Probes of a record with the same one count as one: `any 3` as the best of them, `all 3` as the worst.
+        conditions: What the unedited model must know for the probe to be asked.
     """
 
     kind: str
@@ -131,6 +147,19 @@ class Probe:
     aliases: tuple[str, ...] = ()
     joiner: Joiner = "auto"
     options: tuple[str, ...] = ()
+    group: str | None = None
+    test: str | None = None
+    conditions: tuple[Condition, ...] = ()
+
+    @property
+    def subkind(self) -> str:
+        """Kind and group, as reports call them: `portability.reasoning`."""
+        return subkind(self.kind, self.group)
+
+
+def subkind(kind: str, group: str | None) -> str:
+    """What reports call a kind of probe, or a group of one: `portability.reasoning`."""
+    return kind if group is None else f"{kind}.{group.lower()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,15 +206,18 @@ def with_joiner(record: EditRecord, joiner: Joiner) -> EditRecord:
 
 
 def fingerprint_of(records: Sequence[EditRecord]) -> str:
-    """16 hex digits that stand for records with their probes, in order. What is as usual does not count: joiners, no
-    variants, no options.
+    """16 hex digits that stand for records with their probes, in order.
+
+    Usual joiners, no variants and fields of probes that few data sets have do not count where they are not used.
     """
     rows = [asdict(record) for record in records]
     rows = [{key: value for key, value in row.items() if key != "variants" or value} for row in rows]
     for part in (part for row in rows for part in (row["request"], *row["probes"])):
         if part["joiner"] == "auto":
             del part["joiner"]
-        if not part.get("options", True):
-            del part["options"]
+    for probe in (probe for row in rows for probe in row["probes"]):
+        for name in ("options", "group", "test", "conditions"):
+            if not probe[name]:
+                del probe[name]
     text = json.dumps(rows, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

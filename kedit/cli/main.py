@@ -34,6 +34,7 @@ usage: kedit COMMAND [OPTIONS]
   compare        its arms beside one of them, with a figure:   kedit compare slurm/sweeps/smollm2.yaml
   slurm          the same sweep on a cluster:                  kedit slurm submit slurm/sweeps/smollm2.yaml
   delta          look at, compare, join and export deltas:     kedit delta show runs/NAME/delta
+  data           what a file of facts holds, before a run:     kedit data check my_facts.jsonl
   ls             methods, data sets, known models, configs:    kedit ls
   config         list, show or copy the configs of kedit:      kedit config copy rome_smollm2
   env            what a bug report needs:                      kedit env
@@ -166,6 +167,11 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
         delta(words)
 
+    def data(words: list[str]) -> None:
+        from kedit.cli.commands.data import data
+
+        data(words)
+
     def ls(words: list[str]) -> None:
         from kedit.cli.commands.ls import ls
 
@@ -199,6 +205,7 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
         "compare": compare,
         "slurm": slurm,
         "delta": delta,
+        "data": data,
         "ls": ls,
         "config": config,
         "env": env,

@@ -19,9 +19,10 @@ from torch import Tensor
 from kedit.covariance import store
 from kedit.covariance.config import StatsConfig
 from kedit.covariance.shipped_text import shipped_ids
-from kedit.errors import KeditError, shown
+from kedit.errors import KeditError
 from kedit.forward import sampling
 from kedit.model.lm import LM
+from kedit.runtime.hub_dataset import hub_dataset
 from kedit.runtime.textfile import flaw_of, regular_file, strict_json
 
 log = logging.getLogger(__name__)
@@ -267,20 +268,8 @@ def _jsonl_pieces(path: Path) -> Iterator[Piece]:
 
 def _hf_dataset(corpus: str) -> tuple[Any, str]:
     """The data set that `hf:NAME[:CONFIG][:SPLIT][:COLUMN]` names, and the column of its text."""
-    parts = corpus.split(":")[1:]
-    if not parts[0] or len(parts) > 4:
-        raise KeditError(f"stats.corpus: {shown(corpus)} is not hf:NAME[:CONFIG][:SPLIT][:COLUMN]")
-    name, config, split, column = [*parts, "", "", ""][:4]
+    dataset, column = hub_dataset(corpus, "stats.corpus", "[:COLUMN]")
     column = column or "text"
-    try:
-        import datasets
-    except ImportError:
-        raise KeditError("stats.corpus: hf: needs the datasets library; pip install datasets") from None
-    try:
-        dataset = datasets.load_dataset(name, config or None, split=split or "train")
-    except (OSError, ValueError, RuntimeError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise KeditError(f"stats.corpus: {corpus} cannot be loaded: {why}") from None
     if column not in (dataset.column_names or ()):
         raise KeditError(f"stats.corpus: {corpus} has no column {column!r} but {dataset.column_names}")
     return dataset, column

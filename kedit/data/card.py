@@ -14,16 +14,18 @@ if TYPE_CHECKING:
 def card(data: EditData) -> dict[str, Any]:
     """The data set in results, JSON-able."""
     records = data.records
-    chat = {"chat": True, "system": data.system} if data.chat else {}
     derived = {"kinds": data.derived, "corpus": data.derived_corpus, "seed": data.derived_seed}
-    return chat | {
+    more: dict[str, Any] = {"chat": True, "system": data.system} if data.chat else {}
+    if data.conditions is not None:
+        more["conditions"] = dataclasses.asdict(data.conditions)
+    return more | {
         "name": data.title,
         "fingerprint": data.fingerprint,
         "records": len(records),
         "in_file": data.in_file,
         "left_out": {reason: n for reason, n in data.left_out.items() if n},
         "edit_batches": len(data.batches),
-        "probes": _counted(probe.kind for record in records for probe in record.probes),
+        "probes": _counted(probe.subkind for record in records for probe in record.probes),
         "limit": data.limit,
         "skip": data.skip,
         "shuffle_seed": data.shuffle_seed,

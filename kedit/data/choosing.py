@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -23,6 +23,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
     {
         "no_target": "without a target",
         "no_op": "no-op edits",
+        "no_subject": "whose prompt does not name the subject",
         "not_marked": "not marked as known",
         "not_known": "not known",
         "not_fit": "do not fit the model",
@@ -34,7 +35,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
 )
 """Why a record is not edited -> how the log says it. A record has one reason: the first that was met."""
 
-READING = ("no_target", "no_op")
+READING = ("no_target", "no_op", "no_subject")
 """Reasons of the readers, which never make a record of what they leave out."""
 
 
@@ -154,7 +155,7 @@ def check_kinds_asked(
     Raises:
         KeditError: Names them, and those that there are.
     """
-    present = {probe.kind for record in records for probe in record.probes}
+    present = {name for record in records for probe in record.probes for name in (probe.kind, probe.subkind)}
     if queries is not None:
         present = (present - {REPLACED}) | set(queries.kinds)
     present |= set(derived)
@@ -167,15 +168,19 @@ def check_kinds_asked(
 def with_chosen_probes(
     records: Sequence[EditRecord], kinds: Collection[str] | None, most: int | None
 ) -> list[EditRecord]:
-    """The records with their probes of the wanted kinds (None: all), of each kind the first `most` (None: all)."""
+    """The records with their probes of the wanted kinds (None: all), of each kind the first `most` (None: all).
+
+    `portability` names all its groups, `portability.reasoning` one of them; `most` counts in each group, and tests.
+    """
     return [replace(record, probes=_chosen(record.probes, kinds, most)) for record in records]
 
 
 def _chosen(probes: Sequence[Probe], kinds: Collection[str] | None, most: int | None) -> tuple[Probe, ...]:
-    kept, count = [], Counter[str]()
-    for probe in probes:
-        count[probe.kind] += 1
-        if (kinds is None or probe.kind in kinds) and (most is None or count[probe.kind] <= most):
+    kept, seen = [], defaultdict[str, set[object]](set)
+    for number, probe in enumerate(probes):
+        seen[probe.subkind].add(number if probe.test is None else probe.test)
+        asked = kinds is None or probe.kind in kinds or probe.subkind in kinds
+        if asked and (most is None or len(seen[probe.subkind]) <= most):
             kept.append(probe)
     return tuple(kept)
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from kedit.data import choosing
+from kedit.data.conditions import Conditions, with_met_conditions
 from kedit.data.derived import Derived, check_names, kinds_of, with_derived
 from kedit.data.robust_queries import QueryConfig, with_variants
 from kedit.errors import KeditError, at_least
@@ -61,6 +62,8 @@ class ChosenRecords:
         regime: That of the module that is trained; None before `setup`.
         unfit: Records that fail because a text of theirs does not fit into the model's context, by id, and why; known
             after `prepare`, which leaves them out of `records`.
+        conditions: How many probes had conditions, and how many of them are asked; None where none had any, and before
+            `prepare`.
     """
 
     source = "in the file"
@@ -105,6 +108,7 @@ class ChosenRecords:
         if chat and joiner != "auto":
             raise KeditError(f"data.joiner: in a chat the template says what stands before an answer, not {joiner!r}")
         self.chat, self.system = chat, system
+        self.conditions: Conditions | None = None
         self.unfit: dict[str, tuple[EditRecord, str]] = {}
         self.filter_known = known is True
         self.regime: str | None = None
@@ -172,7 +176,7 @@ class ChosenRecords:
             prepare_records: Takes records, returns those to edit in the same order (it may drop those the
                 model does not know, or raise at a prompt longer than the context). Each record is judged
                 by itself: with a limit it is called on portions until enough are kept.
-            lm: Gives the unedited model; only asked for with `queries` or `derived`.
+            lm: Gives the unedited model; only asked for with `queries` or `derived`, and where probes have conditions.
             unfit: Says of which records a text does not fit into the model's context, by id, and why.
 
         Raises:
@@ -206,6 +210,11 @@ class ChosenRecords:
                 more = (self.derived, self.derived_corpus, self.derived_seed)
                 records = with_derived(lm(), records, self.everything, *more)
             self._records = choosing.with_chosen_probes(records, self.probe_kinds, self.max_probes)
+        if any(probe.conditions for record in self._records for probe in record.probes):
+            if lm is None:
+                raise ValueError("probes with conditions need a model: give prepare() its lm")
+            self._records, self.conditions = with_met_conditions(lm(), self._records)
+            log.info("%s: %s", self.name, self.conditions.notice())
         if unfit is not None:
             self._records, self.unfit = choosing.those_that_fit(self._records, unfit(self._records), self.name)
             self.left_out["too_long"] = len(self.unfit)

@@ -7,7 +7,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
-from pathlib import Path
 from typing import Any, Literal
 
 from kedit.data.batching import Batches, form_groups
@@ -17,6 +16,7 @@ from kedit.data.readers.counterfact import read_counterfact
 from kedit.data.readers.facts import read_facts
 from kedit.data.readers.jsonl import read_records
 from kedit.data.readers.mquake import read_mquake, unmet, without_multi_hop
+from kedit.data.readers.parse import stem_of
 from kedit.data.readers.robust import read_robust
 from kedit.data.readers.zsre import Cleaning, clean_zsre
 from kedit.errors import KeditError
@@ -54,13 +54,13 @@ class Records(EditData):
     """Your own facts, in kedit's form (docs/data.md).
 
     Args:
-        path: A `.jsonl` file, or a `.json` list.
+        path: A `.jsonl` file, a `.json` list, or `hf:NAME[:CONFIG][:SPLIT]` of the `datasets` library.
     """
 
     def __init__(self, path: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.path = path
-        self.name = f"records/{Path(path).stem}"
+        self.name = f"records/{stem_of(path)}"
 
     def read(self) -> list[EditRecord]:
         """The file's records."""
@@ -77,7 +77,7 @@ class CounterFact(EditData):
     def __init__(self, path: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.path = path
-        self.name = f"counterfact/{Path(path).stem}"
+        self.name = f"counterfact/{stem_of(path)}"
 
     def read(self) -> list[EditRecord]:
         """The file's records."""
@@ -94,7 +94,7 @@ class RobustQueries(EditData):
     def __init__(self, path: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.path = path
-        self.name = f"robust/{Path(path).stem}"
+        self.name = f"robust/{stem_of(path)}"
 
     def read(self) -> list[EditRecord]:
         """The file's records."""
@@ -120,7 +120,7 @@ class MQuAKE(EditData):
                 "(the single regime sorts its lanes anyway)"
             )
         self.path = path
-        self.name = f"mquake/{Path(path).stem}"
+        self.name = f"mquake/{stem_of(path)}"
 
     def read(self) -> list[EditRecord]:
         """The file's records."""
@@ -197,7 +197,7 @@ class ZsRE(EditData):
     def __init__(self, path: str, clean: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.path, self.clean = path, clean
-        self.name = f"zsre/{Path(path).stem}"
+        self.name = f"zsre/{stem_of(path)}"
         self.cleaning: Cleaning | None = None
 
     def read(self) -> list[EditRecord]:

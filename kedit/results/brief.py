@@ -79,7 +79,7 @@ def _others(kinds: Mapping[str, Any], alone: Mapping[str, Any]) -> Iterator[tupl
     others = {
         kind: cells["exact"]
         for kind, cells in kinds.items()
-        if kind not in known and "exact" in cells and "choice" not in cells
+        if kind not in known and "." not in kind and "exact" in cells and "choice" not in cells  # a.b: part of a
     }
     others = {kind: cell for kind, cell in others.items() if cell["after"] is not None}
     if not others:

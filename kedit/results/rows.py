@@ -184,9 +184,11 @@ def result_row(
     """
     probes = []
     for i, probe in enumerate(record.probes):
+        parts = {"group": probe.group, "test": probe.test}
         probes.append(
             {
                 "kind": probe.kind,
+                **{name: part for name, part in parts.items() if part is not None},
                 "text": probe.text,
                 "answer": probe.answer,
                 "rival": probe.rival,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kedit.errors import KeditError
+from kedit.results.groups import Values, by_kind
 from kedit.results.intervals import (
     Floats,
     Scale,
@@ -83,22 +84,22 @@ class SummaryAccumulator:
         self._moments.add(measured_at)
         self._protocols.add(json.dumps(row.get("protocol"), sort_keys=True))
         self._check()
-        case: dict[_Column, list[float]] = defaultdict(list)
-        for probe in row["probes"]:
-            kind: str = probe["kind"]
+        case: dict[_Column, Values] = defaultdict(Values)
+        for kind, probe in by_kind(row["probes"]):
             before: Saved | None = probe["before"]
             after: Saved | None = probe["after"]
+            test: str | None = probe.get("test")
             for side, score in (("before", before), ("after", after)):
                 if score is None:
                     continue
                 for metric, value_of in METRICS.items():
                     value = value_of(score)
                     if value is not None:
-                        case[kind, metric, side].append(value)
-            if kind in self.invariant and before is not None and after is not None:
+                        case[kind, metric, side].add(value, test)
+            if probe["kind"] in self.invariant and before is not None and after is not None:
                 for metric, value in unchanged(before, after).items():
-                    case[kind, metric, "after"].append(value)
-        self._cases[str(row["case_id"])] = {key: (float(sum(v)), len(v)) for key, v in case.items()}
+                    case[kind, metric, "after"].add(value, test)
+        self._cases[str(row["case_id"])] = {key: values.sum_and_count() for key, values in case.items()}
 
     def merge(self, other: SummaryAccumulator) -> None:
         """Take over what another accumulator (of another process) has collected."""
@@ -126,9 +127,9 @@ class SummaryAccumulator:
         result: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
         for kind, metric in dict.fromkeys((kind, metric) for kind, metric, _ in names):
             result[kind][metric] = table.cell(kind, metric)
-        if "portability" in result:
-            cells = result["portability"]
-            cells |= {name: cells[metric] for name, metric in PORT.items() if metric in cells}
+        for kind, cells in result.items():
+            if kind.partition(".")[0] == "portability":
+                cells |= {name: cells[metric] for name, metric in PORT.items() if metric in cells}
         for metric in RATES:
             cell = table.score(metric)
             if cell is not None:

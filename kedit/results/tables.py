@@ -102,7 +102,7 @@ def shown_metrics(method: str, kind: str, metrics: Mapping[str, Any]) -> list[st
     """
     shown = ("success",) if kind == "score" else (*SHOWN, "unchanged")
     shown += PAPER.get(method, {}).get(kind, ())
-    shown += tuple(PORT) if kind == "portability" else ()
+    shown += tuple(PORT) if kind.partition(".")[0] == "portability" else ()
     return [metric for metric in shown if metric in metrics and not (kind in INVARIANT and metric == "exact")]
 
 

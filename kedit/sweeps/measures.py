@@ -116,7 +116,7 @@ def _measure(name: str) -> Measure:
     if title == "score" and metric in RATES:
         return Measure(name, tuple((kind, metric) for kind in SCORED), "harmonic")
     kind = next((kind for kind, called in TITLES.items() if called == title), title)
-    metric = PORT.get(metric, metric) if kind == "portability" else metric
+    metric = PORT.get(metric, metric) if kind.partition(".")[0] == "portability" else metric
     known = (*METRICS, "unchanged", "unchanged_tokens")
     if not kind or kind == "score" or metric not in known:
         raise KeditError(

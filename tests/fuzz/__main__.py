@@ -6,7 +6,9 @@ Exit status 1 when anything has failed. `--data 1 --first 217` runs case 217 of 
 from __future__ import annotations
 
 import argparse
+import datetime
 import faulthandler
+import json
 import os
 import sys
 import tempfile
@@ -18,6 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no name that chance makes is loo
 
 import torch
 
+from kedit.runtime.provenance import provenance
 from tests.fuzz.harness import Report, Said, fuzz, listening
 from tests.fuzz.targets import TARGETS
 
@@ -30,6 +33,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case of each target")
     parser.add_argument("--kept", type=Path, default=Path("fuzz-failures"), help="folder for inputs that failed")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
     faulthandler.enable()
@@ -51,6 +55,21 @@ def main() -> int:
     for report in reports:
         for kind, count in report.kinds.most_common():
             _say(f"{report.name}: {count} x {kind}")
+    if options.json is not None:
+        figures = {
+            report.name: {"cases": sum(report.counts.values()), **dict(sorted(report.counts.items()))}
+            | {"failed": len(report.failures)}
+            for report in reports
+        }
+        words = [f"--{name} {getattr(options, name)}" for name in TARGETS if getattr(options, name)]
+        written = {
+            "date": datetime.date.today().isoformat(),
+            "command": f"python -m tests.fuzz {' '.join(words)} --seed {options.seed} --first {options.first}",
+            "cases": figures,
+            "cpu_seconds": round(time.process_time(), 1),
+            "provenance": provenance(),
+        }
+        options.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     if any(report.failures for report in reports):
         _say(f"inputs that failed: {options.kept}/")
         return 1

@@ -37,6 +37,7 @@ class Form:
         rows: Records in it.
         wishes: What an object of the file asks for, read independently of kedit; None where that is open.
         listed: Whether there is a paraphrase probe for every paraphrase.
+        own: What else must be so of the records of a file; raises `Wrong`.
     """
 
     read: Callable[[Path], list[EditRecord]]
@@ -44,12 +45,14 @@ class Form:
     rows: Rows
     wishes: Callable[[dict[str, Any]], list[Wish] | None]
     listed: bool = False
+    own: Callable[[list[EditRecord], Rows], None] | None = None
 
 
 class DataFiles:
     """Small files of every form, changed as values, as text and as bytes."""
 
     name, seconds = "data", 60.0
+    runs = RUNS
 
     def __init__(self, folder: Path) -> None:
         self.model = str(save_tiny(folder / "model", "llama", n_layers=2, d_model=16, d_ff=40, context=128))
@@ -62,6 +65,7 @@ class DataFiles:
             "zsre": Form(read_zsre, "ZsRE", ZSRE, _zsre),
             "mend": Form(read_zsre, "ZsRE", MEND, _mend),
         }
+        self.fields = FIELDS
 
     def case(self, chance: Random, folder: Path) -> Case:
         """One file of one form."""
@@ -74,7 +78,7 @@ class DataFiles:
             if not isinstance(rows, list):
                 break
             if len(path) == 2 and "misspelt as" in change and isinstance(path[1], str):
-                misspelt |= {name for row in rows if isinstance(row, dict) for name in row if name not in FIELDS}
+                misspelt |= {name for row in rows if isinstance(row, dict) for name in row if name not in self.fields}
         lines = chance.random() < 0.6 and isinstance(rows, list)
         options: dict[str, Any] = {"ensure_ascii": chance.random() < 0.4}
         if lines:
@@ -90,7 +94,7 @@ class DataFiles:
         )
         path = folder / f"{name}.{ending}"
         path.write_bytes(data)
-        model = self.model if chance.random() < RUNS else None
+        model = self.model if chance.random() < self.runs else None
         change = f"{name}{', run' if model else ''}: {'; '.join(changes)}"
         return Case(change, lambda said: _run(form, path, misspelt, said, model))
 
@@ -104,7 +108,7 @@ def _run(form: Form, path: Path, misspelt: set[str], said: Said, model: str | No
     except (AttributeError, KeyError, TypeError) as error:
         raise Wrong(f"accepted what has not its form: {error!r}") from error
     if None not in wished:
-        found = [(_plain(record.request.text), _plain(record.request.target_new)) for record in records]
+        found = [(plain(record.request.text), plain(record.request.target_new)) for record in records]
         wanted = [wish for wishes in wished for wish in wishes or ()]
         if len(found) != len(wanted):
             raise Wrong(f"records lost or made up: {len(found)} of {len(wanted)}")
@@ -113,6 +117,8 @@ def _run(form: Form, path: Path, misspelt: set[str], said: Said, model: str | No
                 raise Wrong(f"another text: {theirs} of {mine}")
     if form.listed:
         _check_paraphrases(records, objects)
+    if form.own is not None:
+        form.own(records, objects)
     if len({record.request.case_id for record in records}) != len(records):
         raise Wrong(f"ids are not unique: {[record.request.case_id for record in records]}")
     for record in records:
@@ -198,7 +204,7 @@ def _texts(record: EditRecord) -> Iterator[str]:
 def _check_paraphrases(records: list[EditRecord], rows: Rows) -> None:
     """A probe for every paraphrase that the file has."""
     for record, row in zip(records, rows, strict=True):
-        given = _get(row, "paraphrases", "paraphrase_prompts", "rephrase_prompt", "rephrase")
+        given = first_of(row, "paraphrases", "paraphrase_prompts", "rephrase_prompt", "rephrase")
         texts = given if isinstance(given, list) else [given] if given is not None else []
         wanted = sum(bool(str(text).strip()) for text in texts)
         found = sum(probe.kind == "paraphrase" for probe in record.probes)
@@ -206,12 +212,12 @@ def _check_paraphrases(records: list[EditRecord], rows: Rows) -> None:
             raise Wrong(f"paraphrases lost: {found} of {wanted} in {row}")
 
 
-def _get(row: dict[str, Any], *names: str) -> Any:
+def first_of(row: dict[str, Any], *names: str) -> Any:
     """The first of these fields that is there."""
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     return text.strip()
 
 
@@ -219,13 +225,13 @@ def _wish(prompt: Any, subject: Any, target: Any) -> list[Wish] | None:
     if "{{" in prompt or "}}" in prompt:
         return None  # braces that mean themselves
     prompt = prompt.strip()
-    return [(_plain(prompt if subject is None else prompt.replace("{}", subject.strip())), _plain(target))]
+    return [(plain(prompt if subject is None else prompt.replace("{}", subject.strip())), plain(target))]
 
 
 def _flat(row: dict[str, Any]) -> list[Wish] | None:
     if "requested_rewrite" in row:
         return _official(row)
-    return _wish(row["prompt"], row["subject"], _get(row, "target_new", "target"))
+    return _wish(row["prompt"], row["subject"], first_of(row, "target_new", "target"))
 
 
 def _official(row: dict[str, Any]) -> list[Wish] | None:
@@ -247,8 +253,8 @@ def _cases(row: dict[str, Any]) -> list[Wish] | None:
 def _zsre(row: dict[str, Any]) -> list[Wish] | None:
     if "src" in row or "alt" in row:
         return _mend(row)
-    target, truths = _get(row, "target_new", "target"), _get(row, "target_true", "ground_truth")
-    if not target.strip() or target.strip() in _answers(truths):
+    target, truths = first_of(row, "target_new", "target"), first_of(row, "target_true", "ground_truth")
+    if not target.strip() or target.strip() in answers(truths):
         return []
     return _wish(row["prompt"], row.get("subject"), target)
 
@@ -256,12 +262,12 @@ def _zsre(row: dict[str, Any]) -> list[Wish] | None:
 def _mend(row: dict[str, Any]) -> list[Wish] | None:
     if "src" not in row and "alt" not in row:
         return _zsre(row)
-    if not row["alt"].strip() or row["alt"].strip() in _answers(row.get("answers")):
+    if not row["alt"].strip() or row["alt"].strip() in answers(row.get("answers")):
         return []
     return _wish(row["src"], row.get("subject"), row["alt"])
 
 
-def _answers(value: Any) -> list[str]:
+def answers(value: Any) -> list[str]:
     found, waiting = [], [value]
     while waiting:  # lists may be nested deeply
         value = waiting.pop()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from tests.fuzz.benchmarks import Benchmarks
 from tests.fuzz.checkpoints import Checkpoints
 from tests.fuzz.configs import Configs
 from tests.fuzz.data import DataFiles
@@ -16,6 +17,7 @@ from tests.fuzz.statistics import Statistics
 TARGETS: Mapping[str, Callable[[Path], Target]] = MappingProxyType(
     {
         "data": DataFiles,
+        "benchmarks": Benchmarks,
         "deltas": Deltas,
         "checkpoints": Checkpoints,
         "configs": Configs,

@@ -17,7 +17,7 @@ from tests.fuzz.data import DataFiles, _run
 from tests.fuzz.harness import FAILED, REFUSED, Case, Said, Wrong, fuzz, judged, listening
 from tests.fuzz.targets import TARGETS
 
-FEW = {"data": 150, "deltas": 60, "checkpoints": 8, "configs": 24, "statistics": 60}
+FEW = {"data": 150, "benchmarks": 150, "deltas": 60, "checkpoints": 8, "configs": 24, "statistics": 60}
 
 
 @pytest.mark.parametrize("name", list(TARGETS))

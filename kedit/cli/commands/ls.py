@@ -109,7 +109,7 @@ def _tried(console: Console) -> None:
         console.print(_table(f"{state}: {len(rows)}", ("type", "why"), rows))
 
 
-def _classes() -> Iterator[tuple[str, Any]]:
+def classes() -> Iterator[tuple[str, Any]]:
     """Name and class of every method."""
     from kedit import methods
 
@@ -119,7 +119,7 @@ def _classes() -> Iterator[tuple[str, Any]]:
 
 
 def _methods() -> Iterator[tuple[str, ...]]:
-    for name, method in _classes():
+    for name, method in classes():
         yield name, _first_sentence(inspect.getdoc(method) or "")
 
 
@@ -127,7 +127,7 @@ def _compared(console: Console) -> None:
     """The table of methods, from their cards."""
     columns = ("method", "paper", "regimes", "what an edit changes", "needs", "cost")
     rows = []
-    for name, method in _classes():
+    for name, method in classes():
         card = method.card
         wraps = isinstance(method.regimes, property)  # a wrapper has those of the editor that it is given
         regimes = EDITORS if wraps else ", ".join(method.regimes)

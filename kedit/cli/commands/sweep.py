@@ -13,6 +13,7 @@ from rich.console import Console
 
 from kedit.cli.options.messages import Interrupted, explain, of_kedit
 from kedit.errors import KeditError
+from kedit.runtime.hub_dataset import PREFIX
 from kedit.runtime.option_values import check_path
 from kedit.runtime.shipped import is_shipped, sweep_path
 from kedit.sweeps.folder import PLAN, Busy, Numbered, SweepFolder
@@ -127,7 +128,7 @@ def check_data(config: Any) -> None:
         KeditError: Names the file.
     """
     path = (config.data.get("init_args") or {}).get("path")
-    if isinstance(path, str) and not Path(path).expanduser().exists():
+    if isinstance(path, str) and not path.startswith(PREFIX) and not Path(path).expanduser().exists():
         raise KeditError(
             f"data.path: {path}: no such file; data sets are yours to fetch (docs/data.md says which form)\n"
             "Put it there, or change the path in a copy of the sweep file (kedit config copy)"

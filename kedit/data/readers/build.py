@@ -47,18 +47,25 @@ IDS = ("target_new_id", "target_true_id")
 def read_with(path: str | Path, build: Callable[[Item], EditRecord | None]) -> list[EditRecord]:
     """Applies `build` to every item of a file; whatever it refuses is reported with file and record.
 
-    An item that `build` makes None of is left out.
+    An item that `build` makes None of is left out. Of several items that are refused the first is told of.
     """
-    records = []
+    records, refused, record = [], [], None
     unread = Counter[str]()
     for item in read_items(path):
-        with said_of(item):
-            record = build(item)
-            if record is not None:
-                check_notes(item, record.meta)
+        try:
+            with said_of(item):
+                record = build(item)
+                if record is not None:
+                    check_notes(item, record.meta)
+        except KeditError as error:
+            refused.append(error)
+            continue
         unread.update(set(item.unread))
         if record is not None:
             records.append(record)
+    if refused:
+        more = f" ({len(refused) - 1} more records are refused)" if len(refused) > 1 else ""
+        raise KeditError(f"{refused[0]}{more}")
     say_unread(path, unread)
     return records
 
@@ -200,7 +207,7 @@ def neighborhood(item: Item, request: EditRequest) -> list[Probe]:
     Raises:
         KeditError: Neither the neighbour nor the record says what the true answer is.
     """
-    entries = list(_entries(item, "neighbors"))
+    entries = list(entries_of(item, "neighbors"))
     listed = item.get("neighbor_answer")
     listed = listed if isinstance(listed, list) else [listed] * len(entries)
     if len(listed) != len(entries):
@@ -217,7 +224,7 @@ def neighborhood(item: Item, request: EditRequest) -> list[Probe]:
                 "give the neighbor an 'answer' or the record a 'target_true'"
             )
         rival = request.target_new if answer == request.target_true else None
-        probes.append(Probe("neighborhood", _text_of(entry), answer, rival, aliases))
+        probes.append(Probe("neighborhood", text_of(entry), answer, rival, aliases))
     return probes
 
 
@@ -228,13 +235,13 @@ def portability(item: Item) -> list[Probe]:
     `ground_truth`, or a "New Question" with its "New Answer" (CounterFactPlus).
     """
     probes = []
-    for entry in _entries(item, "portability"):
+    for entry in entries_of(item, "portability"):
         if not entry.has("answer"):
             raise entry.error("field 'answer' is missing")
         answer, aliases = answers_of(entry, "answer")
         if answer is not None:
             old, _ = answers_of(entry, "old_answer")
-            probes.append(Probe("portability", _text_of(entry), answer, old, aliases))
+            probes.append(Probe("portability", text_of(entry), answer, old, aliases))
     return probes
 
 
@@ -253,7 +260,7 @@ def subject_rephrase(aliases: Iterable[str], request: EditRequest) -> list[Probe
     return wanted(request, "subject_rephrase", (request.about(name) for name in aliases))
 
 
-def _entries(item: Item, name: str) -> Iterator[Item]:
+def entries_of(item: Item, name: str) -> Iterator[Item]:
     """The objects of a field: a text, an object, a list of both, or such lists under category names."""
     value = item.get(name)
     if isinstance(value, dict) and not item.part(value).has("text"):
@@ -269,7 +276,7 @@ def _entries(item: Item, name: str) -> Iterator[Item]:
         yield part
 
 
-def _text_of(entry: Item) -> str:
+def text_of(entry: Item) -> str:
     """An entry's text, its own subject filled in where it has one and a `{}`."""
     value = entry.get("text")
     if not isinstance(value, str) or not value.strip():

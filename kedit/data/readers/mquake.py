@@ -20,7 +20,10 @@ from kedit.request import EditRecord, EditRequest, Probe
 
 MULTI_HOP = "portability"
 CASE = ("case_id", "questions", "new_answer", "answer", "new_answer_alias")
-CASE_OTHERS = ("requested_rewrite", "new_single_hops", "answer_alias", "single_hops", "orig")  # the last three: unread
+CASE_OTHERS = (
+    *("requested_rewrite", "new_single_hops"),
+    *("answer_alias", "answer_extended", "single_hops", "orig"),  # unread
+)
 REWRITE = ("prompt", "relation", "target_new", "target_true", "subject", "question")
 HOP = ("cloze", "question", "answer", "answer_alias")
 SHORTEST_ALIAS = 3  # characters: of shorter ones ("it" of Italian, "NA") half are words, which any text begins with

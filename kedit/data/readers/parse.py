@@ -15,6 +15,7 @@ from typing import Any
 
 from kedit.errors import KeditError, shown
 from kedit.request import shown_id
+from kedit.runtime.hub_dataset import PREFIX, hub_rows
 from kedit.runtime.textfile import flaw_of, read_text, strict_json
 from kedit.text.prompts import trimmed
 
@@ -185,7 +186,16 @@ def _item(path: str | Path, position: int, raw: Any) -> tuple[Item, str | None]:
     return replace(item, where=f"{where} (case_id {shown_id(case_id)})"), case_id
 
 
+def stem_of(path: str) -> str:
+    """What a data set is called by its path: the file's name without ending, or that of an `hf:` data set."""
+    if not path.startswith(PREFIX):
+        return Path(path).stem
+    return "-".join(part for part in path.removeprefix(PREFIX).split(":") if part).rstrip("/").rpartition("/")[2]
+
+
 def _load(name: str | Path) -> list[Any]:
+    if str(name).startswith(PREFIX):
+        return hub_rows(str(name), "data.path")
     path = Path(name)
     if table := TABLES.get(path.suffix.lower()):
         raise KeditError(f"{path}: {table} files are not read; give {FILES}")
