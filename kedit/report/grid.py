@@ -19,6 +19,7 @@ class Entry:
         star: Whether the interval of a difference leaves 0 out.
         share: Of a number in percent, how long its bar is, 0 to 100; None: it has no bar.
         best: Whether it is the best of its column.
+        tone: `up` or `down` of a difference that leaves 0 out and is a gain or a loss, for its colour; else empty.
     """
 
     text: str
@@ -29,11 +30,7 @@ class Entry:
     star: bool = False
     share: float | None = None
     best: bool = False
-
-    @property
-    def sign(self) -> str:
-        """`up` or `down` of a difference that leaves 0 out, for its colour; else empty."""
-        return "" if not self.star or self.value is None else "up" if self.value > 0 else "down"
+    tone: str = ""
 
 
 EMPTY = Entry("")

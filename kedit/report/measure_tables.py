@@ -89,7 +89,8 @@ def number_grid(table: Table, group: str, measures: Sequence[Measure], name: str
 
 def difference_grid(table: Table, group: str, measures: Sequence[Measure], name: str) -> Grid | None:
     """What each arm has more than the one that it is compared with; None where there is none."""
-    if table.against is None:
+    measures = [measure for measure in measures if any(measure.name in arm.differences for arm in table.arms)]
+    if table.against is None or not measures:
         return None
     rows = []
     for arm in table.arms:
@@ -97,8 +98,6 @@ def difference_grid(table: Table, group: str, measures: Sequence[Measure], name:
             cells = [arm.differences.get(measure.name) for measure in measures]
             own = [EMPTY if c is None else _difference(c, m) for c, m in zip(cells, measures, strict=True)]
             rows.append((Entry(_named(table, arm)), *own))
-    if not any(entry.text for row in rows for entry in row[1:]):
-        return None
     return Grid(name, f"{GROUPS[group]}: difference to {table.against}", _columns(measures), tuple(rows))
 
 
@@ -213,7 +212,9 @@ def _difference(cell: Cell, measure: Measure) -> Entry:
     text = _digits(cell.mean, measure, "+") + spread
     if alone:
         return Entry(text, value=cell.mean)
-    return Entry(text, f"[{low}, {high}]", cell.mean, *cell.ci, star=cell.off_zero)
+    way = -1 if measure.name in _LOWER else 1 if measure.scale == "rate" else 0
+    tone = "" if not (cell.off_zero and way) else "up" if cell.mean * way > 0 else "down"
+    return Entry(text, f"[{low}, {high}]", cell.mean, *cell.ci, star=cell.off_zero, tone=tone)
 
 
 def _place(rank: Rank, free: bool) -> Entry:
@@ -221,7 +222,7 @@ def _place(rank: Rank, free: bool) -> Entry:
     if free and rank.moved:
         text += f" {'▲' if rank.moved > 0 else '▼'}{abs(rank.moved)}"
     low, high = rank.ends
-    return Entry(text, f"[{low}–{high}]", rank.place, low, high)
+    return Entry(text, "" if low == high else f"[{low}–{high}]", rank.place, low, high)
 
 
 def about_grid(name: str, title: str, pairs: Iterable[tuple[str, object]]) -> Grid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ from kedit.report.run_files import (
 from kedit.results.record_view import LEGEND
 from kedit.results.rows import edits_of
 from kedit.results.sentences import Decode
+from kedit.results.tables import MEASURED_AT
 from kedit.runtime.run_folder import CONFIG
 from kedit.sweeps.arms import Finished, Runs
 from kedit.sweeps.compare import Comparison, Table
@@ -52,7 +54,8 @@ class TablePart:
 
     Attributes:
         name: Its anchor.
-        title: What its arms have in common.
+        title: Data, regime and moment.
+        whole: All that its arms have in common.
         parts: Its grids.
         tradeoff: Its figure, where it has one.
         protocol: What it was measured by.
@@ -60,6 +63,7 @@ class TablePart:
 
     name: str
     title: str
+    whole: str
     parts: tuple[Grid, ...]
     tradeoff: Figure | None
     protocol: tuple[tuple[str, str], ...]
@@ -106,6 +110,13 @@ class Page:
     written: str
 
     @property
+    def notes_title(self) -> str:
+        """How many notes there are, and how many of each kind."""
+        kinds = Counter(note.partition(":")[0] for note in self.notes if ":" in note)
+        counted = [f"{n} {kind}" for kind, n in kinds.items()] if len(kinds) < 6 else []
+        return f"{_some(len(self.notes), 'note')}" + (f": {', '.join(counted)}" if counted else "")
+
+    @property
     def contents(self) -> list[Section]:
         """The headings of the table of contents."""
         found = [Section("what", "What was run"), *(Section(one.name, one.title) for one in self.tables)]
@@ -143,11 +154,12 @@ def page_of(
     named = dict(zip(names, runs.runs, strict=True))
     extra = run_files({name: run.folder for name, run in named.items()})
     main = [table for table in result.tables if edits_of(table.alike.measured_at) is None]
-    tables = tuple(_table(table, f"table-{n}", resamples) for n, table in enumerate(main, 1))
+    heads = _heads(main)
+    tables = tuple(_table(table, f"table-{n}", heads[n - 1], resamples) for n, table in enumerate(main, 1))
     sections = (*_curve_sections(result, len(main)), *_file_sections(extra))
     configs, read, broken = _configs(named)
     own = differing(read, _SILENT)
-    made = differing({name: run.summary.get("provenance") or {} for name, run in named.items()})
+    made = differing({name: _made(run) for name, run in named.items()})
     taken = sum(len(text) for _, text in configs) + 200_000 + 130 * sum(
         len(row) for table in tables for part in table.parts for row in part.rows
     )
@@ -194,7 +206,18 @@ def _text(name: str) -> str:
     return files("kedit.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _table(table: Table, name: str, resamples: int) -> TablePart:
+def _heads(tables: Sequence[Table]) -> list[str]:
+    """What tables are called: by data and regime, by more where two would be called the same."""
+    short = [f"{table.alike.data['name']}, {table.alike.protocol['regime']}" for table in tables]
+    timed = [f"{text}, {MEASURED_AT.get(t.alike.measured_at, '')}" for text, t in zip(short, tables, strict=True)]
+    found = []
+    for nth, table in enumerate(tables):
+        names = [own[nth] for own in (short, timed) if own.count(own[nth]) == 1]
+        found.append(f"Table {nth + 1}: {names[0] if names else titled(table)}")
+    return found
+
+
+def _table(table: Table, name: str, head: str, resamples: int) -> TablePart:
     parts: list[Grid] = []
     for group, measures in grouped(table):
         parts.append(number_grid(table, group, measures, f"{name}-{group}"))
@@ -206,7 +229,7 @@ def _table(table: Table, name: str, resamples: int) -> TablePart:
         parts.insert(after, rank_grid(found, f"{name}-ranks"))
     data = {key: table.alike.data.get(key) for key in ("name", "fingerprint", "records", "limit", "skip", "probes")}
     said = {"protocol": table.alike.protocol, "data": data, "measured_at": table.alike.measured_at}
-    return TablePart(name, titled(table), tuple(parts), tradeoff(table), tuple(leaves(said).items()))
+    return TablePart(name, head, titled(table), tuple(parts), tradeoff(table), tuple(leaves(said).items()))
 
 
 def _curve_sections(result: Comparison, before: int) -> list[Section]:
@@ -240,7 +263,7 @@ def _file_sections(extra: RunFiles) -> list[Section]:
 
 
 def _subtitle(result: Comparison) -> str:
-    arms = {arm.name for table in result.tables for arm in table.arms}
+    arms = {run.arm for table in result.tables for members in table.members.values() for run in members}
     n = len(result.tables)
     against = f", differences to {result.against}" if result.against else ""
     return f"{_some(len(arms), 'arm')} in {_some(n, 'table')}{against}; 95 % intervals over records"
@@ -262,7 +285,8 @@ def _facts(runs: Runs, result: Comparison) -> list[tuple[str, str]]:
         ("Regimes", _all(str(m["regime"]) for m in methods)),
         ("Protocols", _all(str(s["protocol"].get("name") or s["protocol"]["measured"]) for s in summaries)),
         ("Seeds", _all(str(m["seed"]) for m in methods)),
-        ("kedit", _all(f"{p.get('kedit', '?')}, commit {p.get('commit') or 'unknown'}" for p in made)),
+        ("kedit", _all(str(p.get("kedit", "?")) for p in made)),
+        ("Commit", _all(str(p.get("commit") or "unknown") for p in made)),
         ("Versions", ", ".join(packages) or "unknown"),
         ("Machine", _all(str(p.get("device", "?")) for p in made)),
         ("Measured", _span([str(s["written"]) for s in summaries if s.get("written")])),
@@ -280,7 +304,8 @@ def _all(values: Any) -> str:
 def _span(times: Sequence[str]) -> str:
     if not times:
         return "unknown"
-    return min(times) if min(times) == max(times) else f"{min(times)} to {max(times)}"
+    first, last = (end[:16].replace("T", " ") for end in (min(times), max(times)))
+    return f"{first} UTC" if first == last else f"{first} to {last} UTC"
 
 
 def _some(n: int, what: str) -> str:
@@ -324,6 +349,13 @@ def _runs_grid(runs: Mapping[str, Finished]) -> Grid:
         own = [method["method"], method["regime"], method["seed"], run.summary.get("written"), made.get("commit")]
         rows.append(texts([name, *own, _folder(run.folder)]))
     return Grid("runs", "Runs", tuple(columns), tuple(rows))
+
+
+def _made(run: Finished) -> dict[str, Any]:
+    """Where a run's numbers come from, each package by its name."""
+    made = dict(run.summary.get("provenance") or {})
+    packages = made.pop("packages", None) or {}
+    return made | packages
 
 
 def _folder(path: Path) -> str:

@@ -47,7 +47,7 @@ def markdown(page: Page) -> str:
     parts.append("\n".join(f"- {markdown_text(term)}: {markdown_text(value)}" for term, value in page.facts))
     parts += _notes([*page.notes])
     for table in page.tables:
-        parts.append(f"## {markdown_text(table.title)}")
+        parts += [f"## {markdown_text(table.title)}", markdown_text(table.whole)]
         parts += [as_markdown(part) for part in table.parts]
     for section in page.sections:
         grids: list[Grid] = [*section.grids, *section.folded]

@@ -26,6 +26,8 @@ from kedit.sweeps.arms import Runs
 from kedit.sweeps.compare import compare
 from kedit.sweeps.measures import SETS, measures_of
 
+NOTES = 8  # that are printed
+
 log = logging.getLogger(__name__)
 
 ABOUT = """\
@@ -61,8 +63,10 @@ def report(words: list[str]) -> None:
     check_writable(Path(args.out), "out")
     page = page_of(runs, result, cache(stored_decoder), args.title, args.records, args.resamples)
     size = write_report(page, result, Path(args.out))
-    for note in result.notes:
+    for note in page.notes[:NOTES]:
         log.info("%s", note)
+    if len(page.notes) > NOTES:
+        log.info(".. and %d more notes, on the page", len(page.notes) - NOTES)
     if size > PAGE_BYTES:
         log.warning("%s has %.1f MB; fewer records make it smaller: --records N", HTML, size / 1e6)
     log.info(
