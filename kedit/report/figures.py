@@ -51,18 +51,16 @@ def tradeoff(table: Table) -> Figure | None:
     return Figure("Trade-off: paraphrases against the neighbourhood", drawn, caption)
 
 
-def curves(points: Points, first: int | None) -> Iterator[Figure]:
+def curves(points: Points) -> Iterator[Figure]:
     """A figure for each measure over the number of edits.
 
     Args:
         points: Number of edits and its table.
-        first: As `compare` was asked: only the first so many records.
     """
     measures = {measure.name: measure for _, table in points for measure in table.measures}
     arms = list(dict.fromkeys(arm.name for _, table in points for arm in table.arms))
     edits = [n for n, _ in points]
     x = Axis("edits", edits[0] / 1.1, edits[-1] * 1.1, log=True, ticks=tuple(map(float, edits)))
-    whom = "all records edited so far" if first is None else f"the first {first} records"
     for measure in measures.values():
         series = []
         for name in arms:
@@ -75,7 +73,7 @@ def curves(points: Points, first: int | None) -> Iterator[Figure]:
         title = _with_unit(measure)
         y = percent(title) if measure.scale == "rate" else around(title, values)
         drawn = lines(series, x, y, f"{title} over the number of edits, {len(series)} arms")
-        yield Figure(title, drawn, f"Of {whom}, on the model as it is then. Bars: 95 % intervals over records.")
+        yield Figure(title, drawn, "")
 
 
 def importance(runs: Mapping[str, Rows]) -> Iterator[Figure]:

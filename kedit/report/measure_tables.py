@@ -57,7 +57,7 @@ def group_of(measure: Measure) -> str:
         return "costs"
     if metric in (TOKENS, "token_accuracy", "unchanged_tokens"):
         return "tokens"
-    if metric in PORT or metric not in _PLAIN:
+    if metric not in (*_PLAIN, *PORT):
         return "free"
     return "edits" if title in _CLASSIC else "other"
 
@@ -125,8 +125,9 @@ def rank_notes(found: Ranking) -> tuple[str, ...]:
         moved = [(ranks[m].moved, arm) for arm, ranks in found.arms.items() if ranks[m].moved]
         tau = found.agreement[m]
         said = "" if tau is None else f"; Kendall's tau {tau:.2f}"
+        own = spaced(found.measures[m].name)
         line = (
-            f"By {spaced(found.measures[m].name)}, {len(moved)} of {len(found.arms)} arms have another rank than by {first}: "
+            f"By {own}, {len(moved)} of {len(found.arms)} arms have another rank than by {first}: "
             f"{found.swapped[m]} of {found.pairs} pairs of arms change their order{said}."
         )
         if moved:

@@ -1,51 +1,24 @@
-"""The page of a report: what stands on it, from a comparison and the folders of its runs; `html` fills the template."""
+"""What stands on the page of a report, and `html`, which fills its template. `kedit.report.content` gathers it."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.resources import files
-from pathlib import Path
-from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from kedit.report.differing import differing, differing_grid, leaves
-from kedit.report.figures import Figure, cosines, curves, importance, tradeoff
-from kedit.report.grid import Column, Grid, texts
-from kedit.report.measure_tables import difference_grid, grouped, number_grid, rank_grid
-from kedit.report.ranks import ranking
-from kedit.report.records import Records, embedded, records
-from kedit.report.run_files import (
-    RunFiles,
-    general_grid,
-    judge_grid,
-    labelled,
-    run_files,
-    similarity_grid,
-    split_grid,
-)
-from kedit.results.record_view import LEGEND
-from kedit.results.rows import edits_of
-from kedit.results.sentences import Decode
-from kedit.results.tables import MEASURED_AT
-from kedit.runtime.run_folder import CONFIG
-from kedit.sweeps.arms import Finished, Runs
-from kedit.sweeps.compare import Comparison, Table
-from kedit.sweeps.compare_tables import legend, titled
-from kedit.sweeps.curve_figure import curves_of
+from kedit.report.figures import Figure
+from kedit.report.grid import Grid
+from kedit.report.records import Records, embedded
 from kedit.version import __version__
 
 PAGE_BYTES = 5_000_000
 """What the whole page may take; records are left out where there would be more."""
-
-_SILENT = ("run.", "ckpt_path", "trainer.default_root_dir")  # options that differ between any two runs
 
 
 @dataclass(frozen=True)
@@ -71,10 +44,11 @@ class TablePart:
 
 @dataclass(frozen=True)
 class Section:
-    """Any other section: grids, figures, and grids that are folded away."""
+    """Any other section: a note, grids, figures, and grids that are folded away."""
 
     name: str
     title: str
+    note: str = ""
     grids: tuple[Grid, ...] = ()
     figures: tuple[Figure, ...] = ()
     folded: tuple[Grid, ...] = ()
@@ -113,8 +87,8 @@ class Page:
     def notes_title(self) -> str:
         """How many notes there are, and how many of each kind."""
         kinds = Counter(note.partition(":")[0] for note in self.notes if ":" in note)
-        counted = [f"{n} {kind}" for kind, n in kinds.items()] if len(kinds) < 6 else []
-        return f"{_some(len(self.notes), 'note')}" + (f": {', '.join(counted)}" if counted else "")
+        each = [f"{n} {kind}" for kind, n in kinds.items()] if len(kinds) < 6 else []
+        return f"{counted(len(self.notes), 'note')}" + (f": {', '.join(each)}" if each else "")
 
     @property
     def contents(self) -> list[Section]:
@@ -132,59 +106,6 @@ class Page:
         return [*found, *([self.differing] if self.differing else []), *self.runs]
 
 
-def page_of(
-    runs: Runs,
-    result: Comparison,
-    decoder: Callable[[str], Decode | None],
-    title: str | None = None,
-    most: int = 200,
-    resamples: int = 2000,
-) -> Page:
-    """Everything on the page but how it looks.
-
-    Args:
-        runs: The runs.
-        result: Their comparison.
-        decoder: Name of a model -> what reads its tokens.
-        title: Of the page; None: the name of what was compared.
-        most: Records of a table whose answers are shown.
-        resamples: Of the bootstrap behind the ranks.
-    """
-    names = labelled([(run.arm, run.seed) for run in runs.runs])
-    named = dict(zip(names, runs.runs, strict=True))
-    extra = run_files({name: run.folder for name, run in named.items()})
-    main = [table for table in result.tables if edits_of(table.alike.measured_at) is None]
-    heads = _heads(main)
-    tables = tuple(_table(table, f"table-{n}", heads[n - 1], resamples) for n, table in enumerate(main, 1))
-    sections = (*_curve_sections(result, len(main)), *_file_sections(extra))
-    configs, read, broken = _configs(named)
-    own = differing(read, _SILENT)
-    made = differing({name: _made(run) for name, run in named.items()})
-    taken = sum(len(text) for _, text in configs) + 200_000 + 130 * sum(
-        len(row) for table in tables for part in table.parts for row in part.rows
-    )
-    shown = records(main or result.tables, decoder, most, max(PAGE_BYTES - 2 * taken, PAGE_BYTES // 2))
-    grid = differing_grid(own, read, "configs-differ", "What differs between arms")
-    provenance = differing_grid(made, named, "provenance-differs", "What differs between runs")
-    return Page(
-        title=title or f"kedit report: {runs.name}",
-        subtitle=_subtitle(result),
-        facts=tuple(_facts(runs, result)),
-        notes=(*result.notes, *extra.notes, *broken),
-        legend=tuple(legend(result)),
-        tables=tables,
-        sections=sections,
-        records=shown,
-        records_note=_records_note(shown),
-        verdicts=" ".join(LEGEND.split()),
-        differing=grid,
-        configs=tuple(Config(name, own.alone.get(name, {}), text) for name, text in configs),
-        provenance=tuple(made.common.items()),
-        runs=(*([provenance] if provenance else []), _runs_grid(named)),
-        written=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
 def html(page: Page) -> str:
     """The page as one file, which needs no other and no network."""
     environment = Environment(
@@ -195,10 +116,10 @@ def html(page: Page) -> str:
     return environment.get_template("page.html.j2").render(
         page=page,
         version=__version__,
-        style=Markup(style),  # noqa: S704 (a file of the package)
-        script=Markup(script),  # noqa: S704 (a file of the package)
+        style=Markup(style),
+        script=Markup(script),
         script_hash=f"sha256-{digest}",
-        records_json=Markup(embedded(page.records.data)),  # noqa: S704 (`embedded` has escaped it)
+        records_json=Markup(embedded(page.records.data)),  # `embedded` has escaped it
     )
 
 
@@ -206,157 +127,6 @@ def _text(name: str) -> str:
     return files("kedit.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _heads(tables: Sequence[Table]) -> list[str]:
-    """What tables are called: by data and regime, by more where two would be called the same."""
-    short = [f"{table.alike.data['name']}, {table.alike.protocol['regime']}" for table in tables]
-    timed = [f"{text}, {MEASURED_AT.get(t.alike.measured_at, '')}" for text, t in zip(short, tables, strict=True)]
-    found = []
-    for nth, table in enumerate(tables):
-        names = [own[nth] for own in (short, timed) if own.count(own[nth]) == 1]
-        found.append(f"Table {nth + 1}: {names[0] if names else titled(table)}")
-    return found
-
-
-def _table(table: Table, name: str, head: str, resamples: int) -> TablePart:
-    parts: list[Grid] = []
-    for group, measures in grouped(table):
-        parts.append(number_grid(table, group, measures, f"{name}-{group}"))
-        difference = difference_grid(table, group, measures, f"{name}-{group}-difference")
-        parts += [difference] if difference else []
-    found = ranking(table, resamples)
-    if found is not None:
-        after = next((n for n, part in enumerate(parts) if part.name == f"{name}-costs"), len(parts))
-        parts.insert(after, rank_grid(found, f"{name}-ranks"))
-    data = {key: table.alike.data.get(key) for key in ("name", "fingerprint", "records", "limit", "skip", "probes")}
-    said = {"protocol": table.alike.protocol, "data": data, "measured_at": table.alike.measured_at}
-    return TablePart(name, head, titled(table), tuple(parts), tradeoff(table), tuple(leaves(said).items()))
-
-
-def _curve_sections(result: Comparison, before: int) -> list[Section]:
-    found = []
-    for nth, points in enumerate(curves_of(result), 1):
-        name, table = f"curve-{nth}", points[0][1]
-        folded = []
-        for edits, one in points:
-            for group, measures in grouped(one):
-                grid = number_grid(one, group, measures, f"{name}-at-{edits}-{group}")
-                folded.append(Grid(grid.name, f"After {edits} edits: {grid.title}", grid.columns, grid.rows, grid.notes))
-        title = f"Over the number of edits: {table.alike.data['name']}"
-        found.append(Section(name, title, (), tuple(curves(points, result.first)), tuple(folded)))
-    return found
-
-
-def _file_sections(extra: RunFiles) -> list[Section]:
-    found = []
-    if extra.importance:
-        found.append(Section("paths", "PAC's paths", (), tuple(importance(extra.importance))))
-    if extra.similarity:
-        found.append(Section("similarity", "REP's similarity", (similarity_grid(extra.similarity),)))
-    if extra.cosine:
-        found.append(Section("cosines", "STEAM's cosines", (), tuple(cosines(extra.cosine))))
-    if extra.general:
-        found.append(Section("ability", "General ability", (general_grid(extra.general),)))
-    if extra.judges or extra.split:
-        grids = [judge_grid(extra.judges)] if extra.judges else []
-        found.append(Section("judges", "A judge", (*grids, *([split_grid(extra.split)] if extra.split else []))))
-    return found
-
-
-def _subtitle(result: Comparison) -> str:
-    arms = {run.arm for table in result.tables for members in table.members.values() for run in members}
-    n = len(result.tables)
-    against = f", differences to {result.against}" if result.against else ""
-    return f"{_some(len(arms), 'arm')} in {_some(n, 'table')}{against}; 95 % intervals over records"
-
-
-def _facts(runs: Runs, result: Comparison) -> list[tuple[str, str]]:
-    summaries = [run.summary for run in runs.runs]
-    missing = len(runs.planned) - len({run.arm for run in runs.runs})
-    methods = [summary["method"] for summary in summaries]
-    data = [summary["data"] for summary in summaries]
-    made = [summary.get("provenance") or {} for summary in summaries]
-    packages = [f"{name} {v}" for name, v in (made[0].get("packages") or {}).items() if name in _TOLD]
-    finished = f"{len(runs.runs)} finished" + (f", {missing} arms without results" if missing > 0 else "")
-    return [
-        ("Runs", f"{runs.name}: {finished}"),
-        ("Models", _all(f"{m['model']} ({m.get('dtype', '?')}, {str(m.get('model_fingerprint'))[:8]})" for m in methods)),
-        ("Data", _all(f"{d['name']}: {d['records']} records ({d['fingerprint'][:8]})" for d in data)),
-        ("Methods", _all(str(m["method"]) for m in methods)),
-        ("Regimes", _all(str(m["regime"]) for m in methods)),
-        ("Protocols", _all(str(s["protocol"].get("name") or s["protocol"]["measured"]) for s in summaries)),
-        ("Seeds", _all(str(m["seed"]) for m in methods)),
-        ("kedit", _all(str(p.get("kedit", "?")) for p in made)),
-        ("Commit", _all(str(p.get("commit") or "unknown") for p in made)),
-        ("Versions", ", ".join(packages) or "unknown"),
-        ("Machine", _all(str(p.get("device", "?")) for p in made)),
-        ("Measured", _span([str(s["written"]) for s in summaries if s.get("written")])),
-    ]
-
-
-_TOLD = ("torch", "transformers", "lightning")
-
-
-def _all(values: Any) -> str:
-    """Each value once."""
-    return "; ".join(dict.fromkeys(values)) or "unknown"
-
-
-def _span(times: Sequence[str]) -> str:
-    if not times:
-        return "unknown"
-    first, last = (end[:16].replace("T", " ") for end in (min(times), max(times)))
-    return f"{first} UTC" if first == last else f"{first} to {last} UTC"
-
-
-def _some(n: int, what: str) -> str:
+def counted(n: int, what: str) -> str:
+    """A number of things: `2 arms`."""
     return f"{n} {what}{'' if n == 1 else 's'}"
-
-
-def _records_note(shown: Records) -> str:
-    part = "all" if shown.shown == shown.of else f"{shown.shown} of"
-    left = "" if shown.shown == shown.of else (
-        " The rest is left out so that the page stays small (--records); kedit show RUN has them all."
-    )  # fmt: skip
-    return f"The answers to {part} {shown.of} records, of every arm (of several seeds the first).{left}"
-
-
-def _configs(runs: Mapping[str, Finished]) -> tuple[list[tuple[str, str]], dict[str, Mapping[str, Any]], list[str]]:
-    """Text and values of every config that can be read, and a line for each that cannot."""
-    found, read, broken = [], {}, []
-    for name, run in runs.items():
-        path = run.folder / CONFIG
-        try:
-            text = path.read_text(encoding="utf-8")
-            values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            if not isinstance(values, dict):
-                raise ValueError
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, yaml.YAMLError):
-            broken.append(f"left out, as it is damaged: {path}")
-            continue
-        found.append((name, text))
-        read[name] = values
-    return found, read, broken
-
-
-def _runs_grid(runs: Mapping[str, Finished]) -> Grid:
-    """Every run with its folder, and when it was written."""
-    columns = [Column(name, text=True) for name in ("arm", "method", "regime", "seed", "written", "commit", "folder")]
-    rows = []
-    for name, run in runs.items():
-        method, made = run.summary["method"], run.summary.get("provenance") or {}
-        own = [method["method"], method["regime"], method["seed"], run.summary.get("written"), made.get("commit")]
-        rows.append(texts([name, *own, _folder(run.folder)]))
-    return Grid("runs", "Runs", tuple(columns), tuple(rows))
-
-
-def _made(run: Finished) -> dict[str, Any]:
-    """Where a run's numbers come from, each package by its name."""
-    made = dict(run.summary.get("provenance") or {})
-    packages = made.pop("packages", None) or {}
-    return made | packages
-
-
-def _folder(path: Path) -> str:
-    return path.name if path.is_absolute() else str(path)

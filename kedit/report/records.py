@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,6 @@ from kedit.results.rows import Saved
 from kedit.results.sentences import Decode, said
 from kedit.runtime.run_folder import RESULTS, read_rows
 from kedit.sweeps.arms import Measured
-from kedit.sweeps.collect_tables import title
 from kedit.sweeps.compare import Table
 from kedit.text.lines import cut, cut_middle, one_line
 
@@ -64,13 +63,11 @@ class _Seen:
     arms: dict[int, tuple[str | None, dict[Key, tuple[Mapping[str, Any], Answer]]]]
 
 
-def records(
-    tables: Sequence[Table], decoder: Callable[[str], Decode | None], most: int, room: int
-) -> Records:
+def records(tables: Mapping[str, Table], decoder: Callable[[str], Decode | None], most: int, room: int) -> Records:
     """What was said, table by table.
 
     Args:
-        tables: The tables; of an arm with several seeds the first is shown.
+        tables: Title -> table; of an arm with several seeds the first is shown.
         decoder: Name of a model -> what reads its tokens.
         most: Records of a table, the first that were edited.
         room: Bytes that all may take; where there are more, fewer records are taken.
@@ -78,7 +75,7 @@ def records(
     strings = _Strings()
     strings.of("")  # number 0: an arm without an error
     found, shown, of, used = [], 0, 0, 0
-    for nth, table in enumerate(tables):
+    for nth, (title, table) in enumerate(tables.items()):
         arms = [(name, runs[0]) for name, runs in table.members.items()]
         cases = list(dict.fromkeys(case for _, run in arms for case in run.sample.cases))
         of += len(cases)
@@ -94,7 +91,7 @@ def records(
                 break
             own.append(record)
         shown += len(own)
-        found.append({"title": title(table.alike), "arms": [name for name, _ in arms], "of": len(cases), "records": own})
+        found.append({"title": title, "arms": [name for name, _ in arms], "of": len(cases), "records": own})
     return Records({"strings": list(strings.places), "kinds": dict(TITLES), "tables": found}, shown, of)
 
 
@@ -134,7 +131,7 @@ def _record(case: str, seen: _Seen, strings: _Strings) -> list[Any]:
     prompt = str(request.get("prompt", "")).replace("{}", str(request.get("subject") or "{}"), 1)
     probes: list[Any] = []
     base: dict[Key, tuple[Any, Any]] = {}
-    for key, probe in seen.probes.items():
+    for key in seen.probes:
         kind, text, answer = key
         first = next(answers[key][1] for _, answers in seen.arms.values() if key in answers)
         base[key] = (first[4], first[5])

@@ -1,4 +1,4 @@
-"""What runs wrote beside their results: PAC's paths, REP's similarity, STEAM's cosines, general ability, a judge's word.
+"""What runs wrote beside their results: PAC's paths, REP's similarity, STEAM's cosines, general ability, a judge.
 
 Each is shown where a run has it. A file that is damaged is named in a note, and left out.
 """
@@ -118,7 +118,9 @@ def judge_grid(runs: Mapping[str, dict[str, Any]]) -> Grid:
 
 def split_grid(runs: Mapping[str, Rows]) -> Grid:
     """Answers of which the judge and exact match say otherwise, the first of all runs."""
-    columns = [Column(name, text=True) for name in ("arm", "record", "prompt", "wanted", "said", "judge", "exact match")]
+    columns = [
+        Column(name, text=True) for name in ("arm", "record", "prompt", "wanted", "said", "judge", "exact match")
+    ]
     all_lines = [(name, line) for name, lines in runs.items() for line in lines]
     rows = []
     for name, line in all_lines[:_SPLIT]:

@@ -1,7 +1,7 @@
 """Small figures as SVG: points with intervals, and lines. Their texts are texts, their colours the page's.
 
-Labels stand in a column to the right, apart from each other, each with a line to what it names: so no two texts can lie on
-each other, however near the points are.
+Labels stand in a column to the right, apart from each other, each with a line to what it names. So no two texts can
+lie on each other, however near the points are.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from kedit.text.lines import cut
 COLOURS = 8  # classes k0 .. k7 of the style sheet
 LABEL = 42  # characters of a label
 _LINE = 15.0  # between two labels
-_CHARACTER = 6.6  # width of a letter of a label, generously
+_CHARACTER, _BOLD = 7.0, 8.4  # width of a letter of a label, generously
 _LEFT, _TOP, _BOTTOM = 58.0, 14.0, 46.0
-_WIDTH, _HEIGHT = 400.0, 300.0
+_POINTS, _LINES = (400.0, 300.0), (280.0, 190.0)  # width and height of a panel
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,14 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, title: str) -> Markup:
         y: The axis to the left.
         title: What the figure shows, for who cannot see it.
     """
-    height = max(_HEIGHT, _LINE * len(points))
-    root, panel = _panel(x, y, height, [point.label for point in points], title)
+    size = _POINTS[0], max(_POINTS[1], _LINE * len(points))
+    root, panel = _panel(x, y, size, [(point.label, point.strong) for point in points], title)
     for n, point in enumerate(points):
         cx, cy = panel.place(point.x, point.y)
-        (left, top), (right, bottom) = panel.place(point.across[0], point.up[1]), panel.place(point.across[1], point.up[0])
+        (left, top), (right, bottom) = (
+            panel.place(point.across[0], point.up[1]),
+            panel.place(point.across[1], point.up[0]),
+        )
         group = ET.SubElement(root, "g", {"class": f"k{n % COLOURS}"})
         _line(group, left, cy, right, cy, "ci")
         _line(group, cx, top, cx, bottom, "ci")
@@ -128,13 +131,15 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, title: str) -> Markup:
         y: The axis to the left.
         title: What the figure shows, for who cannot see it.
     """
-    height = max(_HEIGHT * 0.8, _LINE * len(series))
-    root, panel = _panel(x, y, height, [one.label for one in series], title)
+    size = _LINES[0], max(_LINES[1], _LINE * len(series))
+    root, panel = _panel(x, y, size, [(one.label, False) for one in series], title)
     for n, one in enumerate(series):
         kind = f"k{n % COLOURS}" + (" dash" if n // COLOURS % 2 else "") + (" faint" if one.faint else "")
         group = ET.SubElement(root, "g", {"class": kind})
         spots = [panel.place(a, b) for a, b in zip(one.x, one.y, strict=True)]
-        path = ET.SubElement(group, "polyline", {"points": " ".join(f"{_n(a)},{_n(b)}" for a, b in spots), "class": "way"})
+        path = ET.SubElement(
+            group, "polyline", {"points": " ".join(f"{_n(a)},{_n(b)}" for a, b in spots), "class": "way"}
+        )
         _tip(path, one.label)
         for (cx, _), (low, high) in zip(spots, one.ends, strict=False):
             _line(group, cx, panel.place(one.x[0], high)[1], cx, panel.place(one.x[0], low)[1], "ci")
@@ -175,27 +180,31 @@ def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[
 class _Panel:
     x: Axis
     y: Axis
+    width: float
     height: float
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        return _LEFT + _WIDTH * self.x.at(x), _TOP + self.height * (1 - self.y.at(y))
+        return _LEFT + self.width * self.x.at(x), _TOP + self.height * (1 - self.y.at(y))
 
 
-def _panel(x: Axis, y: Axis, height: float, labels: Sequence[str], title: str) -> tuple[ET.Element, _Panel]:
-    room = 34 + _CHARACTER * max((min(len(label), LABEL) for label in labels), default=0)
-    width, whole = _LEFT + _WIDTH + room, _TOP + height + _BOTTOM
-    size = {"viewBox": f"0 0 {_n(width)} {_n(whole)}", "width": _n(width), "height": _n(whole)}
-    root = ET.Element("svg", {**size, "role": "img", "aria-label": title})
-    panel = _Panel(x, y, height)
+def _panel(
+    x: Axis, y: Axis, size: tuple[float, float], labels: Sequence[tuple[str, bool]], title: str
+) -> tuple[ET.Element, _Panel]:
+    wide, height = size
+    room = 34 + max(((_BOLD if strong else _CHARACTER) * min(len(label), LABEL) for label, strong in labels), default=0)
+    width, whole = _LEFT + wide + room, _TOP + height + _BOTTOM
+    shape = {"viewBox": f"0 0 {_n(width)} {_n(whole)}", "width": _n(width), "height": _n(whole)}
+    root = ET.Element("svg", {**shape, "role": "img", "aria-label": _legal(title)})
+    panel = _Panel(x, y, wide, height)
     for mark in x.marks():
         across = panel.place(mark, y.low)[0]
         _line(root, across, _TOP, across, _TOP + height, "rule")
         _text(root, across, _TOP + height + 15, _said(mark), "tick", "middle")
     for mark in y.marks():
         up = panel.place(x.low, mark)[1]
-        _line(root, _LEFT, up, _LEFT + _WIDTH, up, "rule")
+        _line(root, _LEFT, up, _LEFT + wide, up, "rule")
         _text(root, _LEFT - 6, up + 4, _said(mark), "tick", "end")
-    _text(root, _LEFT + _WIDTH / 2, _TOP + height + 36, x.title, "axis", "middle")
+    _text(root, _LEFT + wide / 2, _TOP + height + 36, x.title, "axis", "middle")
     middle = _TOP + height / 2
     turned = {"transform": f"rotate(-90 14 {_n(middle)})"}
     _text(root, 14, middle, y.title, "axis", "middle", turned)
@@ -207,7 +216,7 @@ def _labels(
 ) -> None:
     """The names, to the right, with a line to what they name."""
     places = apart([y for _, y in ends], _LINE, _TOP + 5, _TOP + panel.height - 2)
-    edge = _LEFT + _WIDTH
+    edge = _LEFT + panel.width
     for (x, y), place, (label, kind, strong) in zip(ends, places, labels, strict=True):
         group = ET.SubElement(root, "g", {"class": kind})
         points = f"{_n(x)},{_n(y)} {_n(edge + 4)},{_n(place)} {_n(edge + 22)},{_n(place)}"
@@ -240,7 +249,7 @@ def _legal(text: str) -> str:
 
 
 def _markup(root: ET.Element) -> Markup:
-    return Markup(ET.tostring(root, encoding="unicode"))  # noqa: S704 (ElementTree has escaped every text)
+    return Markup(ET.tostring(root, encoding="unicode"))  # ElementTree has escaped every text
 
 
 def _n(value: float) -> str:

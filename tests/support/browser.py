@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 _OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe",
             "--disable-background-networking", "--no-first-run")  # fmt: skip
 
@@ -113,10 +115,12 @@ def browser(folder: Path) -> Iterator[Browser]:
     command = f'exec "$@" 3<&{told} 4>&{answers}'
     words = ["bash", "-c", command, "bash", CHROMIUM, *_OPTIONS, f"--user-data-dir={folder / 'profile'}"]
     process = subprocess.Popen(words, pass_fds=(told, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    os.close(told), os.close(answers)
+    for end in (told, answers):
+        os.close(end)
     try:
         yield Browser(reads, writes)
     finally:
         process.terminate()
         process.wait(20)
-        os.close(writes), os.close(reads)
+        for end in (writes, reads):
+            os.close(end)

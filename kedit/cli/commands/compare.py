@@ -61,7 +61,7 @@ def compare(words: list[str]) -> None:
 
 def _arguments(words: list[str]) -> Any:
     parser = ArgumentParser(prog="kedit compare", exit_on_error=False, description=ABOUT)
-    parser.add_argument("sweep", type=str, nargs="*", default=[], help=WHICH)
+    parser.add_argument("sweep", type=str, nargs="*", default=[], help=WHICH["compare"])
     against = "The arm that the others are compared with, as the table calls it (in quotes); null: no differences."
     parser.add_argument("--against", type=str | None, default=None, help=against)
     paired = "Differences record by record, over the records (and seeds) that both arms have: narrower intervals."

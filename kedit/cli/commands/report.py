@@ -11,18 +11,18 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from kedit.cli.options.which_arms import runs_named, sweep_named
+from kedit.cli.options.which_arms import WHICH, runs_named, sweep_named
 from kedit.errors import KeditError, at_least, within
 from kedit.model.stored_tokenizer import stored_decoder
+from kedit.report.content import page_of
 from kedit.report.measure_tables import default_measures
-from kedit.report.page import PAGE_BYTES, page_of
+from kedit.report.page import PAGE_BYTES
 from kedit.report.writing import ALL, HTML, MARKDOWN, TABLES, write_report
 from kedit.results.intervals import RESAMPLES
 from kedit.results.stored_run import is_run
 from kedit.runtime.files import check_writable
 from kedit.runtime.option_values import check_path, check_text
 from kedit.runtime.run_folder import finished
-from kedit.sweeps.arms import Runs
 from kedit.sweeps.compare import compare
 from kedit.sweeps.measures import SETS, measures_of
 
@@ -35,7 +35,6 @@ One page to read and to send: kedit report slurm/sweeps/smollm2.yaml --against r
 Tables with intervals and ranks, figures, costs, configs, and what the model said, record by record. What is not done is
 named on it.
 """
-WHICH = "A sweep file, the folder of a sweep, or folders of runs: as kedit compare, but one run is enough."
 
 
 def report(words: list[str]) -> None:
@@ -81,7 +80,7 @@ def _finished(names: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         KeditError: None is finished.
     """
-    if not names or any("\0" in name for name in names) or sweep_named(names) and not is_run(Path(names[0])):
+    if not names or any("\0" in name for name in names) or (sweep_named(names) and not is_run(Path(names[0]))):
         return list(names), []
     done, unfinished = [], []
     for name in names:
@@ -97,7 +96,7 @@ def _finished(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _arguments(words: list[str]) -> Any:
     parser = ArgumentParser(prog="kedit report", exit_on_error=False, description=ABOUT)
-    parser.add_argument("runs_or_sweep", type=str, nargs="*", default=[], metavar="runs", help=WHICH)
+    parser.add_argument("runs_or_sweep", type=str, nargs="*", default=[], metavar="runs", help=WHICH["report"])
     out = "Folder of report.html, report.md, compare.csv and tables/."
     parser.add_argument("--out", type=str, default="report", help=out)
     against = "The arm that the others are compared with, record by record, as the tables call it; null: none."

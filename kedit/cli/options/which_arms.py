@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from kedit.cli.commands.sweep import open_sweep
 from kedit.errors import KeditError
@@ -11,8 +12,14 @@ from kedit.runtime.option_values import check_path
 from kedit.sweeps.arms import Runs, of_folders, of_sweep
 from kedit.sweeps.folder import PLAN
 
-WHICH = "A sweep file, the folder of a sweep, or folders of two runs or more."
-DONE = {"compare": "compared", "report": "reported"}
+WHICH = MappingProxyType(
+    {
+        "compare": "A sweep file, the folder of a sweep, or folders of two runs or more.",
+        "report": "A sweep file, the folder of a sweep, or folders of runs.",
+    }
+)
+"""Command -> what can be named."""
+DONE = MappingProxyType({"compare": "compared", "report": "reported"})
 
 
 def sweep_named(names: Sequence[str]) -> bool:
@@ -35,7 +42,7 @@ def runs_named(names: Sequence[str], runs: str | None, seeds: bool, command: str
     """
     if not names:
         raise KeditError(
-            f"what is to be {DONE[command]}? {WHICH}\nFor instance: kedit {command} slurm/sweeps/smollm2.yaml"
+            f"what is to be {DONE[command]}? {WHICH[command]}\nFor instance: kedit {command} slurm/sweeps/smollm2.yaml"
         )
     for name in names:
         check_path("sweep", name)
