@@ -44,11 +44,13 @@ class Column:
         name: What it shows.
         unit: In which unit, where it has one.
         text: Whether it holds texts, not numbers.
+        whole: Its name where it stands by itself, as in a CSV file; empty: `name`.
     """
 
     name: str
     unit: str = ""
     text: bool = False
+    whole: str = ""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def as_csv(grid: Grid) -> str:
     A text that a spreadsheet would take for a formula has an apostrophe in front.
     """
     columns: list[str] = []
-    names = _distinct([_head(column.name, column.unit) for column in grid.columns])
+    names = _distinct([_head(column.whole or column.name, column.unit) for column in grid.columns])
     ranges = [any(row[at].low is not None for row in grid.rows) for at in range(len(names))]
     for name, ranged in zip(names, ranges, strict=True):
         columns += [name, f"{name} low", f"{name} high"] if ranged else [name]
@@ -68,8 +68,13 @@ def as_csv(grid: Grid) -> str:
     return csv_text(rows, columns)
 
 
-def as_latex(grid: Grid) -> str:
-    """A `table` with booktabs' rules: the caption is the title, intervals are small behind their numbers."""
+def as_latex(grid: Grid, said: str = "") -> str:
+    """A `table` with booktabs' rules; intervals are small behind their numbers.
+
+    Args:
+        grid: The table.
+        said: What its caption says behind the title: of which data and protocol it is.
+    """
     shape = "".join("l" if column.text else "r" for column in grid.columns)
     head = " & ".join(latex_text(_head(column.name, column.unit)) for column in grid.columns)
     rows = [" & ".join(_latex_cell(entry) for entry in row) + r" \\" for row in grid.rows]
@@ -79,7 +84,7 @@ def as_latex(grid: Grid) -> str:
             "% \\usepackage{booktabs}",
             "\\begin{table}",
             "\\centering",
-            f"\\caption{{{latex_text(grid.title)}}}",
+            f"\\caption{{{latex_text(f'{grid.title}: {said}' if said else grid.title)}}}",
             f"\\label{{tab:{grid.name}}}",
             f"\\begin{{tabular}}{{{shape}}}",
             "\\toprule",

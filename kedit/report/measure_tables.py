@@ -106,7 +106,8 @@ def rank_grid(found: Ranking, name: str) -> Grid:
     classic = len(found.measures) - found.free
     columns = [Column("arm", text=True)]
     for m, measure in enumerate(found.measures):
-        columns += [Column(spaced(measure.name), "%"), Column("rank" if m < classic else "rank, moved")]
+        whole = f"rank by {spaced(measure.name)}"
+        columns += [Column(spaced(measure.name), "%"), Column("rank" if m < classic else "rank, moved", whole=whole)]
     rows = []
     for arm, ranks in found.arms.items():
         row = [Entry(arm)]

@@ -99,11 +99,11 @@ class Page:
         return [*found, Section("configs", "Configurations"), Section("provenance", "Provenance")]
 
     @property
-    def grids(self) -> list[Grid]:
-        """All tables, in the order of the page."""
-        found = [part for table in self.tables for part in table.parts]
-        found += [part for section in self.sections for part in (*section.grids, *section.folded)]
-        return [*found, *([self.differing] if self.differing else []), *self.runs]
+    def grids(self) -> list[tuple[Grid, str]]:
+        """All tables, in the order of the page, each with what it is of where its title does not say it."""
+        found = [(part, table.whole) for table in self.tables for part in table.parts]
+        found += [(part, "") for section in self.sections for part in (*section.grids, *section.folded)]
+        return [*found, *((part, "") for part in (*([self.differing] if self.differing else []), *self.runs))]
 
 
 def html(page: Page) -> str:

@@ -19,6 +19,7 @@ COLOURS = 8  # classes k0 .. k7 of the style sheet
 LABEL = 42  # characters of a label
 _LINE = 15.0  # between two labels
 _CHARACTER, _BOLD = 7.0, 8.4  # width of a letter of a label, generously
+_LEAST = 0.75  # of its width, that a figure has on a phone: its letters stay readable, the rest is scrolled to
 _LEFT, _TOP, _BOTTOM = 58.0, 14.0, 46.0
 _POINTS, _LINES = (400.0, 300.0), (280.0, 190.0)  # width and height of a panel
 
@@ -194,6 +195,7 @@ def _panel(
     room = 34 + max(((_BOLD if strong else _CHARACTER) * min(len(label), LABEL) for label, strong in labels), default=0)
     width, whole = _LEFT + wide + room, _TOP + height + _BOTTOM
     shape = {"viewBox": f"0 0 {_n(width)} {_n(whole)}", "width": _n(width), "height": _n(whole)}
+    shape["style"] = f"min-width: {_n(_LEAST * width)}px"
     root = ET.Element("svg", {**shape, "role": "img", "aria-label": _legal(title)})
     panel = _Panel(x, y, wide, height)
     for mark in x.marks():

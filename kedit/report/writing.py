@@ -35,9 +35,9 @@ def write_report(page: Page, result: Comparison, folder: Path) -> int:
     write_text(folder / HTML, text)
     write_text(folder / MARKDOWN, markdown(page))
     write_text(folder / ALL, comparison_csv(result))
-    for grid in page.grids:
+    for grid, said in page.grids:
         write_text(folder / TABLES / f"{grid.name}.csv", as_csv(grid))
-        write_text(folder / TABLES / f"{grid.name}.tex", as_latex(grid))
+        write_text(folder / TABLES / f"{grid.name}.tex", as_latex(grid, said))
     return len(text.encode())
 
 
@@ -45,7 +45,6 @@ def markdown(page: Page) -> str:
     """The page's tables and notes."""
     parts = [f"# {markdown_text(page.title)}", markdown_text(page.subtitle)]
     parts.append("\n".join(f"- {markdown_text(term)}: {markdown_text(value)}" for term, value in page.facts))
-    parts += _notes([*page.notes])
     for table in page.tables:
         parts += [f"## {markdown_text(table.title)}", markdown_text(table.whole)]
         parts += [as_markdown(part) for part in table.parts]
@@ -53,12 +52,12 @@ def markdown(page: Page) -> str:
         grids: list[Grid] = [*section.grids, *section.folded]
         if grids:
             parts += [f"## {markdown_text(section.title)}", *(as_markdown(part) for part in grids)]
-    parts.append("## Numbers")
-    parts += _notes(page.legend)
+    parts += ["## How to read the numbers", *_notes(page.legend)]
+    parts += ["## What is missing", *_notes(page.notes)] if page.notes else []
     parts.append("## Runs")
     parts += [as_markdown(part) for part in (*([page.differing] if page.differing else []), *page.runs)]
     return "\n\n".join(parts) + "\n"
 
 
-def _notes(lines: tuple[str, ...] | list[str]) -> list[str]:
+def _notes(lines: tuple[str, ...]) -> list[str]:
     return ["\n".join(f"- {markdown_text(line)}" for line in lines)] if lines else []
