@@ -98,7 +98,8 @@ def _heads(tables: Sequence[Table]) -> list[str]:
     """What tables are called: by data and regime, by more where two would be called the same."""
     short, timed, exact = [], [], []
     for table in tables:
-        data, regime = table.alike.data, table.alike.protocol["regime"]
+        data, protocol = table.alike.data, table.alike.protocol
+        regime = f"{protocol['regime']}, {protocol['name']}" if protocol.get("name") else protocol["regime"]
         short.append(f"{data['name']}, {regime}")
         timed.append(f"{short[-1]}, {MEASURED_AT.get(table.alike.measured_at, table.alike.measured_at)}")
         exact.append(f"{data['name']} ({data['records']} records, {data['fingerprint'][:6]}), {regime}")

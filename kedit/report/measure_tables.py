@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from kedit.report.grid import EMPTY, Column, Entry, Grid, texts
-from kedit.report.ranks import Rank, Ranking
+from kedit.report.ranks import FREE, Rank, Ranking
 from kedit.results.rows import METRICS
 from kedit.results.summary import PORT, SCORED, TITLES, TOKENS
 from kedit.sweeps.arm_statistics import Cell
@@ -45,7 +45,7 @@ def default_measures(runs: Iterable[Finished]) -> list[Measure]:
     known = {*METRICS, "unchanged"} - {"token_accuracy", "p_answer", "magnitude", "port_em"}
     for kind, metric in found:
         wanted = metric in known and kind != "portability" and not (kind == "neighborhood" and metric == "exact")
-        if wanted and (kind != "score" or metric in ("success", "wild")):
+        if wanted and (kind != "score" or metric == "success" or metric.startswith(FREE)):
             names.append(f"{TITLES.get(kind, kind)}/{metric}")
     return measures_of(",".join(dict.fromkeys(names)))
 
@@ -53,7 +53,7 @@ def default_measures(runs: Iterable[Finished]) -> list[Measure]:
 def group_of(measure: Measure) -> str:
     """Which of `GROUPS` a measure belongs to."""
     title, _, metric = measure.name.partition("/")
-    if measure.name in COSTS or measure.name in ONCE:
+    if measure.name in COSTS or measure.name in ONCE or title == "ability":
         return "costs"
     if metric in (TOKENS, "token_accuracy", "unchanged_tokens"):
         return "tokens"

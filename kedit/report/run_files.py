@@ -26,6 +26,7 @@ _TABLES = {
 }
 """File -> columns that are read of it, and what stands in them."""
 
+_VERDICTS = ("wrong", "right")  # of a judge; any other word is none
 _SPLIT = 40  # answers shown of which judge and exact match say otherwise
 _SAID = 120
 
@@ -98,7 +99,8 @@ def general_grid(runs: Mapping[str, Rows]) -> Grid:
         for line in figures:
             head = texts([name, line["task"], line["metric"], line.get("measured_at")])
             before, after = (_with_error(line, side) for side in ("before", "after"))
-            change = number(None if None in (line["before"], line["after"]) else line["after"] - line["before"], 2, "+")
+            ends = line.get("before"), line.get("after")
+            change = number(None if None in ends else ends[1] - ends[0], 2, "+")
             rows.append((*head, before, after, change, number(line.get("n"), 0)))
     return Grid("general", "General ability", tuple(columns), tuple(rows), ("± standard error.",))
 
@@ -156,7 +158,7 @@ def _general(path: Path) -> Rows:
     for line in figures:
         _ = str(line["task"]), str(line["metric"])
         for side in ("before", "after"):
-            _ = line[side] is None or float(line[side])
+            _ = line.get(side) is None or float(line[side])
     return list(figures)
 
 
@@ -174,18 +176,14 @@ def _split_answers(path: Path) -> Rows:
     for text in path.read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
         _ = line["case_id"], line["text"], line["answer"], line["said"]
-        verdict = line["verdict"]
-        right = verdict if isinstance(verdict, bool) else str(verdict).strip().lower() in _RIGHT
-        if line["exact_match"] is not None and verdict is not None and right != bool(line["exact_match"]):
-            found.append(line | {"verdict": "right" if right else "wrong"})
+        judged = line["exact_match"] is not None and line["verdict"] in _VERDICTS
+        if judged and line["verdict"] != _VERDICTS[bool(line["exact_match"])]:
+            found.append(line)
     return found
 
 
-_RIGHT = ("a", "right", "correct", "yes", "true")
-
-
 def _with_error(line: Mapping[str, Any], side: str) -> Entry:
-    entry, error = number(_float(line[side]), 2), _float(line.get(f"{side}_stderr"))
+    entry, error = number(_float(line.get(side)), 2), _float(line.get(f"{side}_stderr"))
     return entry if error is None else Entry(f"{entry.text} ± {error:.2f}", value=entry.value)
 
 

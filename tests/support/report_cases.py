@@ -91,9 +91,12 @@ def extra_files(run: Path) -> None:
     )
     general = {"task": "ours", "metric": "acc", "measured_at": "end", "before": 50.0, "after": 47.25,
                "before_stderr": 1.0, "after_stderr": 1.5, "n": 40}  # fmt: skip
-    (run / "general.json").write_text(json.dumps({"figures": [general]}))
+    (run / "general.json").write_text(
+        json.dumps({"figures": [general, {"task": "new", "metric": "acc", "after": 1.0}]})
+    )
     figure = {"kind": "rewrite", "side": "after", "judged": 62.5, "exact_match": 50.0, "agreement": 75.0, "n": 8}
     (run / "judge.json").write_text(json.dumps({"model": "stub", "prompt": "?", "figures": [figure]}))
     line = {"case_id": "case-3", "measured_at": "edit", "kind": "rewrite", "text": "T is in", "answer": "A",
-            "side": "after", "said": HOSTILE, "verdict": True, "exact_match": False, "why": ""}  # fmt: skip
-    (run / "judge.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line | {"exact_match": True}) + "\n")
+            "side": "after", "said": HOSTILE, "verdict": "right", "exact_match": False, "why": ""}  # fmt: skip
+    others = [line, line | {"exact_match": True}, line | {"verdict": "unclear"}]
+    (run / "judge.jsonl").write_text("".join(json.dumps(one) + "\n" for one in others))

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kedit.cli import main
@@ -189,8 +190,6 @@ def test_numbers_are_those_of_compare(folders: list[str]) -> None:
 
 
 def test_protocols_are_never_in_one_table(folders: list[str], tmp_path: Path) -> None:
-    import numpy as np
-
     random = np.random.default_rng(5)
     rows = [row(case, "rome", random) for case in range(12)]
     for one in rows:
@@ -207,9 +206,25 @@ def test_what_differs_and_what_files_say(folders: list[str]) -> None:
     differs = {line[0]: line[1:] for line in page.tables["configs-differ"][1:]}
     assert differs == {"model.class_path": ["ROME", "MEMIT", "FT"], "model.lr": ["0", "1", "2"]}
     assert page.tables["general"][1] == ["ft", "ours", "acc", "end", "50.00 ± 1.00", "47.25 ± 1.50", "-2.75", "40"]
+    assert page.tables["general"][2] == ["ft", "new", "acc", "", "", "1.00", "", ""]
     assert page.tables["judge"][1][2:] == ["rewrite", "after", "62.5", "50.0", "75.0", "8"]
     assert len(page.tables["judge-split"]) == 2
     assert page.tables["rep-similarity"][1][:6] == ["ft", "5", "paraphrase id", "subject last", "0.250", "1.000"]
+
+
+def test_seeds_are_put_together(folders: list[str]) -> None:
+    """In the tables; configs and provenance stay those of each run, and answers are the first seed's."""
+    more = []
+    for seed in (0, 1):
+        random = np.random.default_rng(seed)
+        rows = [row(case, "rome", random) for case in range(12)]
+        more.append(str(write_run(Path(f"runs/twice_seed{seed}"), rows, seed)))
+    text, page = made([folders[0], *more], "--seeds")
+    assert [line[0] for line in page.tables["table-1-edits"]][2:] == ["rome (1 seed)", "twice (2 seeds)"]
+    assert "±" in page.tables["table-1-edits"][3][1]
+    assert [line[0] for line in page.tables["runs"]][1:] == ["rome", "twice, seed0", "twice, seed1"]
+    assert data_of(text)["tables"][0]["arms"] == ["rome", "twice"]
+    assert page.tables["table-1-ranks"][1][0] in ("rome", "twice")
 
 
 def test_one_run_is_enough_and_unfinished_ones_are_named(folders: list[str], caplog: pytest.LogCaptureFixture) -> None:
@@ -265,8 +280,6 @@ def test_records_are_left_out_where_the_page_would_be_too_large(folders: list[st
 
 def test_rows_of_an_older_kedit_can_be_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without texts, requests, costs or configs."""
-    import numpy as np
-
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     run = write_run(tmp_path / "old", [random_row(case, random) for case in range(4)])
