@@ -99,8 +99,8 @@ def general_grid(runs: Mapping[str, Rows]) -> Grid:
         for line in figures:
             head = texts([name, line["task"], line["metric"], line.get("measured_at")])
             before, after = (_with_error(line, side) for side in ("before", "after"))
-            ends = line.get("before"), line.get("after")
-            change = number(None if None in ends else ends[1] - ends[0], 2, "+")
+            first, last = (_float(line.get(side)) for side in ("before", "after"))
+            change = number(None if first is None or last is None else last - first, 2, "+")
             rows.append((*head, before, after, change, number(line.get("n"), 0)))
     return Grid("general", "General ability", tuple(columns), tuple(rows), ("± standard error.",))
 
