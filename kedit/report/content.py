@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from kedit.report.differing import differing, differing_grid, leaves
 from kedit.report.figures import cosines, curves, importance, tradeoff
 from kedit.report.grid import Column, Grid, texts
 from kedit.report.measure_tables import difference_grid, grouped, number_grid, rank_grid
-from kedit.report.page import PAGE_BYTES, Config, Page, Section, TablePart, counted
+from kedit.report.page import PAGE_BYTES, Config, Page, Section, TablePart, counted, html
 from kedit.report.ranks import ranking
 from kedit.report.records import Records, records
 from kedit.report.run_files import (
@@ -26,7 +27,6 @@ from kedit.report.run_files import (
     split_grid,
 )
 from kedit.results.record_view import LEGEND
-from kedit.results.rows import edits_of
 from kedit.results.sentences import Decode
 from kedit.results.tables import MEASURED_AT
 from kedit.runtime.run_folder import CONFIG
@@ -59,23 +59,17 @@ def page_of(
     names = labelled([(run.arm, run.seed) for run in runs.runs])
     named = dict(zip(names, runs.runs, strict=True))
     extra = run_files({name: run.folder for name, run in named.items()})
-    main = [table for table in result.tables if edits_of(table.alike.measured_at) is None]
-    heads = _heads(main or result.tables)
+    points = {id(table) for curve in curves_of(result) for _, table in curve}
+    main = [table for table in result.tables if id(table) not in points]
+    heads = _heads(main)
     tables = tuple(_table(table, f"table-{n}", heads[n - 1], resamples) for n, table in enumerate(main, 1))
-    sections = (*_curve_sections(result, len(main)), *_file_sections(extra))
+    sections = (*_curve_sections(result), *_file_sections(extra))
     configs, read, broken = _configs(named)
     own = differing(read, _SILENT)
     made = differing({name: _made(run) for name, run in named.items()})
-    taken = (
-        sum(len(text) for _, text in configs)
-        + 200_000
-        + 130 * sum(len(row) for table in tables for part in table.parts for row in part.rows)
-    )
-    titled_tables = dict(zip(heads, main or result.tables, strict=True))
-    shown = records(titled_tables, decoder, most, max(PAGE_BYTES - 2 * taken, PAGE_BYTES // 2))
     grid = differing_grid(own, read, "configs-differ", "What differs between arms")
     provenance = differing_grid(made, named, "provenance-differs", "What differs between runs")
-    return Page(
+    page = Page(
         title=title or f"kedit report: {runs.name}",
         subtitle=_subtitle(result),
         facts=tuple(_facts(runs, result)),
@@ -83,8 +77,8 @@ def page_of(
         legend=tuple(legend(result)),
         tables=tables,
         sections=sections,
-        records=shown,
-        records_note=_records_note(shown),
+        records=Records({}, 0, 0),
+        records_note="",
         verdicts=" ".join(LEGEND.split()),
         differing=grid,
         configs=tuple(Config(name, own.alone.get(name, {}), text) for name, text in configs),
@@ -92,6 +86,12 @@ def page_of(
         runs=(*([provenance] if provenance else []), _runs_grid(named)),
         written=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    if most == 0:
+        return page
+    room = max(int(0.97 * (PAGE_BYTES - len(html(page).encode()))), 0)  # the rest is for what escaping adds
+    asked = dict(zip(heads, main, strict=True)) or dict(zip(_heads(result.tables), result.tables, strict=True))
+    shown = records(asked, decoder, most, room)
+    return replace(page, records=shown, records_note=_records_note(shown))
 
 
 def _heads(tables: Sequence[Table]) -> list[str]:
@@ -125,7 +125,7 @@ def _table(table: Table, name: str, head: str, resamples: int) -> TablePart:
     return TablePart(name, head, titled(table), tuple(parts), tradeoff(table), tuple(leaves(said).items()))
 
 
-def _curve_sections(result: Comparison, before: int) -> list[Section]:
+def _curve_sections(result: Comparison) -> list[Section]:
     found = []
     for nth, points in enumerate(curves_of(result), 1):
         name, table = f"curve-{nth}", points[0][1]
