@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from kedit.report.differing import differing, differing_grid, leaves
-from kedit.report.figures import cosines, curves, importance, tradeoff
+from kedit.report.figures import cosines, curves, importance, moves, tradeoff
 from kedit.report.grid import Column, Grid, texts
 from kedit.report.measure_tables import difference_grid, grouped, number_grid, rank_grid
 from kedit.report.page import PAGE_BYTES, Config, Page, Section, TablePart, counted, html
@@ -120,9 +120,10 @@ def _table(table: Table, name: str, head: str, resamples: int) -> TablePart:
     if found is not None:
         after = next((n for n, part in enumerate(parts) if part.name == f"{name}-costs"), len(parts))
         parts.insert(after, rank_grid(found, f"{name}-ranks"))
+    drawn = () if found is None else tuple(moves(found))
     data = {key: table.alike.data.get(key) for key in ("name", "fingerprint", "records", "limit", "skip", "probes")}
     said = {"protocol": table.alike.protocol, "data": data, "measured_at": table.alike.measured_at}
-    return TablePart(name, head, titled(table), tuple(parts), tradeoff(table), tuple(leaves(said).items()))
+    return TablePart(name, head, titled(table), tuple(parts), drawn, tradeoff(table), tuple(leaves(said).items()))
 
 
 def _curve_sections(result: Comparison) -> list[Section]:

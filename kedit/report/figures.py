@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from kedit.report.measure_tables import short, spaced
+from kedit.report.ranks import Ranking
 from kedit.report.run_files import Rows
+from kedit.report.slope import slope
 from kedit.report.svg import Axis, Point, Series, around, lines, percent, scatter
 from kedit.sweeps.compare import Table
 from kedit.sweeps.curve_figure import Points
@@ -49,6 +51,19 @@ def tradeoff(table: Table) -> Figure | None:
                     percent(f"{spaced(y.name)} (%): paraphrases follow"), title)  # fmt: skip
     caption = "Better is up and to the right. Bars: 95 % intervals over records."
     return Figure("Trade-off: paraphrases against the neighbourhood", drawn, caption)
+
+
+def moves(found: Ranking) -> Iterator[Figure]:
+    """How the classic order changes by each measure of free answers."""
+    first = found.measures[0]
+    for m in range(len(found.measures) - found.free, len(found.measures)):
+        left, right = (
+            [(name, ranks[n].place, f"{ranks[n].value:.1f}") for name, ranks in found.arms.items()] for n in (0, m)
+        )
+        heads = spaced(first.name), spaced(found.measures[m].name)
+        title = f"Places by {heads[0]} and by {heads[1]}, {len(left)} arms"
+        caption = f"Places and numbers (%) by {heads[0]} on the left, by {heads[1]} on the right: who gains goes up."
+        yield Figure("", slope(left, right, heads, title), caption)
 
 
 def curves(points: Points) -> Iterator[Figure]:

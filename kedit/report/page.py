@@ -30,6 +30,7 @@ class TablePart:
         title: Data, regime and moment.
         whole: All that its arms have in common.
         parts: Its grids.
+        moves: Figures of how ranks change, below the table of ranks.
         tradeoff: Its figure, where it has one.
         protocol: What it was measured by.
     """
@@ -38,6 +39,7 @@ class TablePart:
     title: str
     whole: str
     parts: tuple[Grid, ...]
+    moves: tuple[Figure, ...]
     tradeoff: Figure | None
     protocol: tuple[tuple[str, str], ...]
 

@@ -13,13 +13,13 @@ from xml.etree import ElementTree as ET
 
 from markupsafe import Markup
 
+from kedit.report.svg_parts import add_line, add_text, add_tip, drawing, finished, rounded
 from kedit.text.lines import cut
 
 COLOURS = 8  # classes k0 .. k7 of the style sheet
 LABEL = 42  # characters of a label
 _LINE = 15.0  # between two labels
 _CHARACTER, _BOLD = 7.0, 8.4  # width of a letter of a label, generously
-_LEAST = 0.75  # of its width, that a figure has on a phone: its letters stay readable, the rest is scrolled to
 _LEFT, _TOP, _BOTTOM = 58.0, 14.0, 46.0
 _POINTS, _LINES = (400.0, 300.0), (280.0, 190.0)  # width and height of a panel
 
@@ -114,13 +114,15 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, title: str) -> Markup:
             panel.place(point.across[1], point.up[0]),
         )
         group = ET.SubElement(root, "g", {"class": f"k{n % COLOURS}"})
-        _line(group, left, cy, right, cy, "ci")
-        _line(group, cx, top, cx, bottom, "ci")
-        shape = {"cx": _n(cx), "cy": _n(cy), "r": "6.5" if point.strong else "4.5", "class": "dot"}
-        _tip(ET.SubElement(group, "circle", shape), f"{point.label}: {y.title} {point.y:.1f}, {x.title} {point.x:.1f}")
+        add_line(group, left, cy, right, cy, "ci")
+        add_line(group, cx, top, cx, bottom, "ci")
+        shape = {"cx": rounded(cx), "cy": rounded(cy), "r": "6.5" if point.strong else "4.5", "class": "dot"}
+        add_tip(
+            ET.SubElement(group, "circle", shape), f"{point.label}: {y.title} {point.y:.1f}, {x.title} {point.x:.1f}"
+        )
     ends = [panel.place(point.x, point.y) for point in points]
     _labels(root, panel, ends, [(point.label, f"k{n % COLOURS}", point.strong) for n, point in enumerate(points)])
-    return _markup(root)
+    return finished(root)
 
 
 def lines(series: Sequence[Series], x: Axis, y: Axis, title: str) -> Markup:
@@ -139,20 +141,20 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, title: str) -> Markup:
         group = ET.SubElement(root, "g", {"class": kind})
         spots = [panel.place(a, b) for a, b in zip(one.x, one.y, strict=True)]
         path = ET.SubElement(
-            group, "polyline", {"points": " ".join(f"{_n(a)},{_n(b)}" for a, b in spots), "class": "way"}
+            group, "polyline", {"points": " ".join(f"{rounded(a)},{rounded(b)}" for a, b in spots), "class": "way"}
         )
-        _tip(path, one.label)
+        add_tip(path, one.label)
         for (cx, _), (low, high) in zip(spots, one.ends, strict=False):
-            _line(group, cx, panel.place(one.x[0], high)[1], cx, panel.place(one.x[0], low)[1], "ci")
+            add_line(group, cx, panel.place(one.x[0], high)[1], cx, panel.place(one.x[0], low)[1], "ci")
         if len(spots) <= 12:
             for (cx, cy), value in zip(spots, one.y, strict=True):
-                _tip(
-                    ET.SubElement(group, "circle", {"cx": _n(cx), "cy": _n(cy), "r": "2.6", "class": "dot"}),
+                add_tip(
+                    ET.SubElement(group, "circle", {"cx": rounded(cx), "cy": rounded(cy), "r": "2.6", "class": "dot"}),
                     f"{one.label}: {value:.4g}",
                 )
     ends = [panel.place(one.x[-1], one.y[-1]) for one in series]
     _labels(root, panel, ends, [(one.label, f"k{n % COLOURS}", False) for n, one in enumerate(series)])
-    return _markup(root)
+    return finished(root)
 
 
 def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -194,22 +196,20 @@ def _panel(
     wide, height = size
     room = 34 + max(((_BOLD if strong else _CHARACTER) * min(len(label), LABEL) for label, strong in labels), default=0)
     width, whole = _LEFT + wide + room, _TOP + height + _BOTTOM
-    shape = {"viewBox": f"0 0 {_n(width)} {_n(whole)}", "width": _n(width), "height": _n(whole)}
-    shape["style"] = f"min-width: {_n(_LEAST * width)}px"
-    root = ET.Element("svg", {**shape, "role": "img", "aria-label": _legal(title)})
+    root = drawing(width, whole, title)
     panel = _Panel(x, y, wide, height)
     for mark in x.marks():
         across = panel.place(mark, y.low)[0]
-        _line(root, across, _TOP, across, _TOP + height, "rule")
-        _text(root, across, _TOP + height + 15, _said(mark), "tick", "middle")
+        add_line(root, across, _TOP, across, _TOP + height, "rule")
+        add_text(root, across, _TOP + height + 15, _said(mark), "tick", "middle")
     for mark in y.marks():
         up = panel.place(x.low, mark)[1]
-        _line(root, _LEFT, up, _LEFT + wide, up, "rule")
-        _text(root, _LEFT - 6, up + 4, _said(mark), "tick", "end")
-    _text(root, _LEFT + wide / 2, _TOP + height + 36, x.title, "axis", "middle")
+        add_line(root, _LEFT, up, _LEFT + wide, up, "rule")
+        add_text(root, _LEFT - 6, up + 4, _said(mark), "tick", "end")
+    add_text(root, _LEFT + wide / 2, _TOP + height + 36, x.title, "axis", "middle")
     middle = _TOP + height / 2
-    turned = {"transform": f"rotate(-90 14 {_n(middle)})"}
-    _text(root, 14, middle, y.title, "axis", "middle", turned)
+    turned = {"transform": f"rotate(-90 14 {rounded(middle)})"}
+    add_text(root, 14, middle, y.title, "axis", "middle", turned)
     return root, panel
 
 
@@ -221,41 +221,11 @@ def _labels(
     edge = _LEFT + panel.width
     for (x, y), place, (label, kind, strong) in zip(ends, places, labels, strict=True):
         group = ET.SubElement(root, "g", {"class": kind})
-        points = f"{_n(x)},{_n(y)} {_n(edge + 4)},{_n(place)} {_n(edge + 22)},{_n(place)}"
+        points = f"{rounded(x)},{rounded(y)} {rounded(edge + 4)},{rounded(place)} {rounded(edge + 22)},{rounded(place)}"
         ET.SubElement(group, "polyline", {"points": points, "class": "lead"})
-        text = _text(group, edge + 26, place + 4, cut(label, LABEL), "label strong" if strong else "label", "start")
+        text = add_text(group, edge + 26, place + 4, cut(label, LABEL), "label strong" if strong else "label", "start")
         if len(label) > LABEL:
-            _tip(text, label)
-
-
-def _line(above: ET.Element, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
-    ET.SubElement(above, "line", {"x1": _n(x1), "y1": _n(y1), "x2": _n(x2), "y2": _n(y2), "class": kind})
-
-
-def _text(
-    above: ET.Element, x: float, y: float, text: str, kind: str, anchor: str, more: dict[str, str] | None = None
-) -> ET.Element:
-    place = {"x": _n(x), "y": _n(y), "class": kind, "text-anchor": anchor}
-    element = ET.SubElement(above, "text", place | (more or {}))
-    element.text = _legal(text)
-    return element
-
-
-def _tip(above: ET.Element, text: str) -> None:
-    ET.SubElement(above, "title").text = _legal(text)
-
-
-def _legal(text: str) -> str:
-    """Without what no XML can hold."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _markup(root: ET.Element) -> Markup:
-    return Markup(ET.tostring(root, encoding="unicode"))  # ElementTree has escaped every text
-
-
-def _n(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
+            add_tip(text, label)
 
 
 def _said(value: float) -> str:

@@ -73,7 +73,7 @@ def test_it_fits_and_fetches_nothing(page: Path, chromium: Browser, width: int, 
     chromium.value("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     assert chromium.value(BEYOND) == []
     assert chromium.value(OVERLAP) == []
-    assert chromium.value("document.querySelectorAll('svg').length") == 3  # trade-off, paths, cosines
+    assert chromium.value("document.querySelectorAll('svg').length") == 4  # moves, trade-off, paths, cosines
 
 
 def test_records_are_searched_filtered_and_paged(page: Path, chromium: Browser) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from kedit.report.grid import Column, Entry, Grid
 from kedit.report.grid_text import as_csv, as_latex, as_markdown
+from kedit.report.slope import slope
 from kedit.report.svg import Axis, Point, Series, apart, around, lines, percent, scatter
 
 NASTY = "a|b_c*d`e<script>&\\{}$%#^~[x](y)\nsecond"
@@ -73,6 +74,19 @@ def test_figures_are_xml_with_their_texts_escaped() -> None:
     drawn = ET.fromstring(lines(series, Axis("n", 1, 100, log=True), around("y", [1e-3, 1e4]), "curve"))
     ticks = [element.text for element in drawn.iter("text") if element.get("class") == "tick"]
     assert {"1", "10", "100", "0.001", "10,000"} <= set(ticks)
+
+
+def test_a_slope_has_a_row_for_each_arm() -> None:
+    """Equals in the order of the first ranking; lines go from row to row."""
+    left = [("b", 2, "8"), ("a", 1, "9"), ("c", 3, "7"), (NASTY, 4, "1")]
+    right = [("b", 1, "9"), ("c", 1, "9"), ("a", 3, "2"), (NASTY, 4, "1")]
+    root = ET.fromstring(slope(left, right, ("x", "y"), "t"))
+    shown = [(element.text or "", float(str(element.get("y")))) for element in root.iter("text")][2:]
+    assert [text[:1] for text, _ in sorted(shown[:4], key=lambda one: one[1])] == ["a", "b", "c", "a"]
+    assert [text[:4] for text, _ in sorted(shown[4:], key=lambda one: one[1])] == ["1. b", "1. c", "3. a", "4. a"]
+    kinds = [str(element.get("class")) for element in root.iter("g")]
+    assert sorted(kinds) == ["fall", "rise", "rise", "stay"]
+    assert len({up for _, up in shown}) == 4
 
 
 def test_axes_of_equal_values_have_room() -> None:
