@@ -15,8 +15,11 @@ from kedit.runtime.quiet_lightning import quiet_lightning as quiet_lightning
 def set_up_logging() -> None:
     """kedit's messages as plain lines on standard error; other libraries' from WARNING on.
 
-    Of a run's processes the first speaks for all.
+    Of a run's processes the first speaks for all. Where standard error is no terminal, tqdm draws no bars: each step of
+    one would be a line of its own in a log file. tqdm reads this when it is imported.
     """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
     level = os.environ.get("KEDIT_LOG", "INFO") if launcher.number() == 0 else "ERROR"
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for name in ("httpx", "filelock", "fsspec", "urllib3", "datasets", "huggingface_hub"):
