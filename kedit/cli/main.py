@@ -32,6 +32,7 @@ usage: kedit COMMAND [OPTIONS]
   sweep          a grid of runs, one after another:            kedit sweep slurm/sweeps/smollm2.yaml
   collect        one table over the runs of a sweep:           kedit collect slurm/sweeps/smollm2.yaml
   compare        its arms beside one of them, with a figure:   kedit compare slurm/sweeps/smollm2.yaml
+  report         one page about runs, with all tables:         kedit report slurm/sweeps/smollm2.yaml
   slurm          the same sweep on a cluster:                  kedit slurm submit slurm/sweeps/smollm2.yaml
   delta          look at, compare, join and export deltas:     kedit delta show runs/NAME/delta
   data           what a file of facts holds, before a run:     kedit data check my_facts.jsonl
@@ -157,6 +158,11 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
         compare(words)
 
+    def report(words: list[str]) -> None:
+        from kedit.cli.commands.report import report
+
+        report(words)
+
     def slurm(words: list[str]) -> None:
         from kedit.cli.commands.slurm import slurm
 
@@ -203,6 +209,7 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
         "sweep": sweep,
         "collect": collect,
         "compare": compare,
+        "report": report,
         "slurm": slurm,
         "delta": delta,
         "data": data,

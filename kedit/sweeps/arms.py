@@ -73,12 +73,14 @@ class Measured:
         seed: What its seed is called.
         summary: The run's `summary.json`.
         sample: The values.
+        folder: The run's.
     """
 
     arm: str
     seed: str
     summary: dict[str, Any]
     sample: Sample
+    folder: Path
 
     @property
     def measured_at(self) -> str:
@@ -158,7 +160,7 @@ def measured(runs: Sequence[Finished], first: int | None = None) -> list[Measure
                 since = 0 if n is None else max((end for end in ends if end < n), default=0)
                 sample.add_costs(costs, run.summary, since)
             arm = f"{run.arm}/{EDITOR}" if measured_at == EDITOR else run.arm
-            found.append(Measured(arm, run.seed, run.summary, sample))
+            found.append(Measured(arm, run.seed, run.summary, sample, run.folder))
     taken: dict[tuple[str, str], Finished] = {}
     for run in runs:
         other = taken.setdefault((run.arm, run.seed), run)

@@ -14,10 +14,10 @@ import numpy as np
 
 from kedit.errors import KeditError
 from kedit.sweeps.arm_statistics import Cell, cases_of, own_cells, paired_cells, unpaired_cells
-from kedit.sweeps.arms import Runs, measured
+from kedit.sweeps.arms import Measured, Runs, measured
 from kedit.sweeps.collect import Alike, alike
 from kedit.sweeps.collect_tables import title
-from kedit.sweeps.measures import Measure, Sample
+from kedit.sweeps.measures import Measure
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Table:
         unedited: Measure -> the unedited model's value, where it was measured.
         arms: The rows.
         against: The arm that the others are compared with; None: none, or it is not in this table.
+        members: Arm -> its runs at this measuring point, a seed each.
     """
 
     alike: Alike
@@ -56,6 +57,7 @@ class Table:
     unedited: Mapping[str, float]
     arms: tuple[Arm, ...]
     against: str | None
+    members: Mapping[str, Sequence[Measured]]
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def compare(
     paired: bool = False,
     resamples: int = 2000,
     first: int | None = None,
+    least: int = 2,
 ) -> Comparison:
     """Every arm's numbers, and what it has more than the arm `against`.
 
@@ -97,6 +100,7 @@ def compare(
             arms are resampled independently.
         resamples: Of the bootstrap.
         first: Only so many records of each run count, the first that were edited; None: all.
+        least: How many arms a table has at least; 1 also shows those that stand alone.
 
     Raises:
         KeditError: No such arm, one arm alone, no two that were measured alike, runs without rows, nothing to pair.
@@ -106,13 +110,13 @@ def compare(
     groups = []
     for common, places in alike([(one.summary, one.measured_at) for one in found]):
         groups.append((common, places, short_names([found[place].arm for place in places], title(common))))
-    _check(runs, arms, against, {short for _, _, names in groups for short in names.values()})
+    _check(runs, arms, against, {short for _, _, names in groups for short in names.values()}, least)
     tables, notes = [], list(runs.notes)
     for common, places, names in groups:
-        members: dict[str, dict[str, Sample]] = {}
+        members: dict[str, dict[str, Measured]] = {}
         for place in places:
-            members.setdefault(names[found[place].arm], {})[found[place].seed] = found[place].sample
-        if len(members) < 2:
+            members.setdefault(names[found[place].arm], {})[found[place].seed] = found[place]
+        if len(members) < least:
             data, regime = common.data, common.protocol["regime"]
             where = f"{data['name']} ({data['records']} records), regime {regime}, measured_at {common.measured_at}"
             notes.append(f"alone, not compared: {next(iter(members))} on {where}")
@@ -144,7 +148,7 @@ def short_names(arms: Sequence[str], said: str) -> dict[str, str]:
     return short if len(set(short.values())) == len(short) else {arm: arm for arm in words}
 
 
-def _check(runs: Runs, arms: Sequence[str], against: str | None, shorts: set[str]) -> None:
+def _check(runs: Runs, arms: Sequence[str], against: str | None, shorts: set[str], least: int) -> None:
     """There are arms to compare, and the one that is asked for among them."""
     missing = [arm for arm in runs.planned if arm not in arms]
     later = f"; without results yet: {', '.join(missing)}" if missing else ""
@@ -156,26 +160,27 @@ def _check(runs: Runs, arms: Sequence[str], against: str | None, shorts: set[str
         if against in runs.settings:
             later += f"\n{against} has several seeds: --seeds puts them together"
         raise KeditError(f"against: there is no arm {against}; there are {', '.join(arms)}{later}")
-    if len(arms) < 2:
+    if len(arms) < least:
         raise KeditError(f"one arm alone has results, {arms[0]}: a comparison takes two{later}")
 
 
 def _table(
     common: Alike,
-    members: Mapping[str, Mapping[str, Sample]],
+    members: Mapping[str, Mapping[str, Measured]],
     measures: Sequence[Measure],
     against: str | None,
     paired: bool,
     resamples: int,
 ) -> Table:
-    cells = {name: own_cells(list(seeds.values()), measures, resamples) for name, seeds in members.items()}
+    samples = {name: {seed: one.sample for seed, one in seeds.items()} for name, seeds in members.items()}
+    cells = {name: own_cells(list(seeds.values()), measures, resamples) for name, seeds in samples.items()}
     rows = []
-    for name, seeds in members.items():
+    for name, seeds in samples.items():
         own = cells[name]
         differences: dict[str, Cell] = {}
         shared = list(seeds)
         if against is not None and name != against:
-            others = members[against]
+            others = samples[against]
             if paired:
                 shared = [seed for seed in seeds if seed in others]
                 pair = [[of[seed] for seed in shared] for of in (seeds, others)]
@@ -190,8 +195,9 @@ def _table(
     present = tuple(measure for measure in measures if any(measure.name in row.cells for row in rows))
     unedited = {}
     for measure in present:
-        for seeds in members.values():
+        for seeds in samples.values():
             values = next(iter(seeds.values())).values(cases_of(list(seeds.values())), measure.columns, "before")
             if not np.isnan(values).all(0).any():
                 unedited.setdefault(measure.name, measure.factor * float(measure.of(np.nanmean(values, 0))))
-    return Table(common, present, unedited, tuple(rows), against)
+    runs = {name: tuple(seeds.values()) for name, seeds in members.items()}
+    return Table(common, present, unedited, tuple(rows), against, runs)

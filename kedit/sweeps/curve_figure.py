@@ -27,13 +27,17 @@ def curve_figures(result: Comparison) -> list[Figure]:
     Args:
         result: What was compared; with `first` it shows how much is left of the first records.
     """
+    return [_figure(points, result.first) for points in curves_of(result)]
+
+
+def curves_of(result: Comparison) -> list[Points]:
+    """What was measured after how many edits: of each protocol and data set with two numbers of edits or more."""
     found: dict[tuple[str, str], Points] = {}
     for table in result.tables:
         if (n := edits_of(table.alike.measured_at)) is not None:
             key = (json.dumps(table.alike.protocol, sort_keys=True), str(table.alike.data["fingerprint"]))
             found.setdefault(key, []).append((n, table))
-    curves = [sorted(points, key=lambda point: point[0]) for points in found.values() if len(points) > 1]
-    return [_figure(points, result.first) for points in curves]
+    return [sorted(points, key=lambda point: point[0]) for points in found.values() if len(points) > 1]
 
 
 def _figure(points: Points, first: int | None) -> Figure:

@@ -83,6 +83,7 @@ def test_what_is_in_it(built: Path) -> None:
     data |= {f"kedit/slurm/sweeps/{name}.yaml" for name in shipped_sweeps()}
     data |= {"kedit/slurm/cluster.yaml", "kedit/slurm/run.sbatch", "kedit/sweeps/slurm/templates/array.sbatch"}
     data |= {"kedit/data/readers/facts.jsonl", "kedit/model/known_models.json", "kedit/py.typed"}
+    data |= {f"kedit/report/templates/{name}" for name in ("page.html.j2", "script.js", "style.css")}
     assert python | callbacks | data <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"kedit"}

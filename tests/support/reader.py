@@ -141,7 +141,7 @@ class Reader:
         elif of == "slurm resubmit":  # nothing was submitted: tests/runs/test_slurm_stub.py
             slurm._options("resubmit", "").parse_args(words[2:])
             return ""
-        elif name in ("collect", "compare") or of == "slurm collect":
+        elif name in ("collect", "compare", "report") or of == "slurm collect":
             make_results([word for word in words[1:] if not word.startswith("--")])
         out = io.StringIO()
         kept = {"--save", "--run.name"} & set(words)  # a later command may ask for it

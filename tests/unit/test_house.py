@@ -27,6 +27,7 @@ FLOORS = (
     ("sweeps",),
     ("methods",),
     ("analysis",),
+    ("report",),
     ("plan",),
     ("editing",),
     ("callbacks", "cli"),

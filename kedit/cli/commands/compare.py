@@ -9,17 +9,15 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from kedit.cli.commands.sweep import open_sweep
+from kedit.cli.options.which_arms import WHICH, runs_named
 from kedit.errors import KeditError, at_least, within
 from kedit.results.intervals import RESAMPLES
 from kedit.runtime.files import make_folder, write_figure, write_text
 from kedit.runtime.option_values import check_path
-from kedit.sweeps.arms import Runs, of_folders, of_sweep
 from kedit.sweeps.compare import Comparison
 from kedit.sweeps.compare import compare as compared
 from kedit.sweeps.compare_tables import as_csv, as_markdown, heading, legend, tables, titled
 from kedit.sweeps.curve_figure import curve_figures
-from kedit.sweeps.folder import PLAN
 from kedit.sweeps.measures import SETS, measures_of
 from kedit.sweeps.tradeoff_figure import tradeoff_figure
 
@@ -29,7 +27,6 @@ ABOUT = """\
 Arms side by side, an arm per row: kedit compare slurm/sweeps/smollm2.yaml --against rome_smollm2 --paired --seeds.
 An arm is a setting of a sweep, or a run. What is not done is named below the table.
 """
-WHICH = "A sweep file, the folder of a sweep, or folders of two runs or more."
 
 
 def compare(words: list[str]) -> None:
@@ -46,7 +43,7 @@ def compare(words: list[str]) -> None:
         raise KeditError("paired: differences to which arm? Give --against ARM")
     within("resamples", args.resamples, 1, RESAMPLES)
     measures = measures_of(args.metrics)
-    runs = _runs(args)
+    runs = runs_named(args.sweep, args.runs, args.seeds, "compare")
     at_least("first", args.first, 1)
     result = compared(runs, measures, args.against, args.paired, args.resamples, args.first)
     if args.out is not None:
@@ -64,7 +61,7 @@ def compare(words: list[str]) -> None:
 
 def _arguments(words: list[str]) -> Any:
     parser = ArgumentParser(prog="kedit compare", exit_on_error=False, description=ABOUT)
-    parser.add_argument("sweep", type=str, nargs="*", default=[], help=WHICH)
+    parser.add_argument("sweep", type=str, nargs="*", default=[], help=WHICH["compare"])
     against = "The arm that the others are compared with, as the table calls it (in quotes); null: no differences."
     parser.add_argument("--against", type=str | None, default=None, help=against)
     paired = "Differences record by record, over the records (and seeds) that both arms have: narrower intervals."
@@ -83,26 +80,6 @@ def _arguments(words: list[str]) -> Any:
     parser.add_argument("--runs", type=str | None, default=None, help=runs)
     parser.add_argument("--resamples", type=int, default=2000, help="Bootstrap resamples behind the intervals.")
     return parser.parse_args(words)
-
-
-def _runs(args: Any) -> Runs:
-    """What the words name: a sweep, or runs."""
-    if not args.sweep:
-        raise KeditError(f"what is to be compared? {WHICH}\nFor instance: kedit compare slurm/sweeps/smollm2.yaml")
-    for name in args.sweep:
-        check_path("sweep", name)
-    paths = [Path(name) for name in args.sweep]
-    if len(paths) == 1 and (not paths[0].is_dir() or (paths[0] / PLAN).exists()):
-        folder = open_sweep(args.sweep[0], args.runs)
-        if not (folder.path / PLAN).exists():
-            raise KeditError(
-                f"there are no results in {folder.path}, where kedit sweep {args.sweep[0]} writes them\n"
-                "Where it was given --out DIR: kedit compare DIR, or --runs DIR"
-            )
-        return of_sweep(folder, args.seeds)
-    if args.runs is not None:
-        raise KeditError("runs: it goes with a sweep file; folders of runs are named one after another")
-    return of_folders(paths, args.seeds)
 
 
 def _write(result: Comparison, folder: Path) -> None:
