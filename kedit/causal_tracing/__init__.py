@@ -1,0 +1,23 @@
+"""Causal tracing: in which layers and at which tokens a model recalls a fact (Meng et al. 2022, ROME, section 2).
+
+Here are the passes, what they give, and the choice of layers that methods make from it (`layers: auto`). Averages,
+tables and the heat maps are in `kedit.analysis.causal_tracing` and beside it.
+"""
+
+from kedit.causal_tracing.chosen_layers import Chosen, chosen_layers
+from kedit.causal_tracing.facts import Fact, facts_of, noise_level
+from kedit.causal_tracing.trace import PARTS, FactTrace, Part, TraceConfig, trace, window_of
+
+__all__ = [
+    "PARTS",
+    "Chosen",
+    "Fact",
+    "FactTrace",
+    "Part",
+    "TraceConfig",
+    "chosen_layers",
+    "facts_of",
+    "noise_level",
+    "trace",
+    "window_of",
+]
