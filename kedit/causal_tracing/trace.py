@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from kedit.causal_tracing.facts import Fact, noise_level
 from kedit.causal_tracing.restoration import Restorations, Span, spans_of
 from kedit.causal_tracing.runs import PARTS, Part, Runs
+from kedit.causal_tracing.stored import StoredTraces
 from kedit.errors import KeditError, above_zero, at_least
 from kedit.runtime.option_values import check_values
 from kedit.runtime.room import RESTORING, in_parts
@@ -84,6 +85,7 @@ def trace(
     subject_last: bool = False,
     progress: Callable[[int, int], None] | None = None,
     sigma: float | None = None,
+    keep: bool = False,
 ) -> list[FactTrace]:
     """Trace facts (Meng et al. 2022, section 2.1), each by itself; averages are in `kedit.analysis.causal_tracing`.
 
@@ -95,6 +97,7 @@ def trace(
         subject_last: Restore at the subject's last token alone, not at every token from the subject's first on.
         progress: Called after every fact with (facts done, facts in all).
         sigma: Standard deviation of the noise; None: from these facts' subjects, as `config` says.
+        keep: Take traces from kedit's cache, and leave them there.
 
     Raises:
         KeditError: No facts, or a model whose embeddings cannot be reached.
@@ -106,21 +109,32 @@ def trace(
     budget = config.batch_tokens or (2048 if lm.device.type == "cpu" else 65_536)
     window = window_of(config, lm.arch.n_layers)
     spans = {part: spans_of(part, lm.arch.n_layers, window) for part in parts}
+    how = {"sigma": sigma, "samples": config.samples, "window": window, "seed": config.seed}
+    stored = StoredTraces(lm, how, parts) if keep else None
     found = []
     for done, fact in enumerate(facts, 1):
-        runs = Runs(lm, fact, sigma, config.samples, config.seed)
         tokens = range(fact.last, fact.last + 1) if subject_last else range(fact.first, len(fact.ids))
-        rows: dict[Part, list[Tensor]] = {part: [] for part in parts}
-        for token in tokens:
-            own = Restorations(runs, token - fact.first)
-            of_a_sample = lm.arch.n_layers * (len(fact.ids) - token)
-            for part in parts:
-                rows[part].append(_restored(own, part, spans[part], of_a_sample, budget))
-        restored = {part: torch.stack(own) for part, own in rows.items()}
-        found.append(FactTrace(fact, runs.p_clean, float(runs.p_corrupted.double().mean()), restored, tokens))
+        own = None if stored is None else stored.read(fact, tokens)
+        if own is None:
+            own = _traced(Runs(lm, fact, sigma, config.samples, config.seed), tokens, spans, budget)
+            if stored is not None:
+                stored.write(own)
+        found.append(own)
         if progress is not None:
             progress(done, len(facts))
     return found
+
+
+def _traced(runs: Runs, tokens: range, spans: Mapping[Part, Sequence[Span]], budget: int) -> FactTrace:
+    """One fact."""
+    rows: dict[Part, list[Tensor]] = {part: [] for part in spans}
+    for token in tokens:
+        own = Restorations(runs, token - runs.fact.first)
+        of_a_sample = runs.lm.arch.n_layers * (len(runs.fact.ids) - token)
+        for part, each in spans.items():
+            rows[part].append(_restored(own, part, each, of_a_sample, budget))
+    restored = {part: torch.stack(own) for part, own in rows.items()}
+    return FactTrace(runs.fact, runs.p_clean, float(runs.p_corrupted.double().mean()), restored, tokens)
 
 
 def _restored(own: Restorations, part: Part, spans: Sequence[Span], of_a_sample: int, budget: int) -> Tensor:
