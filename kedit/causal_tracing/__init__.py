@@ -6,6 +6,7 @@ tables and the heat maps are in `kedit.analysis.causal_tracing` and beside it.
 
 from kedit.causal_tracing.chosen_layers import Chosen, chosen_layers
 from kedit.causal_tracing.facts import Fact, facts_of, noise_level
+from kedit.causal_tracing.peak import Peak, peak_of
 from kedit.causal_tracing.trace import PARTS, FactTrace, Part, TraceConfig, trace, window_of
 
 __all__ = [
@@ -14,10 +15,12 @@ __all__ = [
     "Fact",
     "FactTrace",
     "Part",
+    "Peak",
     "TraceConfig",
     "chosen_layers",
     "facts_of",
     "noise_level",
+    "peak_of",
     "trace",
     "window_of",
 ]

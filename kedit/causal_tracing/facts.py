@@ -74,7 +74,9 @@ def noise_level(lm: LM, facts: Sequence[Fact], factor: float) -> float:
     ids = torch.tensor([token for fact in facts for token in fact.ids[fact.first : fact.last + 1]], device=lm.device)
     found = lm.arch.embed(lm.model)(ids[None])
     if not isinstance(found, Tensor) or found.shape[:-1] != (1, len(ids)):
-        raise KeditError(f"{lm.name}: its token embedding gives no vector for each token, so no noise can be added there")
+        raise KeditError(
+            f"{lm.name}: its token embedding gives no vector for each token, so no noise can be added there"
+        )
     return factor * float(found.double().std())
 
 

@@ -136,5 +136,6 @@ class Restorations:
         cache = DynamicCache()
         if self._at:
             for i, (keys, values) in enumerate(zip(self.runs.keys, self.runs.values, strict=True)):
-                cache.update(*(block[:1, :, : self._at].expand(n_rows, -1, -1, -1) for block in (keys, values)), i)
+                one, other = (block[:1, :, : self._at].expand(n_rows, -1, -1, -1) for block in (keys, values))
+                cache.update(one, other, i)
         return cache

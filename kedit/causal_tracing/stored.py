@@ -54,7 +54,9 @@ class StoredTraces:
             stated = card.pop("checksum")
             if checksum.of_json(card) != stated:
                 raise ValueError("its checksum is wrong")
-            restored = {part: torch.tensor(card["restored"][part], dtype=torch.float64) for part in self._parts}
+            restored: dict[Part, torch.Tensor] = {
+                part: torch.tensor(card["restored"][part], dtype=torch.float64) for part in self._parts
+            }
             if any(found.shape != (len(tokens), self._n_layers) for found in restored.values()):
                 raise ValueError("it has other tokens or layers")
             return FactTrace(fact, float(card["clean"]), float(card["corrupted"]), restored, tokens)

@@ -108,7 +108,7 @@ def trace(
     sigma = noise_level(lm, facts, config.noise) if sigma is None else sigma
     budget = config.batch_tokens or (2048 if lm.device.type == "cpu" else 65_536)
     window = window_of(config, lm.arch.n_layers)
-    spans = {part: spans_of(part, lm.arch.n_layers, window) for part in parts}
+    spans: dict[Part, list[Span]] = {part: spans_of(part, lm.arch.n_layers, window) for part in parts}
     how = {"sigma": sigma, "samples": config.samples, "window": window, "seed": config.seed}
     stored = StoredTraces(lm, how, parts) if keep else None
     found = []
@@ -133,7 +133,7 @@ def _traced(runs: Runs, tokens: range, spans: Mapping[Part, Sequence[Span]], bud
         of_a_sample = runs.lm.arch.n_layers * (len(runs.fact.ids) - token)
         for part, each in spans.items():
             rows[part].append(_restored(own, part, each, of_a_sample, budget))
-    restored = {part: torch.stack(own) for part, own in rows.items()}
+    restored: dict[Part, Tensor] = {part: torch.stack(own) for part, own in rows.items()}
     return FactTrace(runs.fact, runs.p_clean, float(runs.p_corrupted.double().mean()), restored, tokens)
 
 

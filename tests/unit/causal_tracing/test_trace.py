@@ -1,4 +1,4 @@
-"""Causal tracing against its definition: one restoration at a time, full forward passes, hooks on plain transformers."""
+"""Causal tracing against its definition: one restoration at a time, in full passes with hooks on plain transformers."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_it_is_the_definition(kind: str) -> None:
     lm = tiny_lm(kind, dtype=torch.float64, n_layers=4)
     facts = facts_of(lm, RECORDS)
     sigma = noise_level(lm, facts, 3.0)
-    own = torch.cat([lm.arch.embed(lm.model).weight[list(f.ids[f.first : f.last + 1])] for f in facts])
+    own = torch.cat([lm.arch.embed(lm.model).get_parameter("weight")[list(f.ids[f.first : f.last + 1])] for f in facts])
     assert sigma == pytest.approx(3 * float(own.std()), rel=1e-12)
     seen = trace(lm, facts, CONFIG)
     moved = 0.0
@@ -122,7 +122,8 @@ def test_the_subject_last_and_small_batches_are_parts_of_the_whole() -> None:
     told: list[tuple[int, int]] = []
     some = trace(lm, facts, small, ["mlp"], True, lambda done, of: told.append((done, of)))
     for fact, one, all_ in zip(facts, some, whole, strict=True):
-        assert list(one.restored) == ["mlp"] and one.tokens == range(fact.last, fact.last + 1)
+        assert list(one.restored) == ["mlp"]
+        assert one.tokens == range(fact.last, fact.last + 1)
         torch.testing.assert_close(one.restored["mlp"][0], all_.restored["mlp"][fact.last - fact.first])
     assert told == [(1, 3), (2, 3), (3, 3)]
 
@@ -157,7 +158,7 @@ def test_windows() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong, message",
+    ("wrong", "message"),
     [
         ({"noise": 0.0}, "trace.noise: 0.0 is not above 0"),
         ({"noise": float("nan")}, "trace.noise: nan is not a finite number"),
@@ -177,7 +178,7 @@ def test_facts_that_cannot_be_traced() -> None:
         facts_of(lm, [EditRecord(EditRequest("9", "Who is it?", None, "a", "b"), ())])
     with pytest.raises(KeditError, match="record 9: it has no target_true"):
         facts_of(lm, [EditRecord(EditRequest("9", "{} is", "It", "a"), ())])
-    with pytest.raises(KeditError, match="record 9: .* more than the 256 of the model's context"):
+    with pytest.raises(KeditError, match=r"record 9: .* more than the 256 of the model's context"):
         facts_of(lm, [EditRecord(EditRequest("9", "so " * 400 + "{} is", "It", "a", "b"), ())])
     with pytest.raises(KeditError, match="no fact to trace"):
         trace(lm, [])
