@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kedit.causal_tracing import Fact, FactTrace, Part, Peak, peak_of
+from kedit.causal_tracing import Fact, FactTrace, Part, Peak, first_inner, peak_of
 from kedit.results.intervals import Floats, percentile_interval, resampled_means
 
 CLASSES = ("subject_first", "subject_middle", "subject_last", "next", "further", "last")
@@ -47,6 +47,7 @@ class Average:
         high: The upper ends.
         n: How many facts have such tokens.
         peak: Of the means at the subject's last token.
+        inner: The same without the windows that hold layer 0: what `layers: auto` goes by.
     """
 
     mean: dict[str, Floats]
@@ -54,14 +55,16 @@ class Average:
     high: dict[str, Floats]
     n: dict[str, int]
     peak: Peak
+    inner: Peak
 
 
-def average(traces: Sequence[FactTrace], part: Part, resamples: int = RESAMPLES, seed: int = 0) -> Average:
+def average(traces: Sequence[FactTrace], part: Part, window: int, resamples: int = RESAMPLES, seed: int = 0) -> Average:
     """The averages of one part. A fact counts once, however many tokens of a class it has.
 
     Args:
         traces: Of some facts, at all their tokens.
         part: What was restored.
+        window: Layers that were restored together.
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
     """
@@ -76,7 +79,9 @@ def average(traces: Sequence[FactTrace], part: Part, resamples: int = RESAMPLES,
                 values[i, place] = np.mean(own, axis=0)
     drawn = resampled_means(values.reshape(len(traces), -1), resamples, seed).reshape(-1, len(CLASSES), n_layers)
     at_subject = values[:, CLASSES.index("subject_last")]
-    result = Average({}, {}, {}, {}, peak_of(at_subject, resamples, seed))
+    first = first_inner(n_layers, window)
+    peaks = (peak_of(at_subject, low, resamples, seed) for low in (0, first))
+    result = Average({}, {}, {}, {}, *peaks)
     for place, name in enumerate(CLASSES):
         there = ~np.isnan(values[:, place, 0])
         if not there.any():

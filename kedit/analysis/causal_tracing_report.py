@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from kedit.analysis.causal_tracing import Average, token_class, total_effects
-from kedit.causal_tracing import FactTrace, Part
+from kedit.causal_tracing import FactTrace, Part, Peak
 from kedit.model.lm import LM
 from kedit.results.intervals import bootstrap
 from kedit.runtime.files import csv_text
@@ -56,6 +56,7 @@ def card(traces: Sequence[FactTrace], averages: Mapping[Part, Average]) -> dict[
         "p_corrupted": _mean(corrupted),
         "total_effect": _mean(total_effects(traces).tolist()),
         "peaks": {part: asdict(found.peak) for part, found in averages.items()},
+        "inner_peak": asdict(averages["mlp"].inner) if "mlp" in averages else None,
         "effects": {
             part: {
                 name: {
@@ -98,13 +99,20 @@ def sentence(traces: Sequence[FactTrace], averages: Mapping[Part, Average]) -> s
     noise = f"p(answer) is {clean:.1f} % in the clean runs and {corrupted:.1f} % in the corrupted ones"
     if "mlp" not in averages:
         return f"{noise}."
-    found = averages["mlp"].peak
+    found, inner = averages["mlp"].peak, averages["mlp"].inner
     if found.effect <= 0:
         return f"{noise}. No layer's MLPs at the subject's last token give anything of it back."
+    said = f"{noise}. The MLPs give most of it back at the subject's last token around {_peak(found)}."
+    if inner == found or inner.effect <= 0:
+        return said
     return (
-        f"{noise}. The MLPs give most of it back at the subject's last token around layer {found.layer} "
-        f"({100 * found.effect:.1f} points; in 95 % of samples of the facts the peak is in {found.between})."
+        f"{said} Of the windows without layer 0, whose MLP reads the corrupted embeddings, the one around "
+        f"{_peak(inner)} gives most: that is what layers: auto goes by."
     )
+
+
+def _peak(found: Peak) -> str:
+    return f"layer {found.layer} ({100 * found.effect:.1f} points; 95 % of samples of the facts: {found.between})"
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:

@@ -4,10 +4,10 @@ Here are the passes, what they give, and the choice of layers that methods make 
 tables and the heat maps are in `kedit.analysis.causal_tracing` and beside it.
 """
 
-from kedit.causal_tracing.chosen_layers import Chosen, chosen_layers
+from kedit.causal_tracing.auto import Chosen, chosen_layers
 from kedit.causal_tracing.facts import Fact, facts_of, noise_level
-from kedit.causal_tracing.peak import Peak, peak_of
-from kedit.causal_tracing.trace import PARTS, FactTrace, Part, TraceConfig, trace, window_of
+from kedit.causal_tracing.peak import Peak, first_inner, peak_of
+from kedit.causal_tracing.tracing import PARTS, FactTrace, Part, TraceConfig, trace, window_of
 
 __all__ = [
     "PARTS",
@@ -19,6 +19,7 @@ __all__ = [
     "TraceConfig",
     "chosen_layers",
     "facts_of",
+    "first_inner",
     "noise_level",
     "peak_of",
     "trace",

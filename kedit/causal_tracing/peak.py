@@ -32,15 +32,26 @@ class Peak:
         return f"layer {low}" if low == high else f"layers {low} to {high}"
 
 
-def peak_of(effects: Floats, resamples: int = 2000, seed: int = 0) -> Peak:
+def peak_of(effects: Floats, first: int = 0, resamples: int = 2000, seed: int = 0) -> Peak:
     """The peak.
 
     Args:
         effects: Of each fact at its subject's last token, `[n_facts, n_layers]`.
+        first: The lowest layer that counts.
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
     """
-    curve, drawn = effects.mean(0), resampled_means(effects, resamples, seed)
-    layer = int(curve.argmax())
-    low, high = np.percentile(drawn.argmax(1), [2.5, 97.5], method="nearest")
-    return Peak(layer, float(curve[layer]), percentile_interval(drawn[:, layer]), (int(low), int(high)))
+    curve, drawn = effects[:, first:].mean(0), resampled_means(effects[:, first:], resamples, seed)
+    at = int(curve.argmax())
+    low, high = np.percentile(drawn.argmax(1), [2.5, 97.5], method="nearest") + first
+    return Peak(first + at, float(curve[at]), percentile_interval(drawn[:, at]), (int(low), int(high)))
+
+
+def first_inner(n_layers: int, window: int) -> int:
+    """The lowest layer whose window of MLPs does not hold that of layer 0; 0 where there is none.
+
+    Layer 0's MLP reads the corrupted embeddings themselves, so restoring it undoes the noise where it is put. In a
+    model that does much in layer 0, every window that holds it has a large effect, whatever the other layers do.
+    """
+    first = window // 2 + 1
+    return first if first < n_layers else 0

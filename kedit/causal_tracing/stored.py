@@ -21,7 +21,7 @@ from kedit.runtime.cache import cache_dir
 from kedit.runtime.files import make_folder, write_text
 
 if TYPE_CHECKING:
-    from kedit.causal_tracing.trace import FactTrace
+    from kedit.causal_tracing.tracing import FactTrace
     from kedit.model.lm import LM
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class StoredTraces:
 
     def read(self, fact: Fact, tokens: range) -> FactTrace | None:
         """The trace of a fact; None where there is none, or one that is damaged."""
-        from kedit.causal_tracing.trace import FactTrace
+        from kedit.causal_tracing.tracing import FactTrace
 
         path = self._path(fact, tokens)
         try:

@@ -55,8 +55,8 @@ def trace_command(words: list[str]) -> None:
     sigma = noise_level(lm, facts, args.trace.noise)
     with stage("tracing facts") as progress:
         traces = trace(lm, facts, args.trace, PARTS, progress=progress, sigma=sigma, keep=True)
-    averages: dict[Part, Average] = {part: average(traces, part) for part in PARTS}
     window = window_of(args.trace, lm.arch.n_layers)
+    averages: dict[Part, Average] = {part: average(traces, part, window) for part in PARTS}
     console = Console(highlight=False)
     title = f"causal tracing of {lm.name}, {len(traces)} facts of {data.title}"
     console.print(peak_table(averages, title, window))

@@ -103,7 +103,7 @@ class LocateThenEdit(EditingModule):
         return keys.mean(0)
 
     def choose_layers(self, count: int, option: str) -> list[int]:
-        """The layers that a trace of the unedited model names (`kedit.causal_tracing.chosen_layers`).
+        """The layers that a trace of the unedited model names (`kedit.causal_tracing.auto`).
 
         Args:
             count: How many.

@@ -1,7 +1,8 @@
 """`layers: auto`: the layers that a method edits in this model, from where its MLPs recall facts that it knows.
 
-One layer is the peak of the MLPs' average indirect effect at the subject's last token, as ROME edits "the center of
-the causal effect" (Meng et al. 2022, section 3 and appendix B). Several are as many as the method has in other models,
+One layer is the peak of the MLPs' average indirect effect at the subject's last token, as ROME edits a layer at the
+centre of the causal effect (Meng et al. 2022, sections 2 and 3), without the windows that hold layer 0
+(`kedit.causal_tracing.peak.first_inner`). Several are as many as the method has in other models,
 and end at the peak, as MEMIT spreads an edit over the critical layers up to the last of them (Meng et al. 2023,
 section 4). The facts are of the train split of Facts, which ships with kedit: never those that a run reports.
 """
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kedit.causal_tracing.facts import facts_of
-from kedit.causal_tracing.peak import Peak, peak_of
-from kedit.causal_tracing.trace import TraceConfig, trace, window_of
+from kedit.causal_tracing.peak import Peak, first_inner, peak_of
+from kedit.causal_tracing.tracing import TraceConfig, trace, window_of
 from kedit.data.choosing import enough_of
 from kedit.data.readers.facts import read_facts
 from kedit.errors import KeditError
@@ -69,7 +70,9 @@ def chosen_layers(lm: LM, count: int, option: str, without: Collection[str] = ()
     """
     records = known_facts(lm, option, without)
     effects = distributed.from_first(lambda: _effects(lm, records))
-    peak = peak_of(effects)
+    window = window_of(SETTINGS, lm.arch.n_layers)
+    first = first_inner(lm.arch.n_layers, window)
+    peak = peak_of(effects, first)
     if peak.effect <= 0:
         raise KeditError(
             f"{option}: auto finds no layer of {lm.name} whose MLPs recall the subject of a fact; name the layers"
@@ -87,7 +90,8 @@ def chosen_layers(lm: LM, count: int, option: str, without: Collection[str] = ()
         "facts_fingerprint": fingerprint_of(records),
         "noise": SETTINGS.noise,
         "samples": SETTINGS.samples,
-        "window": window_of(SETTINGS, lm.arch.n_layers),
+        "window": window,
+        "first": first,
         "seed": SETTINGS.seed,
     }
     return Chosen(layers, peak, card)
