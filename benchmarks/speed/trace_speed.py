@@ -48,9 +48,9 @@ class OneByOne:
     def traced(self) -> dict[Part, Tensor]:
         """Part -> mean probability of the answer, `[tokens, n_layers]`."""
         fact, n = self.fact, self.lm.arch.n_layers
-        places = [(part, i) for part in PARTS for i in range(n)]
+        places: list[tuple[Part, int]] = [(part, i) for part in PARTS for i in range(n)]
         self._run([(self._module(*place), self._keeping(place)) for place in places], noisy=False)
-        found = {}
+        found: dict[Part, Tensor] = {}
         for part in PARTS:
             spans = spans_of(part, n, window_of(self.config, n))
             found[part] = torch.tensor(

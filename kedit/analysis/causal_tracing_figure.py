@@ -40,8 +40,12 @@ def average_figure(averages: Mapping[Part, Average], window: int, title: str, ca
         image = _heat(panel, np.stack([found.mean[name] for name in names]), COLOURS[part], 0.0)
         panel.set_yticks(range(len(names)), [LABELS[name] for name in names])
         where = found.peak.layer
-        panel.plot([where], [names.index("subject_last")], marker="D", color="black", markersize=4.5, clip_on=False)
-        panel.set_title(f"{_what(part, window)}\nat the last subject token most in layer {where}", fontsize=10)
+        row, said = [names.index("subject_last")], f"at the last subject token most in layer {where}"
+        panel.plot([where], row, marker="D", color="black", markersize=4.5, clip_on=False)
+        if part == "mlp" and found.inner.layer != where:
+            panel.plot([found.inner.layer], row, marker="D", color="black", fillstyle="none", markersize=5.5)
+            said += f", without layer 0’s in {found.inner.layer}"
+        panel.set_title(f"{_what(part, window)}\n{said}", fontsize=10)
         bar = figure.colorbar(image, ax=panel, shrink=0.9, pad=0.02)
         bar.ax.set_title("AIE", fontsize=9)
     return _finish(figure, title, caption)
@@ -58,8 +62,9 @@ def example_figure(lm: LM, found: FactTrace, window: int, caption: str) -> Figur
         panel.set_yticks(range(len(fact.ids)), [_token(lm, found, i) for i in range(len(fact.ids))])
         panel.set_title(_what(part, window), fontsize=10)
         bar = figure.colorbar(image, ax=panel, shrink=0.9, pad=0.02)
-        bar.ax.set_title("p(answer)", fontsize=9)
-    more = f"p(answer): clean {found.clean:.3f}, corrupted {found.corrupted:.3f}. * tokens of the subject, with noise."
+        bar.ax.set_title("p", fontsize=9)
+    more = f"p: probability of the answer; clean {found.clean:.3f}, corrupted {found.corrupted:.3f}."
+    more += " * tokens of the subject, with noise."
     return _finish(figure, fact.title, f"{more}\n{caption}")
 
 

@@ -88,7 +88,7 @@ def peak_table(averages: Mapping[Part, Average], title: str, window: int, rows: 
         for part, found in averages.items():
             layer = best[part][place]
             mean, low, high = (100 * of["subject_last"][layer] for of in (found.mean, found.low, found.high))
-            cells += [str(layer), f"{mean:.1f} ({low:.1f} to {high:.1f})"]
+            cells += [str(layer), f"{mean:.1f} [{low:.0f}, {high:.0f}]"]
         table.add_row(*cells)
     return table
 

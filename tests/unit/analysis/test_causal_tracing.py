@@ -13,10 +13,10 @@ import torch
 from matplotlib.image import imread
 from rich.console import Console
 
-from kedit.analysis.causal_tracing import average, token_class
+from kedit.analysis.causal_tracing import Average, average, token_class
 from kedit.analysis.causal_tracing_figure import average_figure, example_figure
 from kedit.analysis.causal_tracing_report import as_csv, card, lines_of, peak_table, sentence
-from kedit.causal_tracing import PARTS, Fact, FactTrace
+from kedit.causal_tracing import PARTS, Fact, FactTrace, Part
 from kedit.runtime.files import write_figure
 from tests.support.tiny_models import tiny_lm
 
@@ -43,7 +43,9 @@ def traces() -> list[FactTrace]:
     found = []
     for i, (n, first, last) in enumerate([(8, 1, 3), (4, 0, 0), (3, 0, 1)]):
         generator = torch.Generator().manual_seed(i)
-        restored = {part: torch.rand(n - first, 4, dtype=torch.float64, generator=generator) for part in PARTS}
+        restored: dict[Part, torch.Tensor] = {
+            part: torch.rand(n - first, 4, dtype=torch.float64, generator=generator) for part in PARTS
+        }
         found.append(FactTrace(fact(n, first, last, str(i)), 0.9, 0.1 * i, restored, range(first, n)))
     return found
 
@@ -67,7 +69,7 @@ def test_averages() -> None:
 
 def test_what_is_said_and_written() -> None:
     lm, each = tiny_lm("gpt2", n_layers=4), traces()
-    averages = {part: average(each, part, 6, resamples=50) for part in PARTS}
+    averages: dict[Part, Average] = {part: average(each, part, 6, resamples=50) for part in PARTS}
     rows = list(csv.DictReader(io.StringIO(as_csv(lines_of(lm, each)))))
     assert len(rows) == 3 * 4 * (7 + 4 + 3)
     some = rows[4 * 2 + 1]
@@ -90,7 +92,7 @@ def test_what_is_said_and_written() -> None:
 
 def test_drawings(tmp_path: Path) -> None:
     lm, each = tiny_lm("gpt2", n_layers=4), traces()
-    averages = {part: average(each, part, 6, resamples=20) for part in PARTS}
+    averages: dict[Part, Average] = {part: average(each, part, 6, resamples=20) for part in PARTS}
     write_figure(tmp_path / "average.png", average_figure(averages, 6, "Tracing of $x_", "sigma"))
     write_figure(tmp_path / "one.png", example_figure(lm, each[0], 1, "sigma"))
     for name in ("average", "one"):
