@@ -40,11 +40,11 @@ def average_figure(averages: Mapping[Part, Average], window: int, title: str, ca
         image = _heat(panel, np.stack([found.mean[name] for name in names]), COLOURS[part], 0.0)
         panel.set_yticks(range(len(names)), [LABELS[name] for name in names])
         where = found.peak.layer
-        row, said = [names.index("subject_last")], f"at the last subject token most in layer {where}"
+        row, said = [names.index("subject_last")], f"last subject token: most in layer {where}"
         panel.plot([where], row, marker="D", color="black", markersize=4.5, clip_on=False)
         if part == "mlp" and found.inner.layer != where:
             panel.plot([found.inner.layer], row, marker="D", color="black", fillstyle="none", markersize=5.5)
-            said += f", without layer 0’s in {found.inner.layer}"
+            said += f"; without layer 0 in {found.inner.layer}"
         panel.set_title(f"{_what(part, window)}\n{said}", fontsize=10)
         bar = figure.colorbar(image, ax=panel, shrink=0.9, pad=0.02)
         bar.ax.set_title("AIE", fontsize=9)

@@ -112,7 +112,7 @@ class Restorations:
             yield
             return
         clean = self.runs.clean[part][layer][self.token]
-        chosen = torch.tensor(held, device=clean.device)
+        chosen = torch.tensor([i for i, holds in enumerate(held) if holds], device=clean.device)
 
         def hook(_: nn.Module, args: Any, output: Any) -> Any:
             whole = output[0] if isinstance(output, tuple) else output
