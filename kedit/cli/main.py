@@ -28,6 +28,7 @@ usage: kedit COMMAND [OPTIONS]
   show           what the model said before, and says now:     kedit show RUN
   plan           memory that a run will take, phase by phase:  kedit plan rome_smollm2
   stats          covariance of a model's keys, ahead of a run: kedit stats --lm.name smollm2-135m
+  trace          layers that a model recalls facts in:         kedit trace --data Facts --data.limit 50 --out trace
   probe-anchors  layers that STEAM's anchors work in:          kedit probe-anchors --data Facts --out probe
   sweep          a grid of runs, one after another:            kedit sweep slurm/sweeps/smollm2.yaml
   collect        one table over the runs of a sweep:           kedit collect slurm/sweeps/smollm2.yaml
@@ -138,6 +139,11 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
         stats(words)
 
+    def trace(words: list[str]) -> None:
+        from kedit.cli.commands.trace import trace_command
+
+        trace_command(words)
+
     def probe_anchors(words: list[str]) -> None:
         from kedit.cli.commands.probe_anchors import probe_anchors
 
@@ -205,6 +211,7 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
         "show": show,
         "plan": plan,
         "stats": stats,
+        "trace": trace,
         "probe-anchors": probe_anchors,
         "sweep": sweep,
         "collect": collect,

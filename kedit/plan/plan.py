@@ -8,6 +8,7 @@ from typing import Any
 
 from kedit.keyvalue.published import fill_in
 from kedit.methods import EditingModule
+from kedit.methods.locate_then_edit.base import AUTO
 from kedit.model.lm import LM
 from kedit.plan.lengths import Lengths
 from kedit.plan.phases import Phase, ScoringPlan, innermost, phases_of
@@ -52,6 +53,7 @@ class Plan:
         phases: In their order.
         fits: On GPUs.
         device: What `phases` are of: `cpu` or `cuda`.
+        assumes: What is not known before a run, and is planned as if; None where all is known.
     """
 
     model: str
@@ -66,6 +68,7 @@ class Plan:
     phases: list[Phase]
     fits: list[Fit]
     device: str
+    assumes: str | None = None
 
     @property
     def peak(self) -> int:
@@ -98,6 +101,7 @@ def plan_of(method: EditingModule, lm: LM, lengths: Lengths, scoring: ScoringPla
     """
     method.use_lm(lm)
     editor = innermost(method)
+    assumes = _auto_layers(editor)
     _fill_in(editor)
     parameters = list({id(p): p for p in lm.model.parameters()}.values())
     weights = sum(p.numel() * p.element_size() for p in parameters)
@@ -120,12 +124,22 @@ def plan_of(method: EditingModule, lm: LM, lengths: Lengths, scoring: ScoringPla
         found,
         fits,
         device,
+        assumes,
     )
 
 
 def usual_lanes(device: str) -> int:
     """As `EditingModule.lane_count` has them."""
     return 4 if device == "cpu" else 32
+
+
+def _auto_layers(editor: EditingModule) -> str | None:
+    """Takes the layers of null where a trace would choose them, and says so: a trace needs the weights."""
+    option = next((name for name in ("layer", "layers") if getattr(editor, name, None) == AUTO), None)
+    if option is None:
+        return None
+    setattr(editor, option, None)
+    return f"model.{option}: auto is planned with the layers of null; a run traces 32 facts first, which takes less"
 
 
 def _fill_in(editor: EditingModule) -> None:

@@ -1,4 +1,4 @@
-"""Where kedit keeps what is costly to make again (models, statistics, sampled text). Nothing else."""
+"""Where kedit keeps what is costly to make again (models, statistics, sampled text, anchors, traces). Nothing else."""
 
 from __future__ import annotations
 

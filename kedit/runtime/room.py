@@ -48,6 +48,7 @@ SAMPLING = Work("sampling", "texts side by side", "stats.tokens")
 STATISTICS = Work("the statistics", "sequences in a pass", "stats.batch_tokens")
 KEYS = Work("reading keys", "tokens in a batch", "edit.lanes")
 TRACING = Work("tracing paths", "bytes for graphs and gradients", "model.trace.memory")
+RESTORING = Work("causal tracing", "tokens in a batch", "trace.batch_tokens")
 
 
 class Room:

@@ -155,6 +155,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         "fit": "--metrics.measure",
         "stats": "--stats.tokens",
         "probe-anchors": "--anchors.n_max",
+        "trace": "--trace.samples",
         "compare": "--against",
     }
     for subcommand, option in wanted.items():

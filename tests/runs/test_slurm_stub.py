@@ -113,6 +113,8 @@ def test_statistics_once_for_each_model_and_text(monkeypatch: pytest.MonkeyPatch
             ("rep_smollm2", "--model.init_args.editor.init_args.stats.tokens=5"),
             ("rome_smollm2", "--model.init_args.mom2_adjustment=false", "--model.init_args.layer=1"),
             ("memit_smollm2", "--model.init_args.layers=null"),
+            ("memit_smollm2", "--model.init_args.layers=auto"),
+            ("rome_smollm2", "--model.init_args.layer=auto"),
             ("pac_smollm2",),
         )
     ]

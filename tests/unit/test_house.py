@@ -24,6 +24,7 @@ FLOORS = (
     ("export",),
     ("keyvalue",),
     ("data",),
+    ("causal_tracing",),
     ("sweeps",),
     ("methods",),
     ("analysis",),

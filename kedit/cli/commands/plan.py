@@ -116,4 +116,6 @@ def show(found: Plan, console: Console) -> None:
     console.print()
     console.print(fits)
     texts = "of the run's records" if found.lengths.own else "CounterFact's, as data or tokenizer are not here"
+    if found.assumes is not None:
+        console.print(f"\n{found.assumes}.", soft_wrap=True)
     console.print(f"\nLengths of texts: {texts}. Lanes are halved until the run fits; --edit.lanes sets a number.")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kedit.causal_tracing import chosen_layers
 from kedit.covariance import StatsConfig
 from kedit.data.batching import suffix_length
 from kedit.errors import KeditError, at_least
@@ -27,6 +28,9 @@ from kedit.runtime.room import VALUES
 from kedit.text.prompts import slots
 
 log = logging.getLogger(__name__)
+
+AUTO = "auto"
+"""What an option that names layers says where a trace is to choose them."""
 
 MoreTerms = Callable[[Sequence[EditRecord]], Sequence[Term]]
 MoreInfo = Callable[[EditRecord], dict[str, Any]]
@@ -80,6 +84,7 @@ class LocateThenEdit(EditingModule):
         self._told = False  # that some prompts are edited without contexts
         self._measured = False  # how much memory a lane takes
         self._added: list[tuple[MoreTerms, MoreInfo]] = []
+        self._choice: dict[str, Any] = {}  # how the layers were chosen, where the user asked for it
 
     published: Published
     """The paper's values, by model, of the options that a user may leave null."""
@@ -96,6 +101,20 @@ class LocateThenEdit(EditingModule):
     def edit_key(self, keys: Tensor) -> Tensor:
         """k*, the key that is edited: from the keys of all contexts `[n_contexts, d_in]` to `[d_in]`."""
         return keys.mean(0)
+
+    def choose_layers(self, count: int, option: str) -> list[int]:
+        """The layers that a trace of the unedited model names (`kedit.causal_tracing.auto`).
+
+        Args:
+            count: How many.
+            option: Its full name, for messages.
+
+        Raises:
+            KeditError: The model knows too few facts, or its MLPs give nothing back.
+        """
+        chosen = chosen_layers(self.lm, count, option, {record.request.text for record in self._data.records})
+        self._choice = {"chosen_layers": chosen.card}
+        return chosen.layers
 
     def start(self) -> None:
         """Contexts of the unedited model."""
@@ -193,6 +212,7 @@ class LocateThenEdit(EditingModule):
             "stop_loss": self.stop_loss,
             "bare_weight": self.bare_weight,
             "contexts": self.contexts,
+            **self._choice,
         }
 
 

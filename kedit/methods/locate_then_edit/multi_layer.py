@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from kedit.keyvalue.past_keys import PastKeys
 from kedit.keyvalue.published import fill_in
 from kedit.methods.base.edit_batch import EditBatch, Outcome
 from kedit.methods.base.phase import Barrier, EditProgram, Phase
-from kedit.methods.locate_then_edit.base import LocateThenEdit, finite, lane_error, lane_info, required
+from kedit.methods.locate_then_edit.base import AUTO, LocateThenEdit, finite, lane_error, lane_info, required
 from kedit.methods.locate_then_edit.value_phase import ValuePhase
 from kedit.model.architecture import check_layers, weight
 from kedit.request import EditRecord
@@ -43,7 +43,8 @@ class MultiLayerEditor(LocateThenEdit):
     """Base of the methods that spread an edit over layers: a method gives its closed form, `solve`, and `published`.
 
     Args:
-        layers: Edited layers; null takes the published ones of the model, or layers by its depth.
+        layers: Edited layers; null takes the published ones of the model, or layers by its depth; auto traces facts
+            that the model knows, and takes as many layers as null does, up to the peak of its MLPs (docs/trace.md).
         contexts: Texts put before the prompt while editing. In the mean key every pair of `lengths` weighs as
             much as the bare prompt.
         **kwargs: The options of `LocateThenEdit`.
@@ -52,7 +53,7 @@ class MultiLayerEditor(LocateThenEdit):
     def __init__(
         self,
         *,
-        layers: list[int] | None = None,
+        layers: list[int] | Literal["auto"] | None = None,
         contexts: ContextConfig = ContextConfig(lengths=[[10, 5]]),
         **kwargs: Any,
     ) -> None:
@@ -131,6 +132,8 @@ class MultiLayerEditor(LocateThenEdit):
 
     def setup(self, stage: str) -> None:
         """Fills in the model's own defaults and checks the layers before anything is computed."""
+        if self.layers == AUTO:
+            self.layers = self.choose_layers(len(self.published.of(self.lm)["layers"]), "model.layers")
         fill_in(self, self.published, self.lm)
         self.layers = sorted(self._layers)
         check_layers(self.lm.arch, self.layers, "model.layers")
@@ -287,6 +290,6 @@ class MultiLayerEditor(LocateThenEdit):
 
     @property
     def _layers(self) -> list[int]:
-        if self.layers is None:
+        if self.layers is None or isinstance(self.layers, str):
             raise RuntimeError("layers are filled in by setup()")
         return self.layers

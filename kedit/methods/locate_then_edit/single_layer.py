@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from kedit.keyvalue import ValueObjective, ValueOptimization
 from kedit.keyvalue.published import fill_in
 from kedit.methods.base.edit_batch import EditBatch, Outcome
 from kedit.methods.base.phase import EditProgram, Phase
-from kedit.methods.locate_then_edit.base import LocateThenEdit, lane_error, lane_info, required
+from kedit.methods.locate_then_edit.base import AUTO, LocateThenEdit, lane_error, lane_info, required
 from kedit.methods.locate_then_edit.value_phase import ValuePhase
 from kedit.model.architecture import check_layers, weight
 from kedit.request import EditRecord
@@ -29,7 +29,8 @@ class SingleLayerEditor(LocateThenEdit):
     """Base of ROME and R-ROME; they differ in `solve` and `published`.
 
     Args:
-        layer: Edited layer; null takes the published layer of the model, or 17 % of its depth.
+        layer: Edited layer; null takes the published layer of the model, or 17 % of its depth; auto traces facts that
+            the model knows, and takes the peak of its MLPs (docs/trace.md).
         mom2_adjustment: Use the covariance of keys, u = C^-1 k. False takes u = k (C = I), as several
             published configurations do.
         **kwargs: The options of `LocateThenEdit`.
@@ -37,7 +38,9 @@ class SingleLayerEditor(LocateThenEdit):
 
     regimes = ("single", "sequential")
 
-    def __init__(self, *, layer: int | None = None, mom2_adjustment: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, *, layer: int | Literal["auto"] | None = None, mom2_adjustment: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.layer = layer
         self.mom2_adjustment = mom2_adjustment
@@ -45,6 +48,8 @@ class SingleLayerEditor(LocateThenEdit):
 
     def setup(self, stage: str) -> None:
         """Fills in the model's own defaults and checks the layer before anything is computed."""
+        if self.layer == AUTO:
+            (self.layer,) = self.choose_layers(1, "model.layer")
         fill_in(self, self.published, self.lm)
         check_layers(self.lm.arch, [self._layer], "model.layer")
         self.steps_per_batch = int(required(self.v_num_grad_steps)) - 1
@@ -122,7 +127,9 @@ class SingleLayerEditor(LocateThenEdit):
 
     @property
     def _layer(self) -> int:
-        return int(required(self.layer))
+        if not isinstance(self.layer, int):
+            raise RuntimeError("the layer is filled in by setup()")
+        return self.layer
 
     def _delta(self, keys: Tensor, values: Tensor, v_star: Tensor, outcome: Outcome) -> Delta | None:
         """One request's update; None, with the reason in `outcome`, where it cannot be solved."""

@@ -18,7 +18,7 @@ def stats_commands(configs: Iterable[Any]) -> list[list[str]]:
     """What stands after `kedit stats`, with the layers of all tasks together.
 
     A method that names no layers is left out, unless it edits one, as `kedit stats` knows which that is: MEMIT's
-    tables choose by the model, so the first such task computes what it needs.
+    tables choose by the model, so the first such task computes what it needs. So is one whose layers a trace chooses.
 
     Args:
         configs: Of the tasks, as `kedit fit` parses them.
@@ -40,8 +40,10 @@ def stats_commands(configs: Iterable[Any]) -> list[list[str]]:
 def _layers(args: Any) -> list[int] | None:
     """The layers that are edited; empty for the one that `kedit stats` takes by itself, None for those it cannot."""
     if "layers" in args:
-        return args.layers
+        return None if args.layers == "auto" else args.layers
     layer = args.get("layer")
+    if layer == "auto":
+        return None
     return [] if layer is None else [layer]
 
 

@@ -118,6 +118,23 @@ def test_every_kind_of_method_has_a_plan(config: str, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize(
+    ("config", "option"), [("rome_llama2", "layer"), ("memit_llama2", "layers"), ("rep_llama2", "layer")]
+)
+def test_layers_that_a_trace_will_choose(
+    config: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", config, "--lm.name", str(llama(tmp_path / "l7")), "--device", "cuda"]
+    place = "model.editor" if config == "rep_llama2" else "model"
+    main([*words, "--json", f"--{place}.{option}", "auto"])
+    found = json.loads(capsys.readouterr().out)
+    main([*words, "--json", f"--{place}.{option}", "null"])
+    assert found.pop("assumes").startswith(f"model.{option}: auto is planned with the layers of null")
+    assert found | {"assumes": None} == json.loads(capsys.readouterr().out)
+    main([*words, f"--{place}.{option}", "auto"])
+    assert "auto is planned with the layers of null" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["no_such_config"], "no_such_config"),
