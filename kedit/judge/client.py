@@ -97,7 +97,8 @@ class Endpoint:
                 return problem
             if attempt < self.retries:
                 self.sleep(min(max(wait, self.pause * 2**attempt * random.uniform(0.75, 1.25)), _LONGEST))
-        raise KeditError(f"judge: {self.shown_url}: {problem}, {self.retries + 1} times in a row")
+        often = f", {self.retries + 1} times in a row" if self.retries else ""
+        raise KeditError(f"judge: {self.shown_url}: {problem}{often}")
 
     def _try(self, body: dict[str, Any]) -> tuple[str, float | None]:
         """The reply and None; or what went wrong and the seconds to wait at least."""
