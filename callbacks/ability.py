@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
 from kedit.ability.choice import NAME, choice_scores, questions
-from kedit.ability.scores import BEFORE, Measured, Score, figures, figures_table
+from kedit.ability.scores import BEFORE, FILE, Measured, Score, figures, figures_table
 from kedit.ability.settings import AbilityTasks
 from kedit.delta.apply import edited
 from kedit.delta.delta import Delta
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule
 
 log = logging.getLogger(__name__)
-
-FILE = "general.json"
 
 
 class Ability(EditCallback):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from kedit.errors import KeditError
+
 BEFORE = "before"
 """Instead of a moment of measurement: the unedited model."""
+
+FILE = "general.json"
+"""In the folder of a run."""
 
 _RATES = ("acc", "exact_match", "f1", "mcc", "em", "pass@1")
 _DIGITS = 4
@@ -103,6 +110,22 @@ def figures(measured: Iterable[Measured]) -> list[dict[str, Any]]:
     for moment, of in at.items():
         lines += [_line(moment, before.get(name), scores) for name, scores in of.items()]
     return lines
+
+
+def figures_of(folder: Path) -> list[dict[str, Any]]:
+    """The figures in a run's folder; none where general ability was not measured.
+
+    Raises:
+        KeditError: The file is damaged.
+    """
+    try:
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))["figures"]
+        _ = [(line["task"], line["metric"], line["measured_at"]) for line in found]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError):
+        raise KeditError(f"{folder / FILE} is damaged or cannot be read") from None
+    return found
 
 
 def figures_table(lines: Sequence[Mapping[str, Any]]) -> Table:

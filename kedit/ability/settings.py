@@ -18,7 +18,7 @@ from kedit.runtime.progress import stage
 if TYPE_CHECKING:
     from kedit.model.lm import LM
 
-INSTALL = "pip install 'kedit[lm-eval]'"
+INSTALL = "pip install 'lm_eval[hf]' (the extra kedit[lm-eval])"
 NAMES = 6  # that a message names
 
 

@@ -13,7 +13,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.client import HTTPException, HTTPMessage
+from email.message import Message
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -193,7 +194,7 @@ def _message(text: str) -> str:
         return text.strip()
 
 
-def _retry_after(headers: HTTPMessage) -> float:
+def _retry_after(headers: Message) -> float:
     """Seconds that the server asks to wait; 0 where it does not say."""
     try:
         seconds = float(headers.get("Retry-After", 0))

@@ -159,7 +159,7 @@ def test_the_harness_must_be_installed(words: Callable[..., list[str]], capsys: 
         main(words(QUICK_ROME, ability__tasks="[mmlu]"))
     said = capsys.readouterr().err
     assert "ability.tasks: 'mmlu' is a task of lm-evaluation-harness, which is not installed" in said
-    assert "pip install 'kedit[lm-eval]'" in said
+    assert "pip install 'lm_eval[hf]' (the extra kedit[lm-eval])" in said
 
 
 @needs_harness
