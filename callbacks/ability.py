@@ -179,9 +179,10 @@ class Ability(EditCallback):
         """The models of edits that a resumed run does not make again."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         batches = data.batches[: module.resumed_at]
-        if not accumulates(module.regime):
-            return set(_names(trainer, module)[: len(batches) if module.regime == "batch" else sum(map(len, batches))])
-        return {f"{n} edits" for n in range(1, sum(map(len, batches)) + 1)}
+        if module.regime == "batch":
+            return {f"batch-{i}" for i in range(len(batches))}
+        cases = [record.request.case_id for batch in batches for record in batch]
+        return {f"{n + 1} edits" for n in range(len(cases))} if accumulates(module.regime) else set(cases)
 
     def _note(self, trainer: Trainer, found: list[Measured]) -> None:
         """Keeps what was measured, and writes the file."""
@@ -196,11 +197,12 @@ def _file(trainer: Trainer) -> Path:
 
 
 def _names(trainer: Trainer, module: EditingModule) -> list[str]:
-    """The edited models of a run whose edits do not accumulate, in order."""
+    """The edited models of a run whose edits do not accumulate: batches in their order, records in that of the data."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if module.regime == "batch":
         return [f"batch-{i}" for i in range(len(data.batches))]
-    return [record.request.case_id for batch in data.batches for record in batch]
+    cases = {record.request.case_id for batch in data.batches for record in batch}
+    return [record.request.case_id for record in data.records if record.request.case_id in cases]
 
 
 def _kept(file: Path, settings: Mapping[str, Any], done: set[str]) -> list[Measured]:

@@ -124,8 +124,8 @@ def _measure(name: str) -> Measure:
     known = (*METRICS, "unchanged", "unchanged_tokens")
     if not kind or kind == "score" or metric not in known:
         raise KeditError(
-            f"metrics: there is no {shown(name)}; there are {', '.join((*SETS, *ONCE, *COSTS, ABILITY + '/TASK'))}, and "
-            f"KIND/METRIC\n"
+            f"metrics: there is no {shown(name)}; there are {', '.join((*SETS, *ONCE, *COSTS, f'{ABILITY}/TASK'))}, "
+            f"and KIND/METRIC\n"
             f"KIND: a kind of probe or its title, score; METRIC: {', '.join(known)}"
         )
     return Measure(name, ((kind, metric),), scale="other" if metric == "magnitude" else "rate")

@@ -73,6 +73,7 @@ def tiny(tiny_folder: Callable[..., str]) -> Any:
 def test_a_run(regime: str, words: Callable[..., list[str]], tmp_path: Path, tiny_folder: Callable[..., str]) -> None:
     more: dict[str, Any] = {"data__batch_size": 3} if regime == "batch" else {}
     more |= {"metrics__eval_at": "[2]", "ability__curve": "true"} if regime == "sequential" else {}
+    more |= {"model__mom2_update_weight": 0.01, "model__clamp_norm_factor": 20.0, "model__v_lr": 5.0}  # so that answers change
     more |= {"ability__models": 2, "edit__lanes": 3} if regime == "single" else {}
     main(words(QUICK_MEMIT, edit__regime=regime, **more))
     folder = tmp_path / "runs" / "one"
@@ -100,6 +101,8 @@ def test_a_run(regime: str, words: Callable[..., list[str]], tmp_path: Path, tin
                 values.append(choice_scores(lm, questions(16))[0][0].value)
         assert line["after"] == pytest.approx(100 * sum(values) / len(values), abs=1e-3)
         assert line["models"] == len(models)
+        changed = [one for one in found["measured"] if one["measured_at"] == moment]
+        assert all(one["scores"] != found["measured"][0]["scores"] for one in changed)
     protocol = json.loads((folder / "summary.json").read_text())["protocol"]["ability"]
     assert (protocol["tasks"], protocol["limit"], protocol["chat"]) == (["kedit_choice"], 16, False)
 
