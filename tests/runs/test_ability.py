@@ -73,7 +73,11 @@ def tiny(tiny_folder: Callable[..., str]) -> Any:
 def test_a_run(regime: str, words: Callable[..., list[str]], tmp_path: Path, tiny_folder: Callable[..., str]) -> None:
     more: dict[str, Any] = {"data__batch_size": 3} if regime == "batch" else {}
     more |= {"metrics__eval_at": "[2]", "ability__curve": "true"} if regime == "sequential" else {}
-    more |= {"model__mom2_update_weight": 0.01, "model__clamp_norm_factor": 20.0, "model__v_lr": 5.0}  # so that answers change
+    more |= {
+        "model__mom2_update_weight": 0.01,
+        "model__clamp_norm_factor": 20.0,
+        "model__v_lr": 5.0,
+    }  # so that answers change
     more |= {"ability__models": 2, "edit__lanes": 3} if regime == "single" else {}
     main(words(QUICK_MEMIT, edit__regime=regime, **more))
     folder = tmp_path / "runs" / "one"
@@ -112,7 +116,7 @@ def test_a_resumed_run_says_the_same(
 ) -> None:
     run = words(QUICK_ROME, metrics__eval_at="[2,4]", ability__curve="true")
     at = run.index("--run.name")
-    whole, broken = whole_and_broken(run[:at] + run[at + 2 :], "general.json")
+    whole, broken = whole_and_broken(run[:at] + run[at + 2 :], "summary.json")
     assert (broken / "general.json").read_text() == (whole / "general.json").read_text()
 
 
