@@ -70,6 +70,10 @@ class EditedModel(HFLM):
             message["content"] = prompt_for(self._lm, None, -1, message["content"], _ROOM)
         return super().apply_chat_template(chat, add_generation_prompt)
 
+    def get_model_info(self) -> dict[str, Any]:
+        """Nothing: the harness would ask the model hub."""
+        return {}
+
     def _asked(self, request: Any) -> Any:
         prompt, *rest = request.args
         if self._chats or not prompt:
