@@ -1,5 +1,6 @@
 """Lightning callbacks around edits: metrics, results, robustness, texts, similarity, importance, ..."""
 
+from kedit.callbacks.ability import Ability
 from kedit.callbacks.checkpoint import EditCheckpoint
 from kedit.callbacks.importance import PathImportance
 from kedit.callbacks.latent import LatentFigures
@@ -16,6 +17,7 @@ from kedit.callbacks.texts import Texts
 from kedit.methods.base.callback import EditCallback
 
 __all__ = [
+    "Ability",
     "EditCallback",
     "EditCheckpoint",
     "EditMetrics",

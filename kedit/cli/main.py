@@ -25,6 +25,8 @@ usage: kedit COMMAND [OPTIONS]
                                                                  --subject France --target Lyon
   ask            a model, with saved edits or without:         kedit ask smollm2-135m --delta DIR "Paris is in"
   fit            edit a model and measure what the edits did:  kedit fit --config configs/rome_smollm2.yaml
+  ability        what it can do besides what was edited:      kedit ability smollm2-135m --delta DIR
+  judge          free answers of a run, judged by a model:    kedit judge RUN --url URL --model NAME
   show           what the model said before, and says now:     kedit show RUN
   plan           memory that a run will take, phase by phase:  kedit plan rome_smollm2
   stats          covariance of a model's keys, ahead of a run: kedit stats --lm.name smollm2-135m
@@ -124,6 +126,16 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
 
         fit(words)
 
+    def ability(words: list[str]) -> None:
+        from kedit.cli.commands.ability import ability
+
+        ability(words)
+
+    def judge(words: list[str]) -> None:
+        from kedit.cli.commands.judge import judge
+
+        judge(words)
+
     def show(words: list[str]) -> None:
         from kedit.cli.commands.show import show
 
@@ -208,6 +220,8 @@ def _commands() -> dict[str, Callable[[list[str]], None]]:
         "edit": edit,
         "ask": ask,
         "fit": fit,
+        "ability": ability,
+        "judge": judge,
         "show": show,
         "plan": plan,
         "stats": stats,

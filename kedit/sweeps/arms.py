@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kedit.ability.scores import figures_of
 from kedit.errors import KeditError
 from kedit.results.costs import costs_of
 from kedit.results.rows import edits_of
@@ -153,12 +154,14 @@ def measured(runs: Sequence[Finished], first: int | None = None) -> list[Measure
         if not (run.folder / RESULTS).exists():
             raise KeditError(f"{run.folder} has no {RESULTS}: a comparison goes record by record, and needs its rows")
         points = samples(read_rows(run.folder / RESULTS), first)
+        ability = figures_of(run.folder)
         costs, ends = costs_of(run.folder), sorted(n for at in points if (n := edits_of(at)) is not None)
         for measured_at, sample in points.items():
             if measured_at != EDITOR:
                 n = edits_of(measured_at)
                 since = 0 if n is None else max((end for end in ends if end < n), default=0)
                 sample.add_costs(costs, run.summary, since)
+                sample.add_ability(ability)
             arm = f"{run.arm}/{EDITOR}" if measured_at == EDITOR else run.arm
             found.append(Measured(arm, run.seed, run.summary, sample, run.folder))
     taken: dict[tuple[str, str], Finished] = {}

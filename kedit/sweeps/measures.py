@@ -24,6 +24,8 @@ Side = Literal["before", "after"]
 
 ONCE = ("fluency", "consistency", "steps", "delta_over_weight", "perplexity")
 """What a record has one of: bits, percent, optimiser steps of its edit, ||Delta W|| / ||W||, perplexity of a text."""
+ABILITY = "ability"
+"""`ability/TASK`, `ability/TASK/METRIC`: general ability, of the edited model as a whole; rates in percent."""
 EDIT = ("steps", "delta_over_weight")  # of them, what the edit says of itself
 COSTS: Mapping[str, tuple[float, str, int]] = MappingProxyType(
     {
@@ -111,6 +113,8 @@ def _measure(name: str) -> Measure:
         factor, unit, digits = COSTS[name]
         return Measure(name, (("", name),), scale="other", factor=factor, digits=digits, unit=unit)
     title, _, metric = name.partition("/")
+    if title == ABILITY and metric:
+        return Measure(name, (("", name),), scale="other", factor=1.0)
     if title == "score" and metric == TOKENS:
         return Measure(name, TOKEN_COLUMNS, "arithmetic")
     if title == "score" and metric in RATES:
@@ -120,7 +124,8 @@ def _measure(name: str) -> Measure:
     known = (*METRICS, "unchanged", "unchanged_tokens")
     if not kind or kind == "score" or metric not in known:
         raise KeditError(
-            f"metrics: there is no {shown(name)}; there are {', '.join((*SETS, *ONCE, *COSTS))}, and KIND/METRIC\n"
+            f"metrics: there is no {shown(name)}; there are {', '.join((*SETS, *ONCE, *COSTS, f'{ABILITY}/TASK'))}, "
+            f"and KIND/METRIC\n"
             f"KIND: a kind of probe or its title, score; METRIC: {', '.join(known)}"
         )
     return Measure(name, ((kind, metric),), scale="other" if metric == "magnitude" else "rate")
@@ -175,6 +180,17 @@ class Sample:
             peak = summary.get("timing", {}).get("peak_memory")
             for name, value in (("delta_bytes", summary.get("delta_bytes")), ("peak_memory", peak)):
                 self._once[name, "after"] = {} if value is None else dict.fromkeys(self.cases, float(value))
+
+    def add_ability(self, figures: Iterable[Mapping[str, Any]]) -> None:
+        """Take what `general.json` says at this measuring point: all records have the same model, or its mean."""
+        for line in figures:
+            if line.get("measured_at") != self.measured_at:
+                continue
+            names = [f"{ABILITY}/{line['task']}/{line['metric']}", f"{ABILITY}/{line['task']}"]
+            for name in names if (names[1], "after") not in self._once else names[:1]:
+                for side in ("before", "after"):
+                    if (value := line.get(side)) is not None:
+                        self._once[name, side] = dict.fromkeys(self.cases, float(value))
 
     def column(self, column: Column, side: Side = "after") -> dict[str, float]:
         """Record -> its value; a share in [0, 1] for rates. Records that lack it are left out."""

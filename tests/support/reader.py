@@ -33,6 +33,7 @@ from kedit.data import read_records
 from kedit.sweeps.spec import read_sweep
 from tests.support.code_blocks import SHELL, Block, Command, commands_of, is_known, values
 from tests.support.config_files import CONFIGS
+from tests.support.judge_stub import stub_server
 from tests.support.paths import ROOT
 from tests.support.stand_ins import make_results, stand_in
 
@@ -144,6 +145,8 @@ class Reader:
             return ""
         elif name in ("collect", "compare", "report") or of == "slurm collect":
             make_results([word for word in words[1:] if not word.startswith("--")])
+        elif name == "judge":
+            return self.judge(words)
         out = io.StringIO()
         kept = {"--save", "--run.name"} & set(words)  # a later command may ask for it
         if not words or (tuple(words) in self.done and name in LONG and not kept):
@@ -159,6 +162,14 @@ class Reader:
         assert status[0] == 0, status[1]
         if name == "fit" and not helps:
             check_run(max((self.folder / "runs").iterdir(), key=lambda run: run.stat().st_mtime_ns))
+        return out.getvalue()
+
+    def judge(self, words: list[str]) -> str:
+        """What `kedit judge` prints, of a stub in the place of the server."""
+        out = io.StringIO()
+        with stub_server() as stub:
+            at = words.index("--url") + 1
+            assert _status([*words[:at], stub.url, *words[at + 1 :]], out) == (0, "")
         return out.getvalue()
 
     def fit(self, words: list[str]) -> list[str]:

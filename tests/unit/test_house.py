@@ -21,6 +21,7 @@ FLOORS = (
     ("forward",),
     ("covariance",),
     ("evaluation",),
+    ("ability", "judge"),
     ("export",),
     ("keyvalue",),
     ("data",),

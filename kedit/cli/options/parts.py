@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from kedit.callbacks import (
+    Ability,
     EditCheckpoint,
     EditMetrics,
     EditProgress,
@@ -48,6 +49,7 @@ CALLBACKS: Mapping[str, type] = MappingProxyType(
         "robustness": Robustness,
         "texts": Texts,
         "perplexity": Perplexity,
+        "ability": Ability,
         "similarity": WhitenedSimilarity,
         "importance": PathImportance,
         "latent": LatentFigures,

@@ -11,6 +11,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from kedit.cli import main
+from kedit.errors import KeditError
 from kedit.results.costs import cost_lines
 from kedit.sweeps.arms import of_folders
 from kedit.sweeps.compare import Comparison, compare, short_names
@@ -168,3 +169,22 @@ def test_one_arm_to_compare_with_in_every_table(tmp_path: Path) -> None:
     one = compare(of_folders(runs, seeds=False), measures_of("main"), "a batch", paired=True)
     assert [table.against for table in one.tables] == [None, "a"]
     assert any("a batch is not in the table of a, b" in note for note in one.notes)
+
+
+def test_general_ability_is_of_the_whole_model(folders: list[str]) -> None:
+    for folder, after in zip(folders, (60.0, 40.0), strict=True):
+        lines = [
+            {"task": "own", "metric": metric, "measured_at": at, "before": 70.0, "after": after + add + (at == "end")}
+            for at in ("at_5", "end")
+            for metric, add in (("acc", 0), ("acc_norm", 5))
+        ]
+        Path(folder, "general.json").write_text(json.dumps({"figures": lines}))
+    result = comparison(folders, "efficacy/success,ability/own,ability/own/acc_norm")
+    tables = {table.alike.measured_at: table for table in result.tables}
+    for at, arm, names in (("end", 0, (61, 66)), ("end", 1, (41, 46)), ("at_5", 1, (40, 45))):
+        cells = tables[at].arms[arm].cells
+        assert (cells["ability/own"].mean, cells["ability/own/acc_norm"].mean) == names
+    assert tables["end"].unedited["ability/own"] == 70
+    Path(folders[0], "general.json").write_text("{")
+    with pytest.raises(KeditError, match=r"general\.json is damaged"):
+        comparison(folders, "ability/own")
