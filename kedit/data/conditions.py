@@ -76,5 +76,5 @@ def _continuations(lm: LM, prompts: list[str]) -> dict[str, str | None]:
         except TooLong:
             continue
         fit.append(prompt)
-    texts = greedy(lm, fit, TOKENS, shared=True)
+    texts = greedy(lm, fit, TOKENS, shared=True) if fit else []
     return dict.fromkeys(prompts) | dict(zip(fit, texts, strict=True))

@@ -36,6 +36,7 @@ def test_all_conditions_and_all_answers_must_be_met() -> None:
     (kept,), counts = with_met_conditions(lm, [given])
     assert [probe.text for probe in kept.probes] == [REQUEST.text, "text 0", "text 2", "text 5"]
     assert counts == Conditions(probes=6, asked=2)
+    assert with_met_conditions(lm, [record((long,))])[1] == Conditions(probes=1, asked=0)
     assert counts.notice() == "2 of 6 probes with conditions are asked: the unedited model meets those"
 
 
