@@ -28,6 +28,7 @@ class Answer:
         side: `before` or `after` the edit.
         said: What the model wrote.
         exact_match: Whether the run's own comparison of strings takes it for the answer.
+        field: Which free answer it is: `wild`, `generated`, ...
     """
 
     case_id: str
@@ -38,6 +39,7 @@ class Answer:
     side: str
     said: str
     exact_match: bool
+    field: str = PREFERRED[0]
 
     @property
     def content(self) -> tuple[str, str, str]:
@@ -83,7 +85,7 @@ def answers_of(
                     continue
                 match = bool(score.get(f"{field}_match"))
                 about = (str(row["case_id"]), measured_at, probe["kind"], probe["text"], probe["answer"])
-                found.append(Answer(*about, side, str(said), match))
+                found.append(Answer(*about, side, str(said), match, field))
     return found
 
 

@@ -101,7 +101,7 @@ def test_verdicts_are_kept_beside_exact_match(
     }
     assert lines["b", "after"] == {
         "case_id": "b", "measured_at": "edit", "kind": "rewrite", "text": "b is in", "answer": "Rome", "side": "after",
-        "said": "It is Rome", "exact_match": False, "verdict": "right", "why": "It states it.",
+        "said": "It is Rome", "exact_match": False, "field": "wild", "verdict": "right", "why": "It states it.",
     }  # fmt: skip
     report = json.loads((run / "judge.json").read_text())
     assert (report["model"], report["temperature"], report["answers"]) == ("judge-1", 0, "wild")
