@@ -102,7 +102,8 @@ def _of_csv(source: Mapping[str, Any], path: Path) -> Figure | None:
         raise KeyError(f"{path.name}: {len(rows)} lines are of {dict(source)}")
     row = rows[0]
     low, high = (float(row[name]) if row[name] else None for name in ("ci_low", "ci_high"))
-    on = f"regime {row['regime']}; {row['data']}, {row['records']} records"
+    name = json.loads(row.get("protocol") or "{}").get("name")
+    on = f"{f'protocol {name}; ' if name else ''}regime {row['regime']}; {row['data']}, {row['records']} records"
     return Figure(float(row["mean"]), low, high, on)
 
 
