@@ -101,9 +101,12 @@ def _of_csv(source: Mapping[str, Any], path: Path) -> Figure | None:
     if len(rows) > 1:
         raise KeyError(f"{path.name}: {len(rows)} lines are of {dict(source)}")
     row = rows[0]
-    low, high = (float(row[name]) if row[name] else None for name in ("ci_low", "ci_high"))
-    on = f"regime {row['regime']}; {row['data']}, {row['records']} records"
-    return Figure(float(row["mean"]), low, high, on)
+    column = source.get("column", "mean")  # or `difference`, to the arm that the others are compared with
+    ends = ("ci_low", "ci_high") if column == "mean" else (f"{column}_ci_low", f"{column}_ci_high")
+    low, high = (float(row[name]) if row[name] else None for name in ends)
+    name = json.loads(row.get("protocol") or "{}").get("name")
+    on = f"{f'protocol {name}; ' if name else ''}regime {row['regime']}; {row['data']}, {row['records']} records"
+    return Figure(float(row[column]), low, high, on)
 
 
 def holds(test: Mapping[str, Any], left: Figure, right: Figure | None) -> tuple[bool, str]:

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.claims import HELD, NOT_HELD, OPEN, PAGE, YET, figure, judged, page
 
 NUMBER = {"file": "a.json", "at": ["figures", {"when": "now", "kind": "rewrite"}]}
-HEADER = "data,regime,arm,measure,records,mean,ci_low,ci_high\n"
+HEADER = "data,regime,arm,measure,records,mean,ci_low,ci_high,difference,difference_ci_low,difference_ci_high\n"
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def results(tmp_path: Path) -> Path:
         {"when": "now", "kind": "paraphrase", "change": -2.0, "ci_low": -3.0, "ci_high": -1.0},
     ]
     (tmp_path / "a.json").write_text(json.dumps({"protocol": "single", "data": "x", "figures": items, "rate": 3}))
-    lines = ["robust/counterfact,single,rome_smollm2 plain,score/success,9,80,75,85"]
-    lines += ["robust/counterfact,single,rect_rome_smollm2,score/success,9,70,60,79"]
+    lines = ["robust/counterfact,single,rome_smollm2 plain,score/success,9,80,75,85,,,"]
+    lines += ["robust/counterfact,single,rect_rome_smollm2,score/success,9,70,60,79,-10,-15,-5"]
     (tmp_path / "t.csv").write_text(HEADER + "\n".join(lines) + "\n")
     return tmp_path
 
@@ -60,6 +60,8 @@ def test_the_page_is_not_stale() -> None:
         ({"of": arm("rome_smollm2"), "above": arm("rect_rome_smollm2")}, False),  # 75 is not above 79
         ({"of": {"file": "a.json", "at": ["figures", {"kind": "paraphrase"}]}, "below": 0}, True),
         ({"of": {"file": "a.json", "at": ["rate"]}, "at_least": 3}, True),
+        ({"of": arm("rect_rome_smollm2") | {"column": "difference"}, "below": -4}, True),
+        ({"of": arm("rect_rome_smollm2") | {"column": "difference"}, "below": -5}, False),
     ],
 )
 def test_a_verdict_is_that_of_its_figures(results: Path, test: dict[str, Any], wanted: bool) -> None:
