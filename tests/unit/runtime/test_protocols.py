@@ -18,6 +18,7 @@ from kedit.runtime.shipped import any_path, shipped_configs, shipped_protocols
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = (
     "alphaedit-sequential", "easyedit-token", "memit-batch", "pac-consecutive", "rep-robust", "rome-single", "wild",
+    "wild-chat",
 )  # fmt: skip
 
 
