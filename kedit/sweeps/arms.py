@@ -7,6 +7,7 @@ A run that also measured its editor alone has two: its own, and ARM/editor.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from kedit.runtime.run_folder import RESULTS, RUN, SUMMARY, read_rows
 from kedit.sweeps.collect import collected, is_seed, settings
 from kedit.sweeps.folder import PLAN, SweepFolder
 from kedit.sweeps.measures import Sample, samples
+
+log = logging.getLogger(__name__)
 
 EDITOR = "editor"
 """Measuring point of the editor alone; it is that of `edit`, as both are measured after each edit."""
@@ -154,7 +157,7 @@ def measured(runs: Sequence[Finished], first: int | None = None) -> list[Measure
         if not (run.folder / RESULTS).exists():
             raise KeditError(f"{run.folder} has no {RESULTS}: a comparison goes record by record, and needs its rows")
         points = samples(read_rows(run.folder / RESULTS), first)
-        ability = figures_of(run.folder)
+        ability = _ability(run.folder)
         costs, ends = costs_of(run.folder), sorted(n for at in points if (n := edits_of(at)) is not None)
         for measured_at, sample in points.items():
             if measured_at != EDITOR:
@@ -170,6 +173,15 @@ def measured(runs: Sequence[Finished], first: int | None = None) -> list[Measure
         if other is not run:
             raise KeditError(f"{run.arm} has {run.seed} twice: {other.folder} and {run.folder}; leave one of them out")
     return found
+
+
+def _ability(folder: Path) -> list[dict[str, Any]]:
+    """What a run says of general ability; a damaged file is named and left out, as no other column needs it."""
+    try:
+        return figures_of(folder)
+    except KeditError as error:
+        log.warning("%s; left out", error)
+        return []
 
 
 def _setting(name: str) -> str:

@@ -11,10 +11,13 @@ import pytest
 
 from kedit.callbacks.protocol import check_data
 from kedit.cli import main
+from kedit.cli.commands.fit import parsed
 from kedit.data import EditData
 from kedit.errors import KeditError
 from kedit.request import EditRecord, EditRequest, Probe
 from kedit.runtime.protocols import Needs, Protocol, protocol
+from kedit.sweeps.folder import SweepFolder
+from kedit.sweeps.spec import read_sweep
 from tests.support.small_runs import QUICK_MEMIT, QUICK_ROME, city_facts, sequential_run
 
 Words = Callable[..., list[str]]
@@ -105,14 +108,13 @@ def test_subjects_and_rivals() -> None:
     check_data(protocol("wild"), Given())
 
 
-def test_a_sweep_over_protocols(tiny_folder: Callable[..., str], tmp_path: Path) -> None:
+def test_a_sweep_over_protocols(tmp_path: Path) -> None:
     config = tmp_path / "mine.yaml"
-    config.write_text(
-        f"lm: {{name: {tiny_folder('llama', n_layers=3, d_model=16, d_ff=40)}}}\n"
-        "model: {class_path: FT, init_args: {layers: [1], steps: 2}}\n"
-        f"data: {{class_path: Records, init_args: {{path: {city_facts(tmp_path / 'facts.jsonl', 2)}}}}}\n"
-    )
-    (tmp_path / "both.yaml").write_text(f"configs: [{config}]\ngrid: {{protocol: [wild, rome-single]}}\n")
-    main(["sweep", str(tmp_path / "both.yaml"), "--out", str(tmp_path / "sweeps")])
-    summaries = [json.loads(file.read_text()) for file in sorted((tmp_path / "sweeps").rglob("summary.json"))]
-    assert {summary["protocol"]["name"] for summary in summaries} == {"wild", "rome-single"}
+    config.write_text("model: {class_path: FT, init_args: {layers: [1]}}\ndata: {class_path: Facts}\n")
+    sweep = tmp_path / "both.yaml"
+    sweep.write_text(f"configs: [{config}]\ngrid: {{protocol: [wild, rome-single]}}\n")
+    tasks = SweepFolder(tmp_path / "sweeps").planned(read_sweep(sweep), sweep).tasks
+    configs = {config.protocol: config for config in (parsed(list(task.words)) for task in tasks)}
+    assert set(configs) == {"wild", "rome-single"}
+    assert configs["wild"].metrics.scoring.wild == ["rewrite", "paraphrase"]
+    assert configs["rome-single"].metrics.scoring.wild == []

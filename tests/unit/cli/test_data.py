@@ -141,7 +141,8 @@ def test_what_cannot_be_read_is_said_in_a_line(tmp_path: Path, capsys: pytest.Ca
 def test_a_folder_of_the_datasets_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for place in ("huggingface_hub.constants", "datasets.config"):  # the variable is read when they are imported
+        monkeypatch.setattr(f"{place}.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "wbe").mkdir()
     file = write(tmp_path / "wbe", made.WIKIBIGEDIT, "train.json")

@@ -114,10 +114,10 @@ def test_ls_models_prints_the_table(capsys: pytest.CaptureFixture[str], monkeypa
         assert f"{state}: {sum(known.state == state for known in table.values())}" in out
     assert transformers.__version__ in out or known_models.versions()["transformers"] in out
     main(["ls", "--help"])
-    assert "kedit ls [methods | models]" in capsys.readouterr().out
+    assert "kedit ls [methods | models | protocols]" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["ls", "model"])
-    assert "or the word methods or models, got model" in capsys.readouterr().err
+    assert "or the word methods, models or protocols, got model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kind", "why"), [("mixtral", "a mixture of experts?"), ("bert", "not decoder-only")])
