@@ -11,7 +11,6 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from kedit.cli import main
-from kedit.errors import KeditError
 from kedit.results.costs import cost_lines
 from kedit.sweeps.arms import of_folders
 from kedit.sweeps.compare import Comparison, compare, short_names
