@@ -25,8 +25,8 @@ usage: kedit COMMAND [OPTIONS]
                                                                  --subject France --target Lyon
   ask            a model, with saved edits or without:         kedit ask smollm2-135m --delta DIR "Paris is in"
   fit            edit a model and measure what the edits did:  kedit fit --config configs/rome_smollm2.yaml
-  ability        what it can do besides what was edited:      kedit ability smollm2-135m --delta DIR
-  judge          free answers of a run, judged by a model:    kedit judge RUN --url URL --model NAME
+  ability        what it can do besides what was edited:       kedit ability smollm2-135m --delta DIR
+  judge          free answers of a run, judged by a model:     kedit judge RUN --url URL --model NAME
   show           what the model said before, and says now:     kedit show RUN
   plan           memory that a run will take, phase by phase:  kedit plan rome_smollm2
   stats          covariance of a model's keys, ahead of a run: kedit stats --lm.name smollm2-135m
