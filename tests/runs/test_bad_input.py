@@ -117,7 +117,7 @@ def test_unknown_method_and_data(refused: Refused) -> None:
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("model: {init_args: {layer: five}}", "model.layer: expects a whole number or null, not 'five'"),
+        ("model: {init_args: {layer: five}}", "model.layer: expects a whole number or auto or null, not 'five'"),
         ("model: {init_args: {v_lr: fast}}", "model.v_lr: expects a number or null, not 'fast'"),
         ("lm: {dtype: float8}", "lm.dtype: expects one of auto, float32, bfloat16, float16, "),
         ("lm: gpt2", "lm: expects options of its own below it, not 'gpt2'"),

@@ -135,10 +135,10 @@ def test_structures(config: str, message: str, said: Said, tmp_path: Path) -> No
 def test_words(said: Said) -> None:
     start = ["fit", "--model=ROME", "--data=Facts"]
     assert said([*start, "--model.layer=" + "[" * 10_000]).startswith(
-        "model.layer: expects a whole number or null, not '[["
+        "model.layer: expects a whole number or auto or null, not '[["
     )
     assert said([*start, "--model.contexts.lengths=&a [*a]"]).startswith("model.contexts.lengths: expects list")
-    assert said([*start, "--model.layer="]).startswith("model.layer: expects a whole number or null")
+    assert said([*start, "--model.layer="]).startswith("model.layer: expects a whole number or auto or null")
     assert said([*start, "--print_config", "--model.layr=3"]).startswith("model.layr: there is no such option")
     assert said([*start, "--config"])
     assert said([*start, "--run.name=\udcff"]) == "run.name: '\\udcff' is no text: half of a UTF-16 pair, or bytes " \
