@@ -23,7 +23,7 @@ from kedit.causal_tracing.tracing import TraceConfig, trace, window_of
 from kedit.data.choosing import enough_of
 from kedit.data.readers.facts import read_facts
 from kedit.errors import KeditError
-from kedit.evaluation.score import is_known
+from kedit.evaluation.score import known_records
 from kedit.model.tokenization import TooLong
 from kedit.request import EditRecord, fingerprint_of
 from kedit.runtime import distributed
@@ -110,11 +110,8 @@ def known_facts(lm: LM, option: str, without: Collection[str] = ()) -> list[Edit
     rounds = zip_longest(*relations.values())
     pool = [record for each in rounds for record in each if record is not None]
 
-    def known(records: Sequence[EditRecord]) -> list[EditRecord]:
-        return [record for record, yes in zip(records, is_known(lm, records), strict=True) if yes]
-
     try:
-        found, _ = enough_of(pool, FACTS, known)
+        found, _ = enough_of(pool, FACTS, lambda records: known_records(lm, records))
     except TooLong:
         found = []
     if len(found) < LEAST:

@@ -39,6 +39,10 @@ READING = ("no_target", "no_op", "no_subject")
 """Reasons of the readers, which never make a record of what they leave out."""
 
 
+class NoneKnown(KeditError):
+    """No record is left, as the model knows none of them (or none is marked as known)."""
+
+
 class Method(Protocol):
     """What a data module asks of the method that edits its records."""
 

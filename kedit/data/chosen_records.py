@@ -237,7 +237,7 @@ class ChosenRecords:
     def _cut(self, records: list[EditRecord]) -> list[EditRecord]:
         """Applies skip and limit."""
         if not records:
-            raise KeditError(f"data.known: {self.known} keeps no record of {self.name}; false keeps all")
+            raise choosing.NoneKnown(f"data.known: {self.known} keeps no record of {self.name}; false keeps all")
         chosen, self.left_out["skip"], self.left_out["limit"] = choosing.cut(records, self.skip, self.limit)
         if not chosen:
             raise KeditError(f"data.skip: {self.skip} passes over all {len(records)} records of {self.name}")

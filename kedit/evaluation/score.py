@@ -163,6 +163,15 @@ def is_known(lm: LM, records: Sequence[EditRecord], config: EvalConfig | None = 
     return [s.exact if lm.chat is None else bool(s.generated_match) for s in scores]
 
 
+def known_records(lm: LM, records: Sequence[EditRecord]) -> list[EditRecord]:
+    """The records whose facts the model knows (`is_known`), in order.
+
+    Raises:
+        KeditError: A record without a true target.
+    """
+    return [record for record, known in zip(records, is_known(lm, records), strict=True) if known]
+
+
 def check_probes(lm: LM, record: EditRecord, config: EvalConfig) -> None:
     """Whether the probes of a record can be scored.
 

@@ -15,7 +15,7 @@ from kedit.report.svg import Axis, Point, Series, around, lines, percent, scatte
 from kedit.sweeps.compare import Table
 from kedit.sweeps.curve_figure import Points
 from kedit.sweeps.measures import Measure
-from kedit.sweeps.tradeoff_figure import axes
+from kedit.sweeps.tradeoff_figure import traded_off
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,10 @@ class Figure:
 
 def tradeoff(table: Table) -> Figure | None:
     """Paraphrases against the neighbourhood, a point for each arm; None where no arm has both."""
-    pair = axes(table.measures)
-    if pair is None:
+    found = traded_off(table)
+    if found is None:
         return None
-    x, y = pair
-    arms = [arm for arm in table.arms if x.name in arm.cells and y.name in arm.cells]
-    if not arms:
-        return None
+    x, y, arms = found
     points = []
     for arm in arms:
         across, up = arm.cells[x.name], arm.cells[y.name]

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kedit.ability.scores import FILE as GENERAL
+from kedit.judge.file import LINES, REPORT
+from kedit.judge.prompt import RIGHT, WRONG
 from kedit.report.grid import Column, Entry, Grid, number, texts
 from kedit.text.lines import cut, one_line
 
@@ -26,7 +29,7 @@ _TABLES = {
 }
 """File -> columns that are read of it, and what stands in them."""
 
-_VERDICTS = ("wrong", "right")  # of a judge; any other word is none
+_VERDICTS = (WRONG, RIGHT)  # of a judge; any other word is none
 _SPLIT = 40  # answers shown of which judge and exact match say otherwise
 _SAID = 120
 
@@ -65,9 +68,9 @@ def run_files(folders: Mapping[str, Path]) -> RunFiles:
     for name, folder in folders.items():
         for file, place in places.items():
             _keep(folder / file, lambda path, file=file: _csv(path, _TABLES[file]), place, name, found.notes)
-        _keep(folder / "general.json", _general, found.general, name, found.notes)
-        _keep(folder / "judge.json", _judge, found.judges, name, found.notes)
-        _keep(folder / "judge.jsonl", _split_answers, found.split, name, found.notes)
+        _keep(folder / GENERAL, _general, found.general, name, found.notes)
+        _keep(folder / REPORT, _judge, found.judges, name, found.notes)
+        _keep(folder / LINES, _split_answers, found.split, name, found.notes)
     return found
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from kedit.sweeps.compare import Table
+from kedit.sweeps.compare import Arm, Table
 from kedit.sweeps.measures import Measure
 
 if TYPE_CHECKING:
@@ -42,6 +42,16 @@ def axes(measures: Sequence[Measure]) -> tuple[Measure, Measure] | None:
     return of.get(PARTNERS.get(metric, metric)) or of.get(metric) or beside[0], y
 
 
+def traded_off(table: Table) -> tuple[Measure, Measure, list[Arm]] | None:
+    """Both axes, and the arms that have both measures; None where none has."""
+    pair = axes(table.measures)
+    if pair is None:
+        return None
+    x, y = pair
+    arms = [arm for arm in table.arms if x.name in arm.cells and y.name in arm.cells]
+    return (x, y, arms) if arms else None
+
+
 def tradeoff_figure(table: Table, title: str) -> Figure | None:
     """The figure of one table.
 
@@ -54,13 +64,10 @@ def tradeoff_figure(table: Table, title: str) -> Figure | None:
     """
     from matplotlib.figure import Figure
 
-    pair = axes(table.measures)
-    if pair is None:
+    found = traded_off(table)
+    if found is None:
         return None
-    x, y = pair
-    arms = [arm for arm in table.arms if x.name in arm.cells and y.name in arm.cells]
-    if not arms:
-        return None
+    x, y, arms = found
     longest = max(len(arm.name) for arm in arms)
     figure = Figure(figsize=(6.4 + 0.085 * min(longest, 60), max(5.2, 1.4 + 0.27 * len(arms))), dpi=120,
                     layout="constrained")  # fmt: skip

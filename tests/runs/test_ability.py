@@ -18,7 +18,7 @@ from kedit.delta.apply import edited
 from kedit.delta.serialization import load_delta
 from kedit.forward.binding import load_lm
 from kedit.model.lm import LMConfig
-from tests.support.small_runs import QUICK_MEMIT, QUICK_ROME, city_facts, sequential_run
+from tests.support.small_runs import QUICK_MEMIT, QUICK_ROME, city_facts, refused_with_one_error, sequential_run
 
 OPTIONS = {"ability.tasks": "[kedit_choice]", "ability.limit": 16}
 HARNESS = importlib.util.find_spec("lm_eval") is not None
@@ -152,12 +152,7 @@ def test_the_command_measures_a_saved_edit(
 def test_what_is_refused(
     more: dict[str, Any], message: str, words: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(words(QUICK_ROME, **more))
-    assert stop.value.code == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(errors) == 1
-    assert message in errors[0]
+    refused_with_one_error(words(QUICK_ROME, **more), message, capsys)
 
 
 @pytest.mark.skipif(HARNESS, reason="lm-evaluation-harness is installed")

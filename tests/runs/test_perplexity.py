@@ -16,7 +16,7 @@ from kedit.evaluation.drift import believed, divergences
 from kedit.evaluation.perplexity import perplexities, windows_of
 from kedit.forward.binding import load_lm
 from kedit.model.lm import LMConfig
-from tests.support.small_runs import QUICK_MEMIT, QUICK_ROME, city_facts, sequential_run
+from tests.support.small_runs import QUICK_MEMIT, QUICK_ROME, city_facts, refused_with_one_error, sequential_run
 from tests.support.tiny_models import TEXT
 
 Rows = list[dict[str, Any]]
@@ -128,12 +128,7 @@ def test_a_resumed_run_says_the_same(
 def test_what_is_refused(
     more: dict[str, Any], message: str, words: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(words(QUICK_ROME, **more))
-    assert stop.value.code == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(errors) == 1
-    assert message in errors[0]
+    refused_with_one_error(words(QUICK_ROME, **more), message, capsys)
 
 
 def test_without_kl_nothing_says_so(

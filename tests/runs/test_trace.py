@@ -22,7 +22,7 @@ CHOOSING = "kedit.causal_tracing.auto"
 def words(tiny_folder: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A command whose tiny model is said to know the facts that stand in the file."""
     monkeypatch.setattr(
-        "kedit.cli.commands.trace.is_known", lambda lm, records: [r.meta.get("yes", True) for r in records]
+        "kedit.evaluation.score.is_known", lambda lm, records: [r.meta.get("yes", True) for r in records]
     )
     monkeypatch.chdir(tmp_path)
     data = city_facts(tmp_path / "cities.jsonl", 4)
@@ -96,7 +96,7 @@ def test_no_data_and_no_known_fact(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "--data missing: which facts are traced?" in refused(["trace"], capsys)
-    monkeypatch.setattr("kedit.cli.commands.trace.is_known", lambda lm, records: [False] * len(records))
+    monkeypatch.setattr("kedit.evaluation.score.is_known", lambda lm, records: [False] * len(records))
     assert "knows no fact of records/cities, and only what a model knows can be traced" in refused(words, capsys)
 
 
@@ -112,7 +112,7 @@ def test_a_run_chooses_its_layers(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(f"{CHOOSING}.is_known", lambda lm, records: [True] * len(records))
+    monkeypatch.setattr("kedit.evaluation.score.is_known", lambda lm, records: [True] * len(records))
     monkeypatch.setattr(f"{CHOOSING}.FACTS", 9)
     monkeypatch.setattr(f"{CHOOSING}.peak_of", fixed_peak)
     monkeypatch.chdir(tmp_path)

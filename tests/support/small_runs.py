@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from kedit.cli import main
 from kedit.methods.base.edit_config import EditConfig, Regime
 from kedit.model.lm import LMConfig
 from tests.support.device import ACCELERATOR
@@ -65,3 +68,13 @@ def configured(
 ) -> Any:
     """A method with its own options, and what is edited how."""
     return method(*of, **options).configure(lm, EditConfig(regime, lanes, seed))
+
+
+def refused_with_one_error(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 2, and one line of an error, whatever a run has told before."""
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 1
+    assert message in errors[0]

@@ -13,11 +13,12 @@ from rich.console import Console
 from kedit.analysis.anchor_probe_figure import draw
 from kedit.analysis.anchor_probe_report import Windows, as_csv, lines_of, probe_table, used, verdict
 from kedit.cli.commands.stats import device_of
+from kedit.cli.options.checks import data_missing
 from kedit.cli.options.layers import begin_anew, class_first
 from kedit.cli.options.messages import of_kedit
-from kedit.data import EditData, datasets_index
+from kedit.data import EditData
 from kedit.errors import KeditError
-from kedit.evaluation.score import is_known
+from kedit.evaluation.score import known_records
 from kedit.forward.binding import load_lm
 from kedit.methods.locate_then_edit.rome import ROME
 from kedit.methods.steam import AnchorBank, AnchorConfig, probe_of, telling
@@ -25,7 +26,6 @@ from kedit.methods.steam.bank import PROBED, within_relations
 from kedit.methods.steam.module import pool_of
 from kedit.model.architecture import check_layers
 from kedit.model.lm import LM, LMConfig
-from kedit.request import EditRecord
 from kedit.runtime.files import make_folder, write_text
 from kedit.runtime.option_values import check_values
 from kedit.runtime.progress import stage
@@ -48,15 +48,14 @@ def probe_anchors(words: list[str]) -> None:
         check_values(given)
         args: Any = parser.instantiate_classes(given)
         if args.data is None:
-            names = ", ".join(name for name, _, _ in datasets_index())
-            raise KeditError(f"--data missing: whose new objects are probed? There are {names}")
+            raise data_missing("whose new objects are probed?")
         if args.most < 2:
             raise KeditError(f"most: {args.most} is less than 2, and the probe compares objects")
         out = _folder(args.out)
         pool = pool_of(args.data.everything, args.anchors)  # a bad file stops here
         lm = args.data.asking(load_lm(args.lm, device_of(args.device)))
         edited = _edited(lm, args.edited_layer)
-        args.data.prepare(lambda records: _known(lm, records, args.data.filter_known), lambda: lm)
+        args.data.prepare(lambda records: known_records(lm, records) if args.data.filter_known else records, lambda: lm)
         bank = AnchorBank(lm, args.data.records, pool, args.anchors)
         with stage("anchors: what the model knows") as progress:
             anchors = bank.with_references(bank.records, args.most, progress)
@@ -123,9 +122,3 @@ def _edited(lm: LM, wanted: int | None) -> int:
     if edited == lm.arch.n_layers - 1:
         raise KeditError(f"edited-layer: {edited} is the last layer; none above it is left to be aligned")
     return edited
-
-
-def _known(lm: LM, records: list[EditRecord], only: bool) -> list[EditRecord]:
-    if not only:
-        return records
-    return [record for record, yes in zip(records, is_known(lm, records), strict=True) if yes]

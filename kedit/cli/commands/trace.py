@@ -14,10 +14,12 @@ from kedit.analysis.causal_tracing_figure import average_figure, example_figure
 from kedit.analysis.causal_tracing_report import as_csv, card, lines_of, peak_table, sentence
 from kedit.causal_tracing import PARTS, FactTrace, Part, TraceConfig, facts_of, noise_level, trace, window_of
 from kedit.cli.commands.stats import device_of
+from kedit.cli.options.checks import data_missing
 from kedit.cli.options.layers import begin_anew, class_first
-from kedit.data import EditData, datasets_index
+from kedit.data import EditData
+from kedit.data.choosing import NoneKnown
 from kedit.errors import KeditError, at_least
-from kedit.evaluation.score import is_known
+from kedit.evaluation.score import known_records
 from kedit.forward.binding import load_lm
 from kedit.model.lm import LM, LMConfig
 from kedit.request import EditRecord
@@ -43,8 +45,7 @@ def trace_command(words: list[str]) -> None:
     check_values(given)
     args: Any = parser.instantiate_classes(given)
     if args.data is None:
-        names = ", ".join(name for name, _, _ in datasets_index())
-        raise KeditError(f"--data missing: which facts are traced? There are {names}")
+        raise data_missing("which facts are traced?")
     at_least("examples", args.examples, 0)
     data: EditData = args.data
     _ = data.everything  # a bad file stops here
@@ -105,13 +106,11 @@ def _known_records(lm: LM, data: EditData) -> list[EditRecord]:
 
     def known(records: list[EditRecord]) -> list[EditRecord]:
         facts_of(lm, records)
-        return [record for record, yes in zip(records, is_known(lm, records), strict=True) if yes]
+        return known_records(lm, records)
 
     try:
         data.prepare(known, lambda: lm)
-    except KeditError as error:
-        if not str(error).startswith("data.known:"):
-            raise
+    except NoneKnown as error:
         raise KeditError(
             f"data: {lm.name} knows no fact of {data.name}, and only what a model knows can be traced; use other data"
         ) from error

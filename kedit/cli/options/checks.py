@@ -127,3 +127,14 @@ def run_name(config: Any) -> str:
     name = "-".join(str(part) for part in parts if part) + ("-dev" if config.trainer.fast_dev_run else "")
     name = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in name)
     return name if len(name.encode()) <= NAME else name.encode()[-NAME:].decode(errors="ignore").lstrip("-.")
+
+
+def data_missing(question: str) -> KeditError:
+    """The error of a command that was given no data set; it names those there are.
+
+    Args:
+        question: What the data are for, e.g. `"which facts are traced?"`.
+    """
+    from kedit.data import datasets_index
+
+    return KeditError(f"--data missing: {question} There are {', '.join(name for name, _, _ in datasets_index())}")

@@ -7,13 +7,13 @@ user's. So each is checked as any other option, and the saved configuration hold
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from kedit.cli.options.quiet import brief_log
 from kedit.errors import KeditError, shown
 from kedit.runtime.protocols import Protocol, protocol
 
@@ -45,7 +45,7 @@ def in_force(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     if config["fit"].get("protocol") is None:
         return config if len(plain) == len(words) else parser.parse_args(list(words))
     named = protocol(config["fit"].protocol)
-    with _told():
+    with brief_log("cli.options.layers"):  # how the options lie over each other was told before
         check_given(named, parser.parse_args(plain, defaults=False)["fit"])
         return parser.parse_args([*words, *(f"--{name}={_text(value)}" for name, value in named.settings.items())])
 
@@ -112,15 +112,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else value
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Inside, nothing is logged of how the options lie over each other: it was told before."""
-    logger = logging.getLogger("kedit.cli.options.layers")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -27,9 +27,13 @@ def set_up_logging() -> None:
 
 
 @contextmanager
-def brief_log() -> Iterator[None]:
-    """Inside, kedit does not tell what matters to a run over a data set, and not to a single edit; warnings stay."""
-    loggers = [logging.getLogger(f"kedit.{name}") for name in ("data", "forward.binding", "covariance.api")]
+def brief_log(*names: str) -> Iterator[None]:
+    """Inside, these parts of kedit tell warnings alone.
+
+    Args:
+        names: Of loggers below `kedit`; none: what matters to a run over a data set, and not to a single edit.
+    """
+    loggers = [logging.getLogger(f"kedit.{name}") for name in names or ("data", "forward.binding", "covariance.api")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)

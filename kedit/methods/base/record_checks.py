@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kedit.evaluation.score import is_known
+from kedit.evaluation.score import known_records
 from kedit.methods.base.callback import call_hooks
 from kedit.model.tokenization import TooLong, check
 from kedit.request import EditRecord
@@ -27,7 +27,7 @@ def prepared(module: EditingModule, records: list[EditRecord]) -> list[EditRecor
         check(module.lm, record.request)
     data: Any = getattr(module.trainer, "datamodule", None)
     if data is not None and data.filter_known:
-        return [record for record, yes in zip(records, is_known(module.lm, records), strict=True) if yes]
+        return known_records(module.lm, records)
     return records
 
 

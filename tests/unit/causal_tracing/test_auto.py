@@ -25,7 +25,7 @@ HOW = TraceConfig(samples=2)
 @pytest.fixture
 def all_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny random model knows nothing; here it is said to know everything."""
-    monkeypatch.setattr(f"{MODULE}.is_known", lambda lm, records: [True] * len(records))
+    monkeypatch.setattr("kedit.evaluation.score.is_known", lambda lm, records: [True] * len(records))
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, curve: list[float]) -> None:
