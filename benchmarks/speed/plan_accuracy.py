@@ -23,24 +23,29 @@ from benchmarks.common import get_lm, read_requests, save
 from benchmarks.speed.edit_speed import TERMS, contexts
 from kedit.covariance.collect import collect
 from kedit.covariance.store import key_width
+from kedit.forward.logits import default_batch_tokens
 from kedit.forward.replay import Site
 from kedit.forward.teacher_forcing import Span, read
 from kedit.keyvalue import ValueObjective, ValueOptimization
+from kedit.keyvalue.contexts import ContextConfig
 from kedit.methods.fine_tuning.dense_changes import DenseChanges
 from kedit.methods.fine_tuning.texts import text_of
 from kedit.methods.fine_tuning.tune_phase import Recipe, TunePhase
 from kedit.methods.pac import TraceConfig, labelled, requests_of
 from kedit.methods.pac.tracing.sites import sites
-from kedit.methods.pac.tracing.spans import SpanCost
 from kedit.methods.pac.tracing.trace import trace
-from kedit.methods.rep import AdapterConfig, AdapterTask, AdapterTrainer
+from kedit.methods.rep import AdapterConfig, AdapterTrainer
+from kedit.methods.rep.adapter_phase import AdapterPhase
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode
 from kedit.plan import passes
-from kedit.plan.lengths import lengths_of
+from kedit.plan.adapters import adapter_bytes, usual_task
+from kedit.plan.lengths import Lengths, lengths_of
 from kedit.plan.phases import MEASURE, SUMS
 from kedit.plan.shape import ShapeLM, shape_of_config
+from kedit.plan.tracing import trace_bytes
+from kedit.plan.value_rows import contexts_of, value_rows
 from kedit.request import EditRecord, EditRequest
 from kedit.runtime.live_peak import LivePeak
 
@@ -56,7 +61,7 @@ def measured(lm: LM, run: Callable[[], Any]) -> int:
 
 def cases(lm: LM, shape: ShapeLM, requests: list[EditRequest], layer: int) -> Iterator[Case]:
     """Name, what is planned, what runs."""
-    n, found = len(requests), lengths_of(lm, requests)
+    n, found = len(requests), lengths_of(lm, [EditRecord(r, ()) for r in requests])
     yield from values(lm, shape, requests, layer, found)
     width = key_width(lm, layer)
 
@@ -89,8 +94,8 @@ def cases(lm: LM, shape: ShapeLM, requests: list[EditRequest], layer: int) -> It
             adam.step()
 
     def plan_tuning() -> int:
-        tokens, labels = max(len(t.ids) for t in tuned), sum(len(t.labels) for t in tuned)
-        own = passes.graph(shape, n, tokens, labels, layer)
+        tokens, labels = max(len(t.ids) for t in tuned), round(sum(len(t.labels) for t in tuned) / n)
+        own = passes.graph(shape, n, tokens, labels, layer, max(1, default_batch_tokens(lm.device) // tokens))
         return max(12 * numbers * n + own, (16 * n + 8) * numbers)
 
     yield f"FT, {n} lanes", plan_tuning, tuning
@@ -98,30 +103,25 @@ def cases(lm: LM, shape: ShapeLM, requests: list[EditRequest], layer: int) -> It
     yield rep(lm, layer, n)
 
 
-def values(lm: LM, shape: ShapeLM, requests: list[EditRequest], layer: int, found: Any) -> Iterator[Case]:
+def values(lm: LM, shape: ShapeLM, requests: list[EditRequest], layer: int, found: Lengths) -> Iterator[Case]:
     """v* of ROME (21 contexts) and of MEMIT (6)."""
     n = len(requests)
-    for name, templates, site in (
-        ("ROME v*", contexts(10, 10), Site("mlp", layer)),
-        ("MEMIT v*", contexts(5, 0), Site("output", layer)),
+    for name, counts, site in (
+        ("ROME v*", (10, 10), Site("mlp", layer)),
+        ("MEMIT v*", (5, 0), Site("output", layer)),
     ):
-        objective = ValueObjective(lm, requests, templates, [site], TERMS)
-        groups = objective.replay.groups
-        rows = sum(len(group.hidden) for group in groups) // n
-        suffix = -(-sum(group.hidden.shape[0] * group.hidden.shape[1] for group in groups) // (n * rows))
-        prefix = max(group._prefix.width for group in groups)
-        labels = round(len(objective.labels.row) / n)
-        del objective
+        templates = contexts(*counts)
+        config = ContextConfig([[5, counts[0]], *([[10, counts[1]]] if counts[1] else [])])
 
         def run(templates: list[str] = templates, site: Site = site) -> Any:
             lanes = ValueOptimization(ValueObjective(lm, requests, templates, [site], TERMS))
             lanes.loss().backward()
 
-        yield (
-            f"{name}, {n} lanes",
-            lambda r=rows, s=suffix, p=prefix, k=labels, f=site.first: passes.value_step(shape, n, r, s, p, k, f),
-            run,
-        )
+        def plan(config: ContextConfig = config, first: int = site.first) -> int:
+            labels = contexts_of(config)[0] * sum(target for _, _, target in found.largest(n))
+            return passes.value_step(shape, n, value_rows(shape, found, n, config, gpu=False), labels, first)
+
+        yield f"{name}, {n} lanes", plan, run
 
 
 def pac(lm: LM, shape: ShapeLM, requests: list[EditRequest]) -> Case:
@@ -130,13 +130,12 @@ def pac(lm: LM, shape: ShapeLM, requests: list[EditRequest]) -> Case:
     asked = requests_of(lm, [EditRecord(r, ()) for r in requests], "forced")
     batch = labelled(lm, [one.text for one in asked], True)
     places = sites(shape, config.include_gate)
-    tokens = len(batch.ids) * max(len(ids) - 1 for ids in batch.ids)
+    rows, tokens = batch.ids.shape
+    labels = round(len(batch.labels) / rows)
+    budget = config.memory * sum(4 * s.depth * s.width for s in places)
 
     def plan() -> int:
-        logits = 12 * len(batch.labels) * shape.vocab_size
-        budget = config.memory * sum(4 * s.depth * s.width for s in places)
-        cost = SpanCost(shape, places[0], shape.arch.n_layers, tokens)
-        return cost.bytes(cost.size(budget - logits)) + logits + 4 * sum(s.width for s in places)
+        return trace_bytes(shape, places, rows, tokens, labels, budget)[0]
 
     return "PAC trace", plan, lambda: trace(lm, [batch], config)
 
@@ -144,29 +143,16 @@ def pac(lm: LM, shape: ShapeLM, requests: list[EditRequest]) -> Case:
 def rep(lm: LM, layer: int, n: int) -> Case:
     """REP's adapters on made-up keys."""
     config, width = AdapterConfig(), key_width(lm, layer)
-    random = torch.Generator().manual_seed(0)
-
-    def keys(count: int) -> torch.Tensor:
-        return torch.randn(count, width, generator=random)
-
-    def task(seed: int) -> AdapterTask:
-        k = keys(1)[0]
-        return AdapterTask(k, k / k.norm(), k, keys(64), keys(256), keys(16), keys(16), keys(64), keys(8), seed)
-
-    tasks = [task(i) for i in range(n)]
 
     def run() -> None:
-        trainer = AdapterTrainer(tasks, config)
-        adam = torch.optim.Adam(trainer.parameters(), lr=1e-3)
+        trainer = AdapterTrainer([usual_task(config, width, i, "cpu") for i in range(n)], config)
+        adam = AdapterPhase(trainer).optimizer()
         for _ in range(2):
             adam.zero_grad()
             trainer.loss().backward()
             adam.step()
 
-    def plan() -> int:
-        return n * (16 * 2 * config.rank * width + 27 * (1 + config.positives) * width)
-
-    return f"REP adapters, {n} lanes", plan, run
+    return f"REP adapters, {n} lanes", lambda: adapter_bytes(config, width, n)[0], run
 
 
 def main() -> None:

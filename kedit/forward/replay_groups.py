@@ -157,12 +157,17 @@ def group_bounds(lengths: Sequence[int], cost: float) -> list[int]:
     return best[-1][1]
 
 
-def run_cost(lm: LM) -> float:
+def run_cost(lm: LM, on_cpu: bool | None = None) -> float:
     """What one more run of the layers costs beside its tokens, in tokens.
 
     It hands some hundred operations a layer to the device, whose overhead is worth the more tokens the smaller the
     layer is; and a GPU reads a layer's weights in the time in which it computes a few hundred tokens.
+
+    Args:
+        lm: The model.
+        on_cpu: Whether it runs on a CPU; None: where it is.
     """
-    least, launches = _LAUNCHES["cpu" if lm.device.type == "cpu" else "other"]
+    on_cpu = lm.device.type == "cpu" if on_cpu is None else on_cpu
+    least, launches = _LAUNCHES["cpu" if on_cpu else "other"]
     layer = lm.arch.layer(lm.model, 0) if lm.arch.n_layers else lm.model
     return least + launches / max(1, sum(parameter.numel() for parameter in layer.parameters()))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -9,6 +12,17 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 NAME = "kedit_plan"
+_masked = ContextVar("masked", default=False)
+
+
+@contextmanager
+def masked() -> Iterator[None]:
+    """Inside, attention has a mask, as in a step of v*: transformers then repeats the heads that queries share."""
+    token = _masked.set(True)
+    try:
+        yield
+    finally:
+        _masked.reset(token)
 
 
 class _Fused(torch.autograd.Function):
@@ -29,9 +43,9 @@ class _Fused(torch.autograd.Function):
 def fused(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """As transformers calls its attention functions; heads are repeated where a step of v* has a mask."""
+    """As transformers calls its attention functions."""
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and torch.is_grad_enabled():
+    if groups > 1 and _masked.get():
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     return _Fused.apply(query, key, value).transpose(1, 2).contiguous(), None
 

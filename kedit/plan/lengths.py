@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kedit.model.lm import LM
 from kedit.model.tokenization import encode_subject
-from kedit.request import EditRequest
+from kedit.request import EditRecord
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class Lengths:
         target: Of a target.
         text: Of a prompt with its target.
         requests: How many requests there are.
+        probes: Texts that are measured: those of all requests, and their probes.
         own: Whether they are those of the run's records.
+        each: Of every request, the largest suffix first: suffix, prefix, target; empty where `own` is false.
     """
 
     suffix: int = 8
@@ -28,13 +30,19 @@ class Lengths:
     target: int = 2
     text: int = 18
     requests: int = 1000
+    probes: int = 10_000
     own: bool = False
+    each: tuple[tuple[int, int, int], ...] = ()
+
+    def largest(self, n: int) -> list[tuple[int, int, int]]:
+        """Suffix, prefix and target of the `n` requests with the largest suffixes (kedit optimises like by like)."""
+        return list(self.each[:n]) if self.each else [(self.suffix, self.prefix, self.target)] * n
 
 
-def lengths_of(lm: LM, requests: Sequence[EditRequest], most: int = 2000) -> Lengths:
-    """Those of some requests; requests without a subject are left out."""
+def lengths_of(lm: LM, records: Sequence[EditRecord], most: int = 2000) -> Lengths:
+    """Those of some records; records without a subject are left out."""
     found = []
-    for request in requests[:most]:
+    for request in [record.request for record in records[:most]]:
         if request.subject:
             named, target = request.named(), request.target_new
             t = encode_subject(lm, request.prompt, named, target, "{}", request.name, trained=True)
@@ -42,4 +50,7 @@ def lengths_of(lm: LM, requests: Sequence[EditRequest], most: int = 2000) -> Len
     if not found:
         return Lengths()
     suffix, prefix, target, text = zip(*found, strict=True)
-    return Lengths(max(suffix), max(prefix), round(sum(target) / len(target)), max(text), len(requests), own=True)
+    each = tuple(sorted((one[:3] for one in found), reverse=True))
+    mean = round(sum(target) / len(target))
+    probes = sum(1 + len(record.probes) for record in records)
+    return Lengths(max(suffix), max(prefix), mean, max(text), len(records), probes, own=True, each=each)

@@ -6,8 +6,9 @@ gives the model one that allocates as such a kernel does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from kedit.forward.decoding import kv_width
 from kedit.model.lm import LM
+from kedit.plan.attention import masked
 from kedit.runtime.live_peak import LivePeak
 
 
@@ -23,22 +25,34 @@ def live(lm: LM) -> LivePeak:
     return LivePeak([*lm.model.parameters(), *lm.model.buffers()])
 
 
-def value_step(lm: LM, lanes: int, rows: int, suffix: int, prefix: int, labels: int, first: int) -> int:
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of a step of v* that run together (`kedit.forward.replay_groups`).
+
+    Attributes:
+        rows: How many.
+        suffix: Tokens of each that run anew, with padding.
+        prefix: Tokens before them, with padding.
+    """
+
+    rows: int
+    suffix: int
+    prefix: int
+
+
+def value_step(lm: LM, lanes: int, groups: Sequence[RowGroup], labels: int, first: int) -> int:
     """Bytes of a step of v*: what was captured, the graph of layers `first` and above, log-probabilities.
 
     Args:
         lm: The model.
         lanes: Requests side by side.
-        rows: Rows of a lane, its KL row included.
-        suffix: Tokens of a row that run anew, with padding.
-        prefix: Tokens before them.
-        labels: Tokens of all targets of a lane, over its rows, the KL row not included.
+        groups: The rows of all lanes, their KL rows included.
+        labels: Tokens of all targets, over the rows of all lanes, the KL rows not included.
         first: The lowest layer that runs.
     """
-    n, texts = lanes * (labels + 1), lanes * rows
 
     def run(first: int) -> int:
-        return _value_step(lm, lanes, rows, suffix, n, first)
+        return _value_step(lm, lanes, groups, labels, first)
 
     peak = _by_layers(lm, run, first)
     config = lm.model.config.get_text_config()
@@ -47,25 +61,33 @@ def value_step(lm: LM, lanes: int, rows: int, suffix: int, prefix: int, labels: 
     seen = heads * own
     above = lm.arch.n_layers - first
     shared = heads * own != kv  # a step makes keys and values anew for the query heads that share them
-    tokens = kv * (prefix + suffix * shared) + seen * prefix * shared
-    return peak + 2 * texts * above * lm.dtype.itemsize * tokens
+    numbers = sum(g.rows * (kv * (g.prefix + g.suffix * shared) + seen * g.prefix * shared) for g in groups)
+    return peak + 2 * above * lm.dtype.itemsize * numbers
 
 
-def _value_step(lm: LM, lanes: int, rows: int, suffix: int, n: int, first: int) -> int:
-    """Without the prefixes; `n` positions have logits."""
-    texts = lanes * rows
+def _value_step(lm: LM, lanes: int, groups: Sequence[RowGroup], labels: int, first: int) -> int:
+    """Without the prefixes."""
     with live(lm) as found, _only_from(lm, first):
-        hidden = torch.zeros(texts, suffix, lm.d_model, dtype=lm.dtype, device="meta")
+        captured = [torch.zeros(g.rows, g.suffix, lm.d_model, dtype=lm.dtype, device="meta") for g in groups]
         reference = torch.zeros(lanes, lm.vocab_size, device="meta")
         delta = torch.zeros(lanes, lm.d_model, device="meta", requires_grad=True)
-        with torch.enable_grad():
-            head = hidden[:, :1] + delta.repeat_interleave(rows, 0)[:, None].to(hidden.dtype)
-            final = _base(lm, inputs_embeds=torch.cat([head, hidden[:, 1:]], 1))
-            logp = _logits(lm, final, n).float().log_softmax(-1)
-            kl = nn.functional.kl_div(logp[:lanes], reference, log_target=True, reduction="sum")
-            loss = kl - logp[lanes:].gather(1, torch.zeros(n - lanes, 1, dtype=torch.long, device="meta")).sum()
+        with torch.enable_grad(), masked():
+            loss = _value_loss(lm, captured, delta, labels, reference)
         loss.backward()
     return found.peak
+
+
+def _value_loss(lm: LM, captured: Sequence[Tensor], delta: Tensor, labels: int, reference: Tensor) -> Tensor:
+    """Of the rows `captured`, to whose first tokens `delta` is added; what is not in the graph ends with it."""
+    lanes, texts, read = len(delta), sum(map(len, captured)), []
+    each = delta.repeat_interleave(-(-texts // lanes), 0)
+    for hidden in captured:
+        head = hidden[:, :1] + each[: len(hidden), None].to(hidden.dtype)
+        final = _base(lm, inputs_embeds=torch.cat([head, hidden[:, 1:]], 1))
+        read.append(final.flatten(0, 1)[_zeros(-(-(labels + lanes) * len(hidden) // texts))])
+    of_labels, of_kl = _head(lm, torch.cat(read)[: labels + lanes]).split([labels, lanes])
+    nll = nn.functional.nll_loss(of_labels.float().log_softmax(-1), _zeros(labels))
+    return nll + nn.functional.kl_div(of_kl.float().log_softmax(-1), reference, reduction="sum", log_target=True)
 
 
 def _by_layers(lm: LM, run: Callable[[int], int], first: int) -> int:
@@ -94,25 +116,32 @@ def reading(lm: LM, rows: int, tokens: int, positions: int) -> int:
     return found.peak
 
 
-def graph(lm: LM, rows: int, tokens: int, labels: int, first: int) -> int:
+def graph(lm: LM, rows: int, tokens: int, labels: int, first: int, most: int | None = None) -> int:
     """Bytes of a training step's forward and backward pass, what is trained and its gradients not counted.
 
     Args:
         lm: The model.
         rows: Texts.
         tokens: Tokens of each, with padding.
-        labels: Tokens with a loss.
+        labels: Tokens with a loss, of each.
         first: The lowest layer with something to train, in its feed-forward block: the graph begins at its output.
+        most: Texts of one pass at most, of which the graph is made together; None: all.
     """
+    parts = [min(most or rows, rows - start) for start in range(0, rows, most or rows)]
 
     def run(first: int) -> int:
         with live(lm) as found, _only_from(lm, first), torch.enable_grad():
-            hidden = torch.zeros(rows, tokens, lm.d_model, dtype=lm.dtype, device="meta", requires_grad=True)
-            logits = _logits(lm, _base(lm, inputs_embeds=hidden), labels).float()
-            nn.functional.cross_entropy(logits, torch.zeros(labels, dtype=torch.long, device="meta")).backward()
+            losses = [_text_loss(lm, part, tokens, part * labels) for part in parts]
+            torch.stack(losses).sum().backward()
         return found.peak
 
     return _by_layers(lm, run, min(first + 1, lm.arch.n_layers - 1))
+
+
+def _text_loss(lm: LM, rows: int, tokens: int, labels: int) -> Tensor:
+    hidden = torch.zeros(rows, tokens, lm.d_model, dtype=lm.dtype, device="meta", requires_grad=True)
+    logits = _logits(lm, _base(lm, inputs_embeds=hidden), labels)
+    return nn.functional.cross_entropy(logits.float(), _zeros(labels))
 
 
 def _base(lm: LM, **given: Any) -> Tensor:
@@ -122,8 +151,16 @@ def _base(lm: LM, **given: Any) -> Tensor:
 
 
 def _logits(lm: LM, final: Tensor, positions: int) -> Tensor:
-    flat = final.reshape(-1, final.shape[-1])
-    return lm.arch.head(lm.model)(flat[torch.zeros(positions, dtype=torch.long, device="meta")])
+    return _head(lm, final.reshape(-1, final.shape[-1])[_zeros(positions)])
+
+
+def _head(lm: LM, states: Tensor) -> Tensor:
+    head: nn.Module = lm.arch.head(lm.model)
+    return head(states)
+
+
+def _zeros(n: int) -> Tensor:
+    return torch.zeros(n, dtype=torch.long, device="meta")
 
 
 @contextmanager

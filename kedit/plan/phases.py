@@ -21,12 +21,14 @@ from kedit.methods.locate_then_edit.single_layer import SingleLayerEditor
 from kedit.methods.pac import BATCH
 from kedit.methods.pac.module import PAC
 from kedit.methods.pac.tracing.sites import sites
-from kedit.methods.pac.tracing.spans import SpanCost
 from kedit.methods.rep.module import REP
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
 from kedit.plan import passes
+from kedit.plan.adapters import adapter_bytes
 from kedit.plan.lengths import Lengths
+from kedit.plan.tracing import trace_bytes
+from kedit.plan.value_rows import contexts_of, value_rows
 
 MEASURE = 32  # bytes times d_in^2 at the end of the statistics: both halves' C, a factor, an inverse, in float64
 SMALLEST = 24 * 2**30  # bytes of a GPU
@@ -72,7 +74,7 @@ def phases_of(
     if isinstance(editor, LocateThenEdit):
         found += _locate(editor, lm, lengths, lanes, tokens, gpu)
     elif isinstance(editor, FineTuning):
-        found.append(_tuning(editor, lm, lengths, lanes))
+        found.append(_tuning(editor, lm, lengths, lanes, tokens))
     elif isinstance(editor, PAC):
         found += _pac(editor, lm, lengths)
     if isinstance(method, REP):
@@ -113,25 +115,18 @@ class ScoringPlan:
         budget = self.batch_tokens or tokens
         rows = max(1, budget // lengths.text)
         most = max(1, 2**27 // lm.vocab_size)  # positions of a batch: `teacher_forcing.MAX_LOGITS`
-        rows = min(rows, max(1, most // lengths.target))
+        rows = min(rows, max(1, most // lengths.target), lengths.probes)
         peak = passes.reading(lm, rows, lengths.text, rows * lengths.target)
         found = [Phase("scoring", peak, least=peak // rows, note=f"{rows} rows of {lengths.text} tokens")]
         if self.generates:
             width = lengths.prefix + self.new
             left = max(0, SMALLEST - sum(p.nbytes for p in lm.model.parameters()))
             rows = (self.batch_tokens or (bounded_tokens(left, token_bytes(lm)) if gpu else CPU_TOKENS)) // width
-            rows = max(1, rows)
+            rows = min(max(1, rows), lengths.probes)
             cache = 2 * lm.arch.n_layers * rows * width * kv_width(lm) * lm.dtype.itemsize
             peak = passes.reading(lm, rows, lengths.prefix, rows) + cache
             found.append(Phase("generation", peak, least=peak // rows, note=f"{rows} rows, cache {shown_bytes(cache)}"))
         return found
-
-
-def contexts_of(config: ContextConfig) -> tuple[int, int]:
-    """Number of contexts with the bare prompt, and tokens of the longest."""
-    if config.texts is not None:
-        return 1 + len(config.texts), 12
-    return 1 + sum(n for _, n in config.lengths), max((n + 1 for n, _ in config.lengths), default=0)
 
 
 def _locate(editor: LocateThenEdit, lm: LM, lengths: Lengths, lanes: int, tokens: int, gpu: bool) -> list[Phase]:
@@ -153,15 +148,10 @@ def _locate(editor: LocateThenEdit, lm: LM, lengths: Lengths, lanes: int, tokens
             if editor.regime == "sequential":
                 found.append(Phase("past keys", 24 * square, 8 * square * n, note="an inverse of each layer at last"))
     single = isinstance(editor, SingleLayerEditor)
-    contexts, longest = contexts_of(editor.context_config)
+    _, longest = contexts_of(editor.context_config)
     first = layers[-1] if single else layers[-1] + 1
 
-    def step(lanes: int) -> int:
-        prefix = lengths.prefix + longest
-        return passes.value_step(lm, lanes, contexts + 1, lengths.suffix, prefix, contexts * lengths.target, first)
-
-    peak, one = step(lanes), step(1)
-    found.append(Phase("v*", peak, lane=one, note=f"{lanes} x {contexts + 1} rows of {lengths.suffix} tokens"))
+    found.append(_values(lm, lengths, lanes, editor.context_config, first, gpu))
     matrix = 4 * width * lm.d_model
     solving = matrix if single else max(
         passes.reading(lm, max(1, tokens // (lengths.prefix + longest)), lengths.prefix + longest, 0),
@@ -171,19 +161,33 @@ def _locate(editor: LocateThenEdit, lm: LM, lengths: Lengths, lanes: int, tokens
     return found
 
 
-def _tuning(editor: FineTuning, lm: LM, lengths: Lengths, lanes: int) -> Phase:
+def _values(lm: LM, lengths: Lengths, lanes: int, config: ContextConfig, first: int, gpu: bool) -> Phase:
+    contexts = contexts_of(config)[0]
+
+    def step(lanes: int) -> int:
+        labels = contexts * sum(target for _, _, target in lengths.largest(lanes))
+        return passes.value_step(lm, lanes, value_rows(lm, lengths, lanes, config, gpu), labels, first)
+
+    peak = step(lanes)
+    lane = (peak - step(1)) // (lanes - 1) if lanes > 1 else peak
+    longest = lengths.largest(1)[0][0]
+    return Phase("v*", peak, lane=lane, note=f"{lanes} x {contexts + 1} rows of up to {longest} tokens")
+
+
+def _tuning(editor: FineTuning, lm: LM, lengths: Lengths, lanes: int, tokens: int) -> Phase:
     modules: list[nn.Module] = [lm.model.get_submodule(path) for path in editor.paths]
     alone = editor.regime == "single" and not editor.whole
     numbers = sum(weight(module).numel() for module in modules)
     if editor.whole:
         numbers, modules = sum(p.numel() for p in lm.model.parameters()), []
-    first = min(editor.edited_layers) if editor.cached and not editor.whole else 0
+    first = 0 if editor.whole else min(editor.edited_layers)  # nothing below is part of the graph
     n = lanes if alone else 1
     rows = lanes if alone else editor.recipe().mini_batch
     largest = max((weight(module).numel() for module in modules), default=0)
 
     def bytes_of(n: int, rows: int) -> int:
-        graph = passes.graph(lm, rows, lengths.text - 1, rows * lengths.target, first)
+        most = max(1, tokens // lengths.text)  # `TunePhase` makes passes of bounded length
+        graph = passes.graph(lm, rows, lengths.text - 1, lengths.target, first, most)
         # change, gradient and Adam's two moments; the graph is gone when the gradient of the lowest layer is made
         return max(12 * numbers * n + graph, 16 * numbers * n + 2 * 4 * largest)
 
@@ -198,35 +202,19 @@ def _pac(editor: PAC, lm: LM, lengths: Lengths) -> list[Phase]:
     dense = sum(4 * s.depth * s.width for s in found)
     rows = 1 if editor.scope == "edit" or editor.regime == "single" else min(BATCH, lengths.requests)
     tokens = lengths.text - 1
-    labels = rows * lengths.target
-    logits = 3 * 4 * labels * lm.vocab_size
-    cost = SpanCost(lm, found[0], lm.arch.n_layers - min(s.layer for s in found), rows * tokens)
-    budget = trace.memory * dense
-    graph = cost.bytes(cost.size(budget - logits))
-    scores = 4 * sum(s.width for s in found)
-    phases = [
-        Phase(
-            "tracing",
-            int(graph + logits + scores),
-            least=int(cost.bytes(1) + logits + scores),
-            note=f"{graph / dense:.1%} of dense gradients",
-        )
-    ]
+    peak, least = trace_bytes(lm, found, rows, tokens, lengths.target, trace.memory * dense)
+    phases = [Phase("tracing", peak, least=least, note=f"{peak / dense:.1%} of dense gradients")]
     sides = 2 if editor.contrasts else 1
     numbers = sum(trace.nodes * s.depth for s in found) * sides
-    first = min(trace.layers or [0]) if train.cached_inputs else 0
+    first = min(trace.layers or [0])
     batch = min(train.mini_batch, rows)
-    own = passes.graph(lm, batch, tokens, batch * lengths.target, first)
+    own = passes.graph(lm, batch, tokens, lengths.target, first)
     kind = f"{numbers / 1e6:.1f} M numbers: slices, gradients, Adam"
     return [*phases, Phase("training", 16 * numbers + own, note=kind)]
 
 
 def _adapters(method: REP, lm: LM, lengths: Lengths, lanes: int, tokens: int) -> Phase:
-    c, width = method.adapter, key_width(lm, method.editor.edited_layers[-1])
-    gate = max(1, int(c.gate_width * width)) * width if c.gate == "mlp" else 0
-    numbers = 2 * c.rank * width + gate
-    keys = 27 * (1 + c.positives) * width + 4 * width * (c.positives + c.corpus_tokens)
-    lane = 16 * numbers + keys
+    peak, lane = adapter_bytes(method.adapter, key_width(lm, method.editor.edited_layers[-1]), lanes)
     rows = max(1, tokens // (lengths.text + 10))
     read = passes.reading(lm, rows, lengths.text + 10, 0)
-    return Phase("REP's adapters", max(read, lanes * lane), lane=lane, note=f"{numbers / 1e6:.2f} M numbers each")
+    return Phase("REP's adapters", max(read, peak), lane=lane, note=f"{lanes} x {shown_bytes(lane)}")

@@ -105,10 +105,11 @@ def plan_of(method: EditingModule, lm: LM, lengths: Lengths, scoring: ScoringPla
     _fill_in(editor)
     parameters = list({id(p): p for p in lm.model.parameters()}.values())
     weights = sum(p.numel() * p.element_size() for p in parameters)
-    lanes = editor.lanes or usual_lanes(device)
+    most = max(1, lengths.requests)
+    lanes = min(most, editor.lanes or usual_lanes(device))
     found = phases_of(method, lm, lengths, lanes, device == "cuda", scoring)
     with_lanes = any(phase.lane for phase in found)
-    on_gpu = editor.lanes or usual_lanes("cuda")
+    on_gpu = min(most, editor.lanes or usual_lanes("cuda"))
     there = found if device == "cuda" else phases_of(method, lm, lengths, on_gpu, True, scoring)
     fits = [_fit(there, weights, gib, on_gpu if with_lanes else None) for gib in SIZES]
     return Plan(

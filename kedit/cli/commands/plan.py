@@ -76,10 +76,10 @@ def _lengths(lm: ShapeLM, own: bool, data: Any) -> Lengths:
     if not own:
         return Lengths()
     try:
-        records = data.read()
+        records = data.records
     except KeditError:  # no such file here, where the plan is made
         return Lengths()
-    return lengths_of(lm, [record.request for record in records[data.skip :][: data.limit]])
+    return lengths_of(lm, records)
 
 
 def _scoring(metrics: Any) -> ScoringPlan:

@@ -22,7 +22,7 @@ class PhaseRunner:
 
     Args:
         edit: The algorithm; None where this process has nothing to edit.
-        changed: Called when a phase has begun, whose optimiser is then needed.
+        changed: Called when a phase has begun, whose optimiser is then needed, and after the last one.
 
     Attributes:
         phase: The phase under way; None after the last.
@@ -79,11 +79,12 @@ class PhaseRunner:
         if self.phase is not None and not self.full:
             self.phase.before_step()
 
-    def after_step(self) -> Mapping[str, float | Tensor] | None:
+    def after_step(self, optimizer: torch.optim.Optimizer) -> Mapping[str, float | Tensor] | None:
         """Its projections, clamps and freezing; figures of the step, None where none was taken."""
         if self.phase is None or self.full:
             return None
         self.phase.after_step()
+        optimizer.zero_grad()  # Lightning would keep the gradients during the next forward pass
         return self.phase.logs()
 
     def finish(self) -> None:
@@ -103,6 +104,7 @@ class PhaseRunner:
             except StopIteration as stop:
                 self.deltas = stop.value
                 self._edit = self.phase = None
+                self._changed()  # so that the last phase's optimiser does not outlive it
                 return
             except torch.OutOfMemoryError as error:
                 raise KeditError(f"out of memory while editing. {SMALLER}") from error

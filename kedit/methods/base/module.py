@@ -239,7 +239,7 @@ class EditingModule(LightningModule, Contract):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Clamps, projections and freezing of the phase, and its figures to the loggers."""
-        if (logs := self._runner.after_step()) is not None:
+        if (logs := self._runner.after_step(self.trainer.optimizers[0])) is not None:
             self.log_dict(logs, batch_size=len(self.batch.records))
 
     def on_train_epoch_end(self) -> None:

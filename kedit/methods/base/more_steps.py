@@ -24,5 +24,5 @@ def take_more_steps(module: EditingModule, runner: PhaseRunner) -> None:
     loop, step = trainer.fit_loop.epoch_loop.automatic_optimization, int(trainer.num_training_batches)
     while runner.advance(step):
         loop.run(trainer.optimizers[0], step, OrderedDict(batch=module.batch.records, batch_idx=step))
-        runner.after_step()
+        runner.after_step(trainer.optimizers[0])
         step += 1

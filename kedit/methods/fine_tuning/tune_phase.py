@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +81,9 @@ class TunePhase:
         self._open = set(range(len(texts)))
         self._current: list[int] = []
         self._last = math.nan
-        self._order = self._lanes() if in_lanes else self._mini_batches()
+        self._passes = recipe.passes  # that are left
+        self._queue: list[list[int]] = []  # what is left of the pass under way
+        self._sum = 0.0  # of the losses of its requests
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam; the decay of weights is in `before_step`, as what is trained are changes of them."""
@@ -89,7 +91,7 @@ class TunePhase:
 
     def loss(self) -> Tensor | None:
         """The loss of the next step; None where there is none to make."""
-        for index in self._order:
+        while (index := self._next()) is not None:
             found = self._own(index) if self.in_lanes else self._joint(index)
             if found is not None:
                 return found
@@ -153,6 +155,7 @@ class TunePhase:
         means = sums / counts
         loss = means.mean() if self.recipe.loss == "prompt_last" else sums.sum() / counts.sum()
         self._last, self._current = float(loss.detach()), index
+        self._sum += self._last * len(index)
         for i, value in zip(order, means.tolist(), strict=True):
             self.losses[i] = value
         if not math.isfinite(self._last):
@@ -180,20 +183,22 @@ class TunePhase:
             order = order[most:]
         return parts
 
-    def _lanes(self) -> Iterator[list[int]]:
-        for _ in range(self.recipe.passes):
-            if not self._open:
-                return
-            yield sorted(self._open)
+    def _next(self) -> list[int] | None:
+        """The requests of the next step; None where there is none."""
+        if self.in_lanes:
+            self._passes -= 1
+            return sorted(self._open) if self._open and self._passes >= 0 else None
+        if not self._queue and not self._begin_pass():
+            return None
+        return self._queue.pop(0)
 
-    def _mini_batches(self) -> Iterator[list[int]]:
-        n, size = len(self.texts), self.recipe.mini_batch
-        for _ in range(self.recipe.passes):
-            order = torch.randperm(n, generator=self._generator).tolist() if self.recipe.shuffled else list(range(n))
-            total = 0.0
-            for start in range(0, n, size):
-                index = order[start : start + size]
-                yield index
-                total += self._last * len(index)
-            if total / n < self.recipe.stop_loss:
-                return
+    def _begin_pass(self) -> bool:
+        """Fills the queue, unless no pass is left or the mean loss of the last one was small."""
+        n, size, r = len(self.texts), self.recipe.mini_batch, self.recipe
+        begun = self._passes < r.passes
+        if self._passes == 0 or (begun and self._sum / n < r.stop_loss):
+            return False
+        self._passes, self._sum = self._passes - 1, 0.0
+        order = torch.randperm(n, generator=self._generator).tolist() if r.shuffled else list(range(n))
+        self._queue = [order[start : start + size] for start in range(0, n, size)]
+        return True

@@ -63,7 +63,7 @@ class RectifyLoop:
         self.done = False
         self.terms: dict[str, float | Tensor] = {}
         self._open = {request.case for request in self.requests}  # not seen answered since the last step
-        self._order = self._mini_batches()
+        self._order = _mini_batches(self.requests, self.train, self.passes, self.generator)
         self._current: list[Request] = []
         self._best: tuple[tuple[int, float], Changes] | None = None
         self._turn: Literal["edit", "contrast"] = "edit"
@@ -244,15 +244,6 @@ class RectifyLoop:
                 raise KeditError(f"the {name} loss is {value} after {steps} steps; a smaller model.train.lr may help")
             self.terms[name] = value
 
-    def _mini_batches(self) -> Iterator[list[Request]]:
-        size = self.train.mini_batch
-        for number in range(self.passes):
-            if number and self.train.best and len(self.requests) > 1:
-                yield []  # between two passes
-            order = torch.randperm(len(self.requests), generator=self.generator).tolist()
-            for start in range(0, len(order), size):
-                yield [self.requests[i] for i in order[start : start + size]]
-
     @property
     def _per_pass(self) -> int:
         return -(-len(self.requests) // self.train.mini_batch)
@@ -264,3 +255,15 @@ class RectifyLoop:
     @property
     def _alternates(self) -> bool:
         return self._contrasts and self.train.objective == "alternate"
+
+
+def _mini_batches(
+    requests: Sequence[Request], train: TrainConfig, passes: int, generator: torch.Generator
+) -> Iterator[list[Request]]:
+    """Of all passes, an empty one between two where the best is kept. What it is kept by can be freed before it."""
+    for number in range(passes):
+        if number and train.best and len(requests) > 1:
+            yield []
+        order = torch.randperm(len(requests), generator=generator).tolist()
+        for start in range(0, len(order), train.mini_batch):
+            yield [requests[i] for i in order[start : start + train.mini_batch]]

@@ -12,14 +12,25 @@ import torch
 from kedit.cli.main import main
 from kedit.forward.replay import Site
 from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay
+from kedit.keyvalue.contexts import ContextConfig
 from kedit.keyvalue.lane_memory import measured_lanes
+from kedit.methods.pac import TraceConfig, labelled, requests_of
+from kedit.methods.pac.tracing.sites import sites
+from kedit.methods.pac.tracing.trace import trace
+from kedit.methods.rep import AdapterConfig, AdapterTrainer
+from kedit.methods.rep.adapter_phase import AdapterPhase
 from kedit.plan import passes
+from kedit.plan.adapters import adapter_bytes, usual_task
+from kedit.plan.lengths import lengths_of
+from kedit.plan.passes import RowGroup
 from kedit.plan.phases import Phase
 from kedit.plan.plan import GIB, _fit, total
 from kedit.plan.shape import shape_of_config
-from kedit.request import EditRequest
+from kedit.plan.tracing import trace_bytes
+from kedit.plan.value_rows import value_rows
+from kedit.request import EditRecord, EditRequest
 from kedit.runtime.live_peak import LivePeak
-from tests.support.tiny_models import tiny_lm
+from tests.support.tiny_models import save_tiny, tiny_lm
 
 REQUESTS = [EditRequest(str(i), "The capital of {} is located in", f"Rome {i}", "Tokyo") for i in range(3)]
 CONTEXTS = ["{}", "The meeting was moved. {}", "You can see it. {}"]
@@ -33,11 +44,77 @@ def test_a_step_of_v_star_is_planned(family: str, site: Site) -> None:
         objective = ValueObjective(lm, REQUESTS, CONTEXTS, [site], (NLL(), KLDivergence(0.1), WeightDecay(0.1)))
         ValueOptimization(objective).loss().backward()
     shape = shape_of_config(lm.model.config, torch.float32, lm.tokenizer, "tiny")
-    (group,) = objective.replay.groups
-    (n, suffix, _), prefix = group.hidden.shape, group._prefix.width
-    labels = len(objective.labels.row) // 3
-    planned = passes.value_step(shape, 3, n // 3, suffix, prefix, labels, site.first)
+    groups = [RowGroup(len(g.hidden), g.hidden.shape[1], g._prefix.width) for g in objective.replay.groups]
+    planned = passes.value_step(shape, 3, groups, len(objective.labels.row), site.first)
     assert planned == pytest.approx(live.peak, rel=0.15)
+
+
+def test_the_rows_of_a_step_are_those_of_a_run() -> None:
+    lm = tiny_lm("llama", n_layers=4, d_model=256, d_ff=640)
+    requests = [
+        EditRequest("1", "{} is", "Rome", "Tokyo"),
+        EditRequest("2", "{} is, as everybody knows who has been there, the capital of", "Paris", "Peru"),
+        EditRequest("3", "The capital of {} is", "Norway", "Bergen"),
+    ]
+    shape = shape_of_config(lm.model.config, torch.float32, lm.tokenizer, "tiny")
+    lengths = lengths_of(lm, [EditRecord(request, ()) for request in requests])
+    contexts = ContextConfig(texts=["You can see it. {}", "He said. {}"])
+    found = value_rows(shape, lengths, 3, contexts, gpu=False)
+    terms = (NLL(), KLDivergence(0.1))
+    objective = ValueObjective(lm, requests, ["{}", *(contexts.texts or ())], [Site("mlp", 1)], terms)
+    groups = objective.replay.groups
+    assert [(group.rows, group.suffix) for group in found] == [tuple(group.hidden.shape[:2]) for group in groups]
+    assert len(found) > 1
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("config", [AdapterConfig(), AdapterConfig(gate="mlp", dropout=0.1), AdapterConfig(rank=4)])
+def test_adapters_are_planned(lanes: int, config: AdapterConfig) -> None:
+    """Keys with numbers take what those without are planned with."""
+    with LivePeak(()) as live:
+        tasks = [usual_task(config, 96, i, "cpu") for i in range(lanes)]
+        phase = AdapterPhase(AdapterTrainer(tasks, config))
+        adam = phase.optimizer()
+        for _ in range(3):
+            adam.zero_grad()
+            phase.loss().backward()
+            adam.step()
+    assert adapter_bytes(config, 96, lanes)[0] == pytest.approx(live.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("share", [0.02, 1.0])
+def test_a_trace_is_planned(share: float) -> None:
+    """With spans of one layer, and with one graph of all."""
+    lm = tiny_lm("llama", n_layers=8, d_model=64, d_ff=160)
+    shape = shape_of_config(lm.model.config, torch.float32, lm.tokenizer, "tiny")
+    records = [EditRecord(request, ()) for request in REQUESTS]
+    batch = labelled(lm, [one.text for one in requests_of(lm, records, "forced")], True)
+    config = TraceConfig(memory=share)
+    with LivePeak([*lm.model.parameters(), *lm.model.buffers()]) as live:
+        trace(lm, [batch], config)
+    found = sites(shape, config.include_gate)
+    rows, tokens = batch.ids.shape
+    budget = share * sum(4 * site.depth * site.width for site in found)
+    planned, _ = trace_bytes(shape, found, rows, tokens, round(len(batch.labels) / rows), budget)
+    assert planned == pytest.approx(live.peak, rel=0.15)
+
+
+def test_no_more_lanes_than_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the records are those that the run takes: of three, two, in the shuffled order."""
+    records = [
+        {"case_id": i, "prompt": "{} is" + " in" * 3**i, "subject": f"Rome {i}", "target_new": "Asia"} for i in range(3)
+    ]
+    (tmp_path / "three.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    model = save_tiny(tmp_path / "model", "llama")
+    words = ["plan", "ft_smollm2", "--lm.name", str(model), "--data", "Records", "--device", "cpu", "--json"]
+    words += ["--data.init_args.path", str(tmp_path / "three.jsonl"), "--model.init_args.layers", "[1]"]
+    suffixes = []
+    for seed in range(8):
+        main([*words, "--data.init_args.limit", "2", "--data.init_args.shuffle_seed", str(seed)])
+        found = json.loads(capsys.readouterr().out)
+        assert found["lanes"] == 2
+        suffixes.append(found["lengths"]["suffix"])
+    assert len(set(suffixes)) == 2
 
 
 def test_a_pass_is_planned() -> None:
