@@ -100,11 +100,15 @@ class Perplexity(EditCallback):
         if not self.enabled:
             return
         module = editing(pl_module)
-        tokens = self.tokens or (512 if module.regime == "single" else 8192)
+        tokens = self.tokens_of(module.regime)
         self._windows = windows_of(module.lm, self._content, tokens, self.window, f"perplexity.text: {self.text}")
         with stage("perplexity before any edit (once a run)") as progress:
             (self._before,) = perplexities(module.lm, self._windows, progress=progress, shared=True)
             self._believed = believed(module.lm, self._windows, self.kl) if self.kl else None
+
+    def tokens_of(self, regime: str) -> int:
+        """Tokens of the text that are read in a regime."""
+        return self.tokens or (512 if regime == "single" else 8192)
 
     def on_rows(self, trainer: Trainer, module: EditingModule, rows: list[Row], batch: EditBatch | None) -> None:
         """Adds the perplexities to rows about to be written."""

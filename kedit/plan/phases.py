@@ -11,6 +11,7 @@ from kedit.covariance.collect import default_batch_tokens as statistics_tokens
 from kedit.covariance.store import key_width
 from kedit.forward import logits
 from kedit.forward.decoding import CPU_TOKENS, bounded_tokens, kv_width, token_bytes
+from kedit.forward.teacher_forcing import MAX_LOGITS
 from kedit.keyvalue.contexts import ContextConfig
 from kedit.methods import EditingModule
 from kedit.methods.fine_tuning.module import FineTuning
@@ -31,6 +32,7 @@ from kedit.plan.tracing import trace_bytes
 from kedit.plan.value_rows import contexts_of, value_rows
 
 MEASURE = 32  # bytes times d_in^2 at the end of the statistics: both halves' C, a factor, an inverse, in float64
+DIVERGENCE = 12  # bytes times positions and vocabulary: log-probabilities, probabilities, their product
 SMALLEST = 24 * 2**30  # bytes of a GPU
 SUMS = 2.25  # bytes times d_in^2 of a layer's sums
 
@@ -97,6 +99,21 @@ def innermost(method: EditingModule) -> EditingModule:
 
 
 @dataclass(frozen=True)
+class TextPlan:
+    """Which text the perplexity is measured on.
+
+    Attributes:
+        tokens: Tokens that are read.
+        window: Of these, those that are read together.
+        kl: Positions whose distributions in the unedited model are kept.
+    """
+
+    tokens: int
+    window: int
+    kl: int = 0
+
+
+@dataclass(frozen=True)
 class ScoringPlan:
     """How probes are scored.
 
@@ -104,17 +121,19 @@ class ScoringPlan:
         batch_tokens: Padded tokens of a batch; None: by device.
         generates: Whether there is free generation.
         new: Its tokens.
+        text: What the perplexity is measured on; None: it is not.
     """
 
     batch_tokens: int | None = None
     generates: bool = True
     new: int = 16
+    text: TextPlan | None = None
 
     def phases(self, lm: LM, lengths: Lengths, tokens: int, gpu: bool) -> list[Phase]:
         """Scoring, and generation where there is any: on a GPU, with the batch that kedit makes on the smallest one."""
         budget = self.batch_tokens or tokens
         rows = max(1, budget // lengths.text)
-        most = max(1, 2**27 // lm.vocab_size)  # positions of a batch: `teacher_forcing.MAX_LOGITS`
+        most = max(1, MAX_LOGITS // lm.vocab_size)  # positions of a batch
         rows = min(rows, max(1, most // lengths.target), lengths.probes)
         peak = passes.reading(lm, rows, lengths.text, rows * lengths.target)
         found = [Phase("scoring", peak, least=peak // rows, note=f"{rows} rows of {lengths.text} tokens")]
@@ -126,7 +145,20 @@ class ScoringPlan:
             cache = 2 * lm.arch.n_layers * rows * width * kv_width(lm) * lm.dtype.itemsize
             peak = passes.reading(lm, rows, lengths.prefix, rows) + cache
             found.append(Phase("generation", peak, least=peak // rows, note=f"{rows} rows, cache {shown_bytes(cache)}"))
+        if self.text is not None:
+            found.insert(0, self._perplexity(lm, self.text, budget, most))  # before the first edit, and after every one
         return found
+
+    def _perplexity(self, lm: LM, text: TextPlan, budget: int, most: int) -> Phase:
+        """All of its positions have logits; for the divergence those of a window are compared at a time."""
+        window = min(text.window, text.tokens)
+        rows = max(1, min(budget // window, most // window, text.tokens // window))
+        peak, kept = passes.reading(lm, rows, window, rows * window), 0
+        if text.kl:
+            few, kept = min(rows, -(-text.kl // window)), 4 * text.kl * lm.vocab_size
+            compared = DIVERGENCE * min(window, text.kl) * lm.vocab_size
+            peak = kept + max(peak, passes.reading(lm, few, window, few * window) + compared)
+        return Phase("perplexity", peak, kept, least=peak // rows, note=f"{rows} rows of {window} tokens")
 
 
 def _locate(editor: LocateThenEdit, lm: LM, lengths: Lengths, lanes: int, tokens: int, gpu: bool) -> list[Phase]:

@@ -13,7 +13,7 @@ from kedit.cli.options.found import found_configs
 from kedit.cli.options.planned import planned
 from kedit.errors import KeditError
 from kedit.plan.lengths import Lengths, lengths_of
-from kedit.plan.phases import ScoringPlan, shown_bytes
+from kedit.plan.phases import ScoringPlan, TextPlan, shown_bytes
 from kedit.plan.plan import Plan, plan_of
 from kedit.plan.shape import ShapeLM, shape_lm
 
@@ -44,9 +44,9 @@ def plan(words: list[str]) -> None:
     words, as_json, device = _own(words)
     if not words[0].startswith("-"):
         words = ["--config", *words]
-    method, lm_config, data, metrics = planned(found_configs(words, say=False))
+    method, lm_config, data, metrics, perplexity = planned(found_configs(words, say=False))
     lm, own = shape_lm(lm_config, device)
-    found = plan_of(method, lm, _lengths(lm, own, data), _scoring(metrics), device)
+    found = plan_of(method, lm, _lengths(lm, own, data), _scoring(metrics, perplexity, method.regime), device)
     if as_json:
         Console(soft_wrap=True).out(json.dumps(found.card(), indent=2), highlight=False)
         return
@@ -82,9 +82,12 @@ def _lengths(lm: ShapeLM, own: bool, data: Any) -> Lengths:
     return lengths_of(lm, records)
 
 
-def _scoring(metrics: Any) -> ScoringPlan:
-    scoring = metrics.scoring
-    return ScoringPlan(scoring.batch_tokens, bool(scoring.generate or scoring.wild), scoring.max_new_tokens)
+def _scoring(metrics: Any, perplexity: Any, regime: str) -> ScoringPlan:
+    scoring, text = metrics.scoring, None
+    if perplexity.enabled:
+        text = TextPlan(perplexity.tokens_of(regime), perplexity.window, perplexity.kl)
+    generates = bool(scoring.generate or scoring.wild)
+    return ScoringPlan(scoring.batch_tokens, generates, scoring.max_new_tokens, text)
 
 
 def show(found: Plan, console: Console) -> None:

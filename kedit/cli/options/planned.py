@@ -15,7 +15,7 @@ from kedit.runtime.claim import Claim
 from kedit.runtime.signals import Stopper
 
 
-def planned(words: list[str]) -> tuple[EditingModule, LMConfig, EditData, Any]:
+def planned(words: list[str]) -> tuple[EditingModule, LMConfig, EditData, Any, Any]:
     """What `fit` would run: the method, configured, its model, its data, and what measures; nothing is loaded.
 
     Raises:
@@ -26,7 +26,7 @@ def planned(words: list[str]) -> tuple[EditingModule, LMConfig, EditData, Any]:
         cli = made_of(_Planning, words, Stopper(), Claim())
     made = cli.config_init["fit"]
     method = made["model"].configure(made["lm"], made["edit"])
-    return method, made["lm"], made["data"], made["metrics"]
+    return method, made["lm"], made["data"], made["metrics"], made["perplexity"]
 
 
 class _Planning(Parsing):

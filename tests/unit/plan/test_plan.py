@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from kedit.cli.main import main
+from kedit.evaluation.drift import believed, divergences
+from kedit.evaluation.perplexity import perplexities, windows_of
 from kedit.forward.replay import Site
 from kedit.keyvalue import NLL, KLDivergence, ValueObjective, ValueOptimization, WeightDecay
 from kedit.keyvalue.contexts import ContextConfig
@@ -21,9 +23,9 @@ from kedit.methods.rep import AdapterConfig, AdapterTrainer
 from kedit.methods.rep.adapter_phase import AdapterPhase
 from kedit.plan import passes
 from kedit.plan.adapters import adapter_bytes, usual_task
-from kedit.plan.lengths import lengths_of
+from kedit.plan.lengths import Lengths, lengths_of
 from kedit.plan.passes import RowGroup
-from kedit.plan.phases import Phase
+from kedit.plan.phases import Phase, ScoringPlan, TextPlan
 from kedit.plan.plan import GIB, _fit, total
 from kedit.plan.shape import shape_of_config
 from kedit.plan.tracing import trace_bytes
@@ -123,6 +125,22 @@ def test_a_pass_is_planned() -> None:
     with LivePeak([*lm.model.parameters(), *lm.model.buffers()]) as live, torch.no_grad():
         lm.model(input_ids=torch.zeros(8, 30, dtype=torch.long), use_cache=False, logits_to_keep=1)
     assert passes.reading(shape, 8, 30, 8) == pytest.approx(live.peak, rel=0.15)
+
+
+@pytest.mark.parametrize(("window", "kl"), [(64, 0), (64, 200), (32, 40)])
+def test_perplexity_is_planned(window: int, kl: int) -> None:
+    lm = tiny_lm("llama", n_layers=4, d_model=32, d_ff=80)
+    text = windows_of(lm, "It is a long way to the sea, said the old man to the child. " * 40, 256, window)
+    with LivePeak([*lm.model.parameters(), *lm.model.buffers()]) as live:
+        before = believed(lm, text, kl) if kl else None
+        perplexities(lm, text)
+        if before is not None:
+            divergences(lm, before)
+    shape = shape_of_config(lm.model.config, torch.float32, lm.tokenizer, "tiny")
+    phase, *_ = ScoringPlan(text=TextPlan(256, window, kl)).phases(shape, Lengths(), 512, False)
+    assert phase.name == "perplexity"
+    assert phase.peak == pytest.approx(live.peak, rel=0.15)
+    assert phase.kept == 4 * kl * lm.vocab_size
 
 
 def test_what_is_kept_counts_for_later_phases() -> None:
