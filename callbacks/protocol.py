@@ -46,6 +46,12 @@ class NamedProtocol(EditCallback):
             row["protocol"]["name"] = self.protocol.name
 
 
+def followed(trainer: Trainer) -> str | None:
+    """The name of the protocol that a run follows."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback.protocol.name for callback in callbacks if isinstance(callback, NamedProtocol)), None)
+
+
 def check_data(protocol: Protocol, data: ChosenRecords) -> None:
     """Whether the records to edit have what a protocol needs of them. Loads no model.
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from kedit.callbacks.protocol import followed
 from kedit.delta.delta import Delta
 from kedit.delta.serialization import save_delta
-from kedit.errors import within
+from kedit.errors import KeditError, within
 from kedit.methods.base.callback import EditCallback, Row, call_hooks, editing
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.views import accumulates, arms_of
@@ -32,7 +33,7 @@ from kedit.runtime.run_folder import SUMMARY
 if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule
 
-VOUCHED = "kedit_results"  # in a checkpoint
+VOUCHED, PROTOCOL = "kedit_results", "kedit_protocol"  # in a checkpoint
 
 
 class ResultsWriter(EditCallback):
@@ -65,13 +66,21 @@ class ResultsWriter(EditCallback):
         self._vouched: tuple[Path, Any] | None = None  # the checkpoint gone on from, and what it says of the lines
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes up what a checkpoint says of the lines."""
+        """Takes up what a checkpoint says of the lines.
+
+        Raises:
+            KeditError: They were measured under another named protocol.
+        """
+        theirs, ours = checkpoint.get(PROTOCOL, followed(trainer)), followed(trainer)
+        if theirs != ours:
+            raise KeditError(f"this checkpoint is of another run: its protocol is {theirs}, here it is {ours}")
         self._vouched = (Path(str(trainer.ckpt_path)), checkpoint.get(VOUCHED))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Lets a checkpoint vouch for the lines so far."""
         if self._file is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             checkpoint[VOUCHED] = self._file.card()
+            checkpoint[PROTOCOL] = followed(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cuts an interrupted file back."""

@@ -15,6 +15,7 @@ from kedit.cli.commands.fit import parsed
 from kedit.data import EditData
 from kedit.errors import KeditError
 from kedit.request import EditRecord, EditRequest, Probe
+from kedit.results.run_results import RunResults
 from kedit.runtime.protocols import Needs, Protocol, protocol
 from kedit.sweeps.folder import SweepFolder
 from kedit.sweeps.spec import read_sweep
@@ -118,3 +119,22 @@ def test_a_sweep_over_protocols(tmp_path: Path) -> None:
     assert set(configs) == {"wild", "rome-single"}
     assert configs["wild"].metrics.scoring.wild == ["rewrite", "paraphrase"]
     assert configs["rome-single"].metrics.scoring.wild == []
+
+
+def test_a_run_does_not_go_on_under_another_protocol(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would measure some of its records so and the others so; it says so before the next edit."""
+
+    def broken(*args: Any) -> None:
+        raise KeditError("broken off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunResults, "of", broken)  # every edit is made, and no summary
+        assert "broken off" in refused(capsys, words(QUICK_ROME, "wild", run__name="a"))
+    for other in ("rome-single", None):
+        given = words(QUICK_ROME, other, run__name="a", run__resume="true")
+        said = refused(capsys, given if other else [*given, "--edit.regime", "single"])
+        assert said == f"this checkpoint is of another run: its protocol is wild, here it is {other}"
+    main(words(QUICK_ROME, "wild", run__name="a", run__resume="true"))
+    assert json.loads((tmp_path / "runs" / "a" / "summary.json").read_text())["protocol"]["name"] == "wild"
