@@ -95,6 +95,7 @@ def _of_csv(source: Mapping[str, Any], path: Path) -> Figure | None:
             and source["data"] in row["data"]
             and row["arm"].split()[0] == words[0]
             and set(words) <= set(row["arm"].split())
+            and not row["arm"].endswith("/editor")  # what the editor alone would have done
         ]
     if not rows:
         return None

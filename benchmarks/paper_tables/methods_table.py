@@ -1,0 +1,113 @@
+"""Markdown tables of the comparison of all methods, and how their ranks differ by what is counted.
+
+    kedit compare slurm/sweeps/methods_smollm2.yaml --metrics methods --format csv > methods_smollm2.csv
+    python benchmarks/paper_tables/methods_table.py methods_smollm2.csv  # without a file: the committed figures
+
+One table for each data set and regime, in the order of the score; then the ranks by score and by `wild` among the
+methods that have both, and Kendall's tau of the two orders.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+FILE = Path(__file__).resolve().parents[1] / "results" / "methods_smollm2.csv"
+SCORE, WILD = "score/success", "efficacy/wild"
+PERCENT = {
+    "efficacy": "efficacy/success", "generality": "generality/success", "locality": "locality/success",
+    "exact": "efficacy/exact", "exact, paraphrases": "generality/exact", "neighbours as before": "locality/unchanged",
+}  # fmt: skip
+COSTS = {  # heading -> measure, decimals
+    "CPU s": ("cpu_seconds", 2),
+    "peak MB": ("peak_memory", 0),
+    "delta KB": ("delta_bytes", 0),
+    "perplexity": ("perplexity", 1),
+}
+
+Arm = dict[str, dict[str, str]]  # measure -> its line
+
+
+def read(file: Path) -> dict[tuple[str, str], dict[str, Arm]]:
+    """(data, regime) -> arm -> measure -> line; what an editor alone would have done is left out."""
+    found: dict[tuple[str, str], dict[str, Arm]] = {}
+    with file.open(newline="") as lines:
+        for line in csv.DictReader(lines):
+            if not line["arm"].endswith("/editor"):
+                arms = found.setdefault((line["data"], line["regime"]), {})
+                arms.setdefault(line["arm"], {})[line["measure"]] = line
+    return found
+
+
+def number(arm: Arm, measure: str, digits: int = 1) -> str:
+    """A mean, or a dash where it was not measured."""
+    text = arm.get(measure, {}).get("mean", "")
+    if not text:
+        return "-"
+    value = float(text)
+    return f"{value:.1e}" if abs(value) >= 1e6 else f"{value:,.{digits}f}"
+
+
+def with_interval(arm: Arm, measure: str) -> str:
+    """A mean and its 95 % interval."""
+    line = arm.get(measure, {})
+    if not line.get("ci_low"):
+        return number(arm, measure)
+    return f"{number(arm, measure)} [{float(line['ci_low']):.0f}, {float(line['ci_high']):.0f}]"
+
+
+def named(arm: str, regime: str) -> str:
+    """`memit_smollm2 sequential memory` -> `memit memory`."""
+    return " ".join(word for word in arm.replace("_smollm2", "").split() if word != regime)
+
+
+def table(arms: Mapping[str, Arm], regime: str) -> list[str]:
+    """The lines of a table."""
+    heads = ["method", "score", "wild", *PERCENT, *COSTS]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    order = sorted(arms, key=lambda name: -float(arms[name][SCORE]["mean"]))
+    unedited = next(iter(arms.values()))
+    before = [unedited[m]["unedited"] if m in unedited else "" for m in (SCORE, WILD, *PERCENT.values())]
+    cells = [f"{float(text):.1f}" if text else "-" for text in before]
+    lines.append("| " + " | ".join(["*unedited*", *cells, *["-"] * len(COSTS)]) + " |")
+    for name in order:
+        arm = arms[name]
+        costs = [number(arm, measure, digits) for measure, digits in COSTS.values()]
+        row = [named(name, regime), with_interval(arm, SCORE), with_interval(arm, WILD)]
+        row += [number(arm, measure) for measure in PERCENT.values()]
+        lines.append("| " + " | ".join([*row, *costs]) + " |")
+    return lines
+
+
+def ranks(arms: Mapping[str, Arm]) -> str:
+    """How the order by score and that by `wild` differ."""
+    both = {n: (float(a[SCORE]["mean"]), float(a[WILD]["mean"])) for n, a in arms.items() if SCORE in a and WILD in a}
+    pairs = list(combinations(both.values(), 2))
+    signs = [(one[0] - other[0]) * (one[1] - other[1]) for one, other in pairs]
+    same, swapped = sum(s > 0 for s in signs), sum(s < 0 for s in signs)
+    apart = [(sum(one[i] != other[i] for one, other in pairs)) for i in (0, 1)]
+    tau = (same - swapped) / (apart[0] * apart[1]) ** 0.5 if all(apart) else float("nan")
+    moved = [n for n in both if _rank(both, n, 0) != _rank(both, n, 1)]
+    return f"{len(moved)} of {len(both)} change rank, {swapped} of {len(pairs)} pairs swap, Kendall's tau-b {tau:.2f}"
+
+
+def _rank(both: Mapping[str, tuple[float, float]], name: str, by: int) -> float:
+    """1 for the best; those that are alike share the mean of their places."""
+    values = [value[by] for value in both.values()]
+    own = both[name][by]
+    return 1 + sum(value > own for value in values) + (values.count(own) - 1) / 2
+
+
+def main(words: Sequence[str]) -> None:
+    """Print all tables."""
+    for (data, regime), arms in read(Path(words[0]) if words else FILE).items():
+        print(f"### {data}, {regime}: {len(arms)} arms\n")
+        print("\n".join(table(arms, regime)))
+        print(f"\nBy score and by `wild`: {ranks(arms)}.\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
