@@ -1,7 +1,7 @@
 """Markdown tables of the comparison of all methods, and how their ranks differ by what is counted.
 
-    kedit compare slurm/sweeps/methods_smollm2.yaml --metrics methods --format csv > methods_smollm2.csv
-    python benchmarks/paper_tables/methods_table.py methods_smollm2.csv  # without a file: the committed figures
+    kedit compare slurm/sweeps/methods_smollm2.yaml --metrics methods --out runs/methods
+    python benchmarks/paper_tables/methods_table.py runs/methods/compare.csv  # without a file: the committed figures
 
 One table for each data set and regime, in the order of the score; then the ranks by score and by `wild` among the
 methods that have both, and Kendall's tau of the two orders.
@@ -9,9 +9,9 @@ methods that have both, and Kendall's tau of the two orders.
 
 from __future__ import annotations
 
+import argparse
 import csv
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 
@@ -101,13 +101,15 @@ def _rank(both: Mapping[str, tuple[float, float]], name: str, by: int) -> float:
     return 1 + sum(value > own for value in values) + (values.count(own) - 1) / 2
 
 
-def main(words: Sequence[str]) -> None:
+def main() -> None:
     """Print all tables."""
-    for (data, regime), arms in read(Path(words[0]) if words else FILE).items():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, nargs="?", default=FILE, help="compare.csv of kedit compare --out")
+    for (data, regime), arms in read(parser.parse_args().file).items():
         print(f"### {data}, {regime}: {len(arms)} arms\n")
         print("\n".join(table(arms, regime)))
         print(f"\nBy score and by `wild`: {ranks(arms)}.\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
