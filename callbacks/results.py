@@ -71,8 +71,8 @@ class ResultsWriter(EditCallback):
         Raises:
             KeditError: They were measured under another named protocol.
         """
-        theirs, ours = checkpoint.get(PROTOCOL, followed(trainer)), followed(trainer)
-        if theirs != ours:
+        ours = followed(trainer)
+        if (theirs := checkpoint.get(PROTOCOL, ours)) != ours:
             raise KeditError(f"this checkpoint is of another run: its protocol is {theirs}, here it is {ours}")
         self._vouched = (Path(str(trainer.ckpt_path)), checkpoint.get(VOUCHED))
 

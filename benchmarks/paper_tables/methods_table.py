@@ -11,9 +11,16 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections.abc import Mapping
-from itertools import combinations
 from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
+
+from kedit.report.ranks import kendall, places_of, swapped_pairs
+from kedit.sweeps.arms import OF_EDITOR
 
 FILE = Path(__file__).resolve().parents[1] / "results" / "methods_smollm2.csv"
 SCORE, WILD = "score/success", "efficacy/wild"
@@ -36,7 +43,7 @@ def read(file: Path) -> dict[tuple[str, str], dict[str, Arm]]:
     found: dict[tuple[str, str], dict[str, Arm]] = {}
     with file.open(newline="") as lines:
         for line in csv.DictReader(lines):
-            if not line["arm"].endswith("/editor"):
+            if not line["arm"].endswith(OF_EDITOR):
                 arms = found.setdefault((line["data"], line["regime"]), {})
                 arms.setdefault(line["arm"], {})[line["measure"]] = line
     return found
@@ -83,22 +90,14 @@ def table(arms: Mapping[str, Arm], regime: str) -> list[str]:
 
 
 def ranks(arms: Mapping[str, Arm]) -> str:
-    """How the order by score and that by `wild` differ."""
-    both = {n: (float(a[SCORE]["mean"]), float(a[WILD]["mean"])) for n, a in arms.items() if SCORE in a and WILD in a}
-    pairs = list(combinations(both.values(), 2))
-    signs = [(one[0] - other[0]) * (one[1] - other[1]) for one, other in pairs]
-    same, swapped = sum(s > 0 for s in signs), sum(s < 0 for s in signs)
-    apart = [(sum(one[i] != other[i] for one, other in pairs)) for i in (0, 1)]
-    tau = (same - swapped) / (apart[0] * apart[1]) ** 0.5 if all(apart) else float("nan")
-    moved = [n for n in both if _rank(both, n, 0) != _rank(both, n, 1)]
-    return f"{len(moved)} of {len(both)} change rank, {swapped} of {len(pairs)} pairs swap, Kendall's tau-b {tau:.2f}"
-
-
-def _rank(both: Mapping[str, tuple[float, float]], name: str, by: int) -> float:
-    """1 for the best; those that are alike share the mean of their places."""
-    values = [value[by] for value in both.values()]
-    own = both[name][by]
-    return 1 + sum(value > own for value in values) + (values.count(own) - 1) / 2
+    """How the order by score and that by `wild` differ, counted as `kedit report` counts."""
+    both = [arm for arm in arms.values() if SCORE in arm and WILD in arm]
+    values = np.array([[float(arm[measure]["mean"]) for measure in (SCORE, WILD)] for arm in both])  # [arms, 2]
+    places = places_of(values)
+    moved, n = int((places[:, 0] != places[:, 1]).sum()), len(both)
+    tau, swapped = kendall(*values.T), swapped_pairs(*values.T)
+    said = "" if tau is None else f", Kendall's tau-b {tau:.2f}"
+    return f"{moved} of {n} change rank, {swapped} of {n * (n - 1) // 2} pairs swap{said}"
 
 
 def main() -> None:

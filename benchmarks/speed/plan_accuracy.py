@@ -42,10 +42,10 @@ from kedit.model.tokenization import encode
 from kedit.plan import passes
 from kedit.plan.adapters import adapter_bytes, usual_task
 from kedit.plan.lengths import Lengths, lengths_of
-from kedit.plan.phases import MEASURE, SUMS
+from kedit.plan.phases import MEASURE, SUMS, tuning_bytes
 from kedit.plan.shape import ShapeLM, shape_of_config
 from kedit.plan.tracing import trace_bytes
-from kedit.plan.value_rows import contexts_of, value_rows
+from kedit.plan.value_rows import value_bytes
 from kedit.request import EditRecord, EditRequest
 from kedit.runtime.live_peak import LivePeak
 
@@ -96,7 +96,7 @@ def cases(lm: LM, shape: ShapeLM, requests: list[EditRequest], layer: int) -> It
     def plan_tuning() -> int:
         tokens, labels = max(len(t.ids) for t in tuned), round(sum(len(t.labels) for t in tuned) / n)
         own = passes.graph(shape, n, tokens, labels, layer, max(1, default_batch_tokens(lm.device) // tokens))
-        return max(12 * numbers * n + own, (16 * n + 8) * numbers)
+        return tuning_bytes(numbers * n, numbers, own)
 
     yield f"FT, {n} lanes", plan_tuning, tuning
     yield pac(lm, shape, requests)
@@ -118,8 +118,7 @@ def values(lm: LM, shape: ShapeLM, requests: list[EditRequest], layer: int, foun
             lanes.loss().backward()
 
         def plan(config: ContextConfig = config, first: int = site.first) -> int:
-            labels = contexts_of(config)[0] * sum(target for _, _, target in found.largest(n))
-            return passes.value_step(shape, n, value_rows(shape, found, n, config, gpu=False), labels, first)
+            return value_bytes(shape, found, n, config, first, gpu=False)
 
         yield f"{name}, {n} lanes", plan, run
 

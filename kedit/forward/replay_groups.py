@@ -64,12 +64,9 @@ class GroupedReplay:
         self.n_rows = len(rows)
         self.groups: list[Replay] = []
         self.members: list[Tensor] = []
-        below = 0
-        for bound in bounds:
-            inside = [i for i, length in enumerate(lengths) if below < length <= bound]
+        for inside in group_members(lengths, bounds):
             self.groups.append(Replay(lm, [rows[i] for i in inside], first, compiled=lm.compiles))
             self.members.append(torch.tensor(inside, device=lm.device))
-            below = bound
 
     def select(self, index: Tensor) -> GroupedReplay:
         """The same replay for some of its rows, `index: [m]` int64, ascending; what stays whole is not copied."""
@@ -155,6 +152,14 @@ def group_bounds(lengths: Sequence[int], cost: float) -> list[int]:
             options.append((spent + bound * rows + cost, [*bounds, bound]))
         best.append(min(options, key=lambda option: option[0]))
     return best[-1][1]
+
+
+def group_members(lengths: Sequence[int], bounds: Sequence[int]) -> list[list[int]]:
+    """The rows of each group, ascending: those that are no longer than its bound and longer than the one before."""
+    below = [0, *bounds[:-1]]
+    return [
+        [i for i, length in enumerate(lengths) if low < length <= high] for low, high in zip(below, bounds, strict=True)
+    ]
 
 
 def run_cost(lm: LM, on_cpu: bool | None = None) -> float:

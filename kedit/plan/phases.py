@@ -29,7 +29,7 @@ from kedit.plan import passes
 from kedit.plan.adapters import adapter_bytes
 from kedit.plan.lengths import Lengths
 from kedit.plan.tracing import trace_bytes
-from kedit.plan.value_rows import contexts_of, value_rows
+from kedit.plan.value_rows import contexts_of, value_bytes
 
 MEASURE = 32  # bytes times d_in^2 at the end of the statistics: both halves' C, a factor, an inverse, in float64
 DIVERGENCE = 12  # bytes times positions and vocabulary: log-probabilities, probabilities, their product
@@ -194,16 +194,10 @@ def _locate(editor: LocateThenEdit, lm: LM, lengths: Lengths, lanes: int, tokens
 
 
 def _values(lm: LM, lengths: Lengths, lanes: int, config: ContextConfig, first: int, gpu: bool) -> Phase:
-    contexts = contexts_of(config)[0]
-
-    def step(lanes: int) -> int:
-        labels = contexts * sum(target for _, _, target in lengths.largest(lanes))
-        return passes.value_step(lm, lanes, value_rows(lm, lengths, lanes, config, gpu), labels, first)
-
-    peak = step(lanes)
-    lane = (peak - step(1)) // (lanes - 1) if lanes > 1 else peak
-    longest = lengths.largest(1)[0][0]
-    return Phase("v*", peak, lane=lane, note=f"{lanes} x {contexts + 1} rows of up to {longest} tokens")
+    peak = value_bytes(lm, lengths, lanes, config, first, gpu)
+    lane = (peak - value_bytes(lm, lengths, 1, config, first, gpu)) // (lanes - 1) if lanes > 1 else peak
+    rows, longest = contexts_of(config)[0] + 1, lengths.largest(1)[0][0]
+    return Phase("v*", peak, lane=lane, note=f"{lanes} x {rows} rows of up to {longest} tokens")
 
 
 def _tuning(editor: FineTuning, lm: LM, lengths: Lengths, lanes: int, tokens: int) -> Phase:
@@ -220,12 +214,19 @@ def _tuning(editor: FineTuning, lm: LM, lengths: Lengths, lanes: int, tokens: in
     def bytes_of(n: int, rows: int) -> int:
         most = max(1, tokens // lengths.text)  # `TunePhase` makes passes of bounded length
         graph = passes.graph(lm, rows, lengths.text - 1, lengths.target, first, most)
-        # change, gradient and Adam's two moments; the graph is gone when the gradient of the lowest layer is made
-        return max(12 * numbers * n + graph, 16 * numbers * n + 2 * 4 * largest)
+        return tuning_bytes(numbers * n, largest, graph)
 
     lane = bytes_of(1, 1) if alone else 0
     kind = f"{numbers / 1e6:.1f} M numbers x {n}: change, gradient, Adam"
     return Phase("fine-tuning", bytes_of(n, rows), lane=lane, note=kind)
+
+
+def tuning_bytes(numbers: int, largest: int, graph: int) -> int:
+    """Bytes of fine-tuning: change, gradient and Adam's two moments of all numbers, and the graph of a step.
+
+    The graph is gone when the gradient of the lowest layer is made; Adam works on the `largest` matrix twice over.
+    """
+    return max(12 * numbers + graph, 16 * numbers + 2 * 4 * largest)
 
 
 def _pac(editor: PAC, lm: LM, lengths: Lengths) -> list[Phase]:

@@ -77,7 +77,8 @@ class Plan:
 
     def card(self) -> dict[str, Any]:
         """JSON-able."""
-        return {**asdict(self), "peak": self.peak}
+        lengths = {name: value for name, value in asdict(self.lengths).items() if name != "each"}
+        return {**asdict(self), "lengths": lengths, "peak": self.peak}
 
 
 def total(phases: Sequence[Phase]) -> int:

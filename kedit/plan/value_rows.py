@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kedit.forward.replay_groups import group_bounds, run_cost
+from kedit.forward.replay_groups import group_bounds, group_members, run_cost
 from kedit.keyvalue.contexts import ContextConfig
 from kedit.model.lm import LM
 from kedit.plan.lengths import Lengths
-from kedit.plan.passes import RowGroup
+from kedit.plan.passes import RowGroup, value_step
 
 
 def contexts_of(config: ContextConfig) -> tuple[int, int]:
@@ -30,9 +30,13 @@ def value_rows(lm: LM, lengths: Lengths, lanes: int, config: ContextConfig, gpu:
     rows: list[tuple[int, int]] = []  # suffix and prefix; of a prompt for the divergence, nothing follows the subject
     for suffix, prefix, _ in lengths.largest(lanes):
         rows += [(suffix, prefix + longest)] * contexts + [(1, prefix)]
-    found, below = [], 0
-    for bound in group_bounds([suffix for suffix, _ in rows], run_cost(lm, on_cpu=not gpu)):
-        inside = [prefix for suffix, prefix in rows if below < suffix <= bound]
-        found.append(RowGroup(len(inside), bound, max(inside)))
-        below = bound
-    return found
+    suffixes = [suffix for suffix, _ in rows]
+    bounds = group_bounds(suffixes, run_cost(lm, on_cpu=not gpu))
+    groups = zip(bounds, group_members(suffixes, bounds), strict=True)
+    return [RowGroup(len(inside), bound, max(rows[i][1] for i in inside)) for bound, inside in groups]
+
+
+def value_bytes(lm: LM, lengths: Lengths, lanes: int, config: ContextConfig, first: int, gpu: bool) -> int:
+    """Bytes of a step of v* of the requests with the largest suffixes; `first` is the lowest layer that runs."""
+    labels = contexts_of(config)[0] * sum(target for _, _, target in lengths.largest(lanes))
+    return value_step(lm, lanes, value_rows(lm, lengths, lanes, config, gpu), labels, first)

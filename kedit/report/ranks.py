@@ -86,8 +86,8 @@ def ranking(table: Table, resamples: int = 2000) -> Ranking | None:
         return None
     values = np.array([[arm.cells[measure.name].mean for measure in measures] for arm in arms])  # [arms, measures]
     drawn = _drawn(table, [arm.name for arm in arms], measures, cases, resamples)
-    low, high = (np.percentile(_places(drawn), q, axis=0, method="nearest") for q in (2.5, 97.5))
-    places = _places(values)
+    low, high = (np.percentile(places_of(drawn), q, axis=0, method="nearest") for q in (2.5, 97.5))
+    places = places_of(values)
     order = np.argsort(places[:, 0], kind="stable")
     found = {
         arms[a].name: tuple(
@@ -102,8 +102,8 @@ def ranking(table: Table, resamples: int = 2000) -> Ranking | None:
         )
         for a in order
     }
-    taus = tuple(_kendall(values[:, 0], values[:, m]) for m in range(len(measures)))
-    swapped = tuple(_swapped(values[:, 0], values[:, m]) for m in range(len(measures)))
+    taus = tuple(kendall(values[:, 0], values[:, m]) for m in range(len(measures)))
+    swapped = tuple(swapped_pairs(values[:, 0], values[:, m]) for m in range(len(measures)))
     return Ranking(measures, len(free), found, len(cases), taus, swapped, len(arms) * (len(arms) - 1) // 2)
 
 
@@ -127,7 +127,7 @@ def _drawn(
     return np.nan_to_num(np.stack(scores, axis=-1), nan=-np.inf)
 
 
-def _places(values: Floats) -> NDArray[np.int64]:
+def places_of(values: Floats) -> NDArray[np.int64]:
     """`[..., arms, measures]` numbers -> places from 1, the largest first."""
     rounded = np.round(values, 9)  # sums in another order differ in the last bit
     return 1 + np.stack([(rounded > rounded[..., [a], :]).sum(-2) for a in range(values.shape[-2])], axis=-2)
@@ -139,13 +139,14 @@ def _order(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     return np.sign(np.round(x[i] - x[j], 9)), np.sign(np.round(y[i] - y[j], 9))
 
 
-def _swapped(x: Floats, y: Floats) -> int:
+def swapped_pairs(x: Floats, y: Floats) -> int:
+    """Pairs of arms that two measures `[arms]` each put in opposite orders."""
     first, other = _order(x, y)
     return int((first * other < 0).sum())
 
 
-def _kendall(x: Floats, y: Floats) -> float | None:
-    """Kendall's tau-b."""
+def kendall(x: Floats, y: Floats) -> float | None:
+    """Kendall's tau-b of two measures `[arms]` each; None where one of them has all arms equal."""
     first, other = _order(x, y)
     scale = float(np.sqrt((first**2).sum() * (other**2).sum()))
     return float((first * other).sum()) / scale if scale else None

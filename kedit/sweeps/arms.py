@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 EDITOR = "editor"
 """Measuring point of the editor alone; it is that of `edit`, as both are measured after each edit."""
 
+OF_EDITOR = f"/{EDITOR}"
+"""How the name of an arm ends that is what the editor alone would have done."""
+
 _SEED = re.compile(r"[-_. ]?seed[-_]?\d+", re.IGNORECASE)
 
 
@@ -165,7 +168,7 @@ def measured(runs: Sequence[Finished], first: int | None = None) -> list[Measure
                 since = 0 if n is None else max((end for end in ends if end < n), default=0)
                 sample.add_costs(costs, run.summary, since)
                 sample.add_ability(ability)
-            arm = f"{run.arm}/{EDITOR}" if measured_at == EDITOR else run.arm
+            arm = run.arm + OF_EDITOR if measured_at == EDITOR else run.arm
             found.append(Measured(arm, run.seed, run.summary, sample, run.folder))
     taken: dict[tuple[str, str], Finished] = {}
     for run in runs:

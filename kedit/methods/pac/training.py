@@ -260,7 +260,10 @@ class RectifyLoop:
 def _mini_batches(
     requests: Sequence[Request], train: TrainConfig, passes: int, generator: torch.Generator
 ) -> Iterator[list[Request]]:
-    """Of all passes, an empty one between two where the best is kept. What it is kept by can be freed before it."""
+    """Of all passes, an empty one between two where the best is kept.
+
+    No method of the loop: its generator would hold the loop, which holds the generator, and neither would be freed.
+    """
     for number in range(passes):
         if number and train.best and len(requests) > 1:
             yield []
