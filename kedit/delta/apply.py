@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
@@ -18,6 +19,13 @@ from kedit.delta.gate_state import GateHistory
 from kedit.delta.open_blocks import enter, leave
 from kedit.delta.place import Place
 from kedit.errors import KeditError
+
+_WRITERS: WeakKeyDictionary[nn.Module, WeakSet[Weights]] = WeakKeyDictionary()
+
+
+def carries_delta(model: nn.Module) -> bool:
+    """Whether a delta lies in the model now, also one that changes no weight (GRACE's codebook)."""
+    return any(writer.holds for writer in _WRITERS.get(model, ()))
 
 
 class Weights:
@@ -38,6 +46,12 @@ class Weights:
         self._places: dict[str, Place] = {}
         self._history = GateHistory(model)
         self._following: list[RemovableHandle] = []
+        _WRITERS.setdefault(model, WeakSet()).add(self)
+
+    @property
+    def holds(self) -> bool:
+        """Whether it has written something that is not put back yet."""
+        return bool(self._places)
 
     @torch.no_grad()
     def add(self, delta: Delta) -> None:

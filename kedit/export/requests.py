@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kedit.delta.apply import carries_delta
 from kedit.errors import KeditError
 from kedit.model.fingerprint import fingerprint
 from kedit.model.lm import LM
@@ -34,12 +35,12 @@ def check_same_model(card: Mapping[str, Any], lm: LM) -> None:
 
 
 def check_unedited(lm: LM) -> None:
-    """Refuse a model whose weights are not those that it was loaded with; one pass over them.
+    """Refuse a model that carries a delta, or whose weights are not those that it was loaded with; one pass over them.
 
     Raises:
         KeditError: It carries an edit.
     """
-    if fingerprint(lm.model) != lm.fingerprint:
+    if carries_delta(lm.model) or fingerprint(lm.model) != lm.fingerprint:
         raise KeditError(f"{lm.name} carries an edit already, which would be exported too: take it out first")
 
 

@@ -251,8 +251,10 @@ def test_what_is_refused(export: Callable[..., Path], tmp_path: Path) -> None:
         export(made.delta, made.lm, tmp_path / "full" / "mine.txt", made.card)
     with pytest.raises(KeditError, match=r"^this delta is of another model, "):
         export(made.delta, tiny_lm("llama", **TINY, seed=3), tmp_path / "new", made.card)
-    with kedit.edited(made.lm.model, made.delta), pytest.raises(KeditError, match="carries an edit already"):
-        export(made.delta, made.lm, tmp_path / "new", made.card)
+    book = Codebook(torch.zeros(1, 40), torch.ones(1, 16), torch.tensor([1e3]), torch.tensor([0]))  # changes no weight
+    for there in (made.delta, Delta({made.lm.arch.path("mlp_out", 1): book})):
+        with kedit.edited(made.lm.model, there), pytest.raises(KeditError, match="carries an edit already"):
+            export(made.delta, made.lm, tmp_path / "new", made.card)
     (tmp_path / "empty").mkdir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
     export(made.delta, made.lm, tmp_path / "empty", made.card)
