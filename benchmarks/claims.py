@@ -150,7 +150,7 @@ class Judged:
 
 
 def judged(claim: Mapping[str, Any], results: Path = RESULTS) -> Judged:
-    """Decides a claim: held where all its tests pass; not measured where a figure is missing."""
+    """Decides a claim: held where all its tests pass, not held where one does not, whatever figures are still missing."""
     tests = claim.get("tests", [])
     if not tests:
         return Judged(claim, OPEN, claim["why"], "", ())
@@ -168,7 +168,7 @@ def judged(claim: Mapping[str, Any], results: Path = RESULTS) -> Judged:
         lines.append(f"{test['label']}: {words}: {'yes' if one else 'no'}")
     sources = [source for test in tests for source in test.values() if isinstance(source, dict)]
     files = tuple(dict.fromkeys(source["file"] for source in sources))
-    if missing:
+    if missing and all(passed):
         return Judged(claim, YET, "; ".join(lines) or "the run that decides it is not done", "", files)
     return Judged(claim, HELD if all(passed) else NOT_HELD, "; ".join(lines), "; ".join(dict.fromkeys(on)), files)
 

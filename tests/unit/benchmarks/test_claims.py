@@ -71,6 +71,7 @@ def test_a_verdict_is_that_of_its_figures(results: Path, test: dict[str, Any], w
 def test_all_tests_must_pass_and_none_may_be_missing(results: Path) -> None:
     assert verdict(results, {"above": 0}, {"above": 60}) == NOT_HELD
     assert verdict(results, {"above": 0}, {"of": NUMBER | {"file": "later.csv"}, "above": 60}) == YET
+    assert verdict(results, {"above": 100}, {"of": NUMBER | {"file": "later.csv"}, "above": 60}) == NOT_HELD
     assert verdict(results, {"above": arm("memit_smollm2")}) == YET
     assert judged({"says": "something", "why": "no run"}, results).verdict == OPEN
 
