@@ -150,7 +150,7 @@ class Judged:
 
 
 def judged(claim: Mapping[str, Any], results: Path = RESULTS) -> Judged:
-    """Decides a claim: held where all its tests pass, not held where one does not, whatever figures are still missing."""
+    """Decides a claim: held where all its tests pass, not held where one does not, whatever figures are missing."""
     tests = claim.get("tests", [])
     if not tests:
         return Judged(claim, OPEN, claim["why"], "", ())
