@@ -3,8 +3,8 @@
     kedit compare slurm/sweeps/methods_smollm2.yaml --metrics methods --out runs/methods
     python benchmarks/paper_tables/methods_table.py runs/methods/compare.csv  # without a file: the committed figures
 
-One table for each data set and regime, in the order of the score; then the ranks by score and by `wild` among the
-methods that have both, and Kendall's tau of the two orders.
+One table for each data set and regime, in the order of the score (PAC's, of tokens, where the neighbours have no rival
+answer); then the ranks by score and by `wild` among the methods that have both, and Kendall's tau of the two orders.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kedit.report.ranks import kendall, places_of, swapped_pairs
 from kedit.sweeps.arms import OF_EDITOR
 
 FILE = Path(__file__).resolve().parents[1] / "results" / "methods_smollm2.csv"
-SCORE, WILD = "score/success", "efficacy/wild"
+SCORES, WILD = ("score/success", "score/tokens_arithmetic"), "efficacy/wild"  # ZsRE's neighbours have no rival answer
 PERCENT = {
     "efficacy": "efficacy/success", "generality": "generality/success", "locality": "locality/success",
     "exact": "efficacy/exact", "exact, paraphrases": "generality/exact", "neighbours as before": "locality/unchanged",
@@ -71,28 +71,36 @@ def named(arm: str, regime: str) -> str:
     return " ".join(word for word in arm.replace("_smollm2", "").split() if word != regime)
 
 
+def score_of(arms: Mapping[str, Arm]) -> str:
+    """The score that all arms have."""
+    return next(score for score in SCORES if all(score in arm for arm in arms.values()))
+
+
 def table(arms: Mapping[str, Arm], regime: str) -> list[str]:
-    """The lines of a table."""
-    heads = ["method", "score", "wild", *PERCENT, *COSTS]
+    """The lines of a table, without columns that nothing was measured for."""
+    score = score_of(arms)
+    percent = {head: measure for head, measure in PERCENT.items() if any(measure in arm for arm in arms.values())}
+    heads = ["method", "score", "wild", *percent, *COSTS]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    order = sorted(arms, key=lambda name: -float(arms[name][SCORE]["mean"]))
+    order = sorted(arms, key=lambda name: -float(arms[name][score]["mean"]))
     unedited = next(iter(arms.values()))
-    before = [unedited[m]["unedited"] if m in unedited else "" for m in (SCORE, WILD, *PERCENT.values())]
+    before = [unedited[m]["unedited"] if m in unedited else "" for m in (score, WILD, *percent.values())]
     cells = [f"{float(text):.1f}" if text else "-" for text in before]
     lines.append("| " + " | ".join(["*unedited*", *cells, *["-"] * len(COSTS)]) + " |")
     for name in order:
         arm = arms[name]
         costs = [number(arm, measure, digits) for measure, digits in COSTS.values()]
-        row = [named(name, regime), with_interval(arm, SCORE), with_interval(arm, WILD)]
-        row += [number(arm, measure) for measure in PERCENT.values()]
+        row = [named(name, regime), with_interval(arm, score), with_interval(arm, WILD)]
+        row += [number(arm, measure) for measure in percent.values()]
         lines.append("| " + " | ".join([*row, *costs]) + " |")
     return lines
 
 
 def ranks(arms: Mapping[str, Arm]) -> str:
     """How the order by score and that by `wild` differ, counted as `kedit report` counts."""
-    both = [arm for arm in arms.values() if SCORE in arm and WILD in arm]
-    values = np.array([[float(arm[measure]["mean"]) for measure in (SCORE, WILD)] for arm in both])  # [arms, 2]
+    score = score_of(arms)
+    both = [arm for arm in arms.values() if WILD in arm]
+    values = np.array([[float(arm[measure]["mean"]) for measure in (score, WILD)] for arm in both])  # [arms, 2]
     places = places_of(values)
     moved, n = int((places[:, 0] != places[:, 1]).sum()), len(both)
     tau, swapped = kendall(*values.T), swapped_pairs(*values.T)

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kedit.results.intervals import Floats, resampled_means
+from kedit.results.summary import TOKENS
 from kedit.sweeps.compare import Table
 from kedit.sweeps.measures import Measure
 
-CLASSIC = ("score/success", "efficacy/success", "efficacy/exact")
-"""What papers rank by; the first of them that a table has is what free answers are put beside."""
+CLASSIC = ("score/success", f"score/{TOKENS}", "efficacy/success", "efficacy/exact")
+"""What papers rank by; the first of them that a table has is what free answers are put beside. ZsRE has no first."""
 
 FREE = "wild"
 """How a metric of free answers with a natural stop begins."""

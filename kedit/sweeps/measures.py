@@ -48,9 +48,9 @@ SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
                    "efficacy/exact", "steps"),
         "robust": (*(f"{TITLES.get(kind, kind)}/{metric}" for kind, metric in FIGURES), "fluency"),
         "methods": (
-            "efficacy/success", "generality/success", "locality/success", "score/success", "efficacy/exact",
-            "generality/exact", "locality/unchanged", "efficacy/wild", "cpu_seconds", "peak_memory", "delta_bytes",
-            "perplexity",
+            "efficacy/success", "generality/success", "locality/success", "score/success", f"score/{TOKENS}",
+            "efficacy/exact", "generality/exact", "locality/unchanged", "efficacy/wild", "cpu_seconds", "peak_memory",
+            "delta_bytes", "perplexity",
         ),
     }
 )  # fmt: skip
