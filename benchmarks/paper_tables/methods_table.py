@@ -19,11 +19,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a file, kedit installed or not
 
-from kedit.report.ranks import kendall, places_of, swapped_pairs
+from kedit.report.ranks import CLASSIC, kendall, places_of, swapped_pairs
 from kedit.sweeps.arms import OF_EDITOR
 
 FILE = Path(__file__).resolve().parents[1] / "results" / "methods_smollm2.csv"
-SCORES, WILD = ("score/success", "score/tokens_arithmetic"), "efficacy/wild"  # ZsRE's neighbours have no rival answer
+SCORES, WILD = [name for name in CLASSIC if name.startswith("score/")], "efficacy/wild"
 PERCENT = {
     "efficacy": "efficacy/success", "generality": "generality/success", "locality": "locality/success",
     "exact": "efficacy/exact", "exact, paraphrases": "generality/exact", "neighbours as before": "locality/unchanged",
@@ -72,7 +72,7 @@ def named(arm: str, regime: str) -> str:
 
 
 def score_of(arms: Mapping[str, Arm]) -> str:
-    """The score that all arms have."""
+    """The first of the scores that all arms have."""
     return next(score for score in SCORES if all(score in arm for arm in arms.values()))
 
 

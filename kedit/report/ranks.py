@@ -17,7 +17,9 @@ from kedit.sweeps.compare import Table
 from kedit.sweeps.measures import Measure
 
 CLASSIC = ("score/success", f"score/{TOKENS}", "efficacy/success", "efficacy/exact")
-"""What papers rank by; the first of them that a table has is what free answers are put beside. ZsRE has no first."""
+"""What papers rank by; the first of them that a table has is what free answers are put beside.
+
+ZsRE has not the first: its neighbours have no rival answer."""
 
 FREE = "wild"
 """How a metric of free answers with a natural stop begins."""

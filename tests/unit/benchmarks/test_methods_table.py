@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.paper_tables.methods_table import FILE, ranks, read, table
+from benchmarks.paper_tables.methods_table import FILE, Arm, ranks, read, table
 
 HEAD = "data,regime,arm,measure,unedited,mean,ci_low,ci_high\n"
 COMMON = "zsre,batch,{arm},efficacy/exact,0,{exact},1,2\nzsre,batch,{arm},efficacy/wild,0,{wild},1,2\n"
@@ -12,9 +12,9 @@ TOKENS = "zsre,batch,{arm},score/tokens_arithmetic,,{score},40,60\n"
 SUCCESS = "zsre,batch,{arm},score/success,15,{score},40,60\nzsre,batch,{arm},locality/success,77,70,60,80\n"
 
 
-def tables(folder: Path, *parts: str) -> dict:
+def arms_of(folder: Path, *parts: str) -> dict[str, Arm]:
     (folder / "compare.csv").write_text(HEAD + "".join(parts), encoding="utf-8")
-    return read(folder / "compare.csv")
+    return read(folder / "compare.csv")["zsre", "batch"]
 
 
 def arm(name: str, score: float, wild: float, how: str) -> str:
@@ -22,9 +22,7 @@ def arm(name: str, score: float, wild: float, how: str) -> str:
 
 
 def test_the_score_of_tokens_where_neighbours_have_no_rival(tmp_path: Path) -> None:
-    arms = tables(tmp_path, arm("ft_smollm2 batch layers", 50, 9, TOKENS), arm("locft_smollm2 batch", 60, 5, TOKENS))[
-        "zsre", "batch"
-    ]
+    arms = arms_of(tmp_path, arm("ft_smollm2 batch layers", 50, 9, TOKENS), arm("locft_smollm2 batch", 60, 5, TOKENS))
     head, _, unedited, first, second = table(arms, "batch")
     assert "| locality |" not in head
     assert "| exact |" in head
@@ -36,7 +34,7 @@ def test_the_score_of_tokens_where_neighbours_have_no_rival(tmp_path: Path) -> N
 
 def test_the_classic_score_where_all_arms_have_it(tmp_path: Path) -> None:
     both = arm("rome_smollm2 batch", 80, 5, SUCCESS) + TOKENS.format(arm="rome_smollm2 batch", score=10)
-    arms = tables(tmp_path, both, arm("locft_smollm2 batch", 60, 9, SUCCESS))["zsre", "batch"]
+    arms = arms_of(tmp_path, both, arm("locft_smollm2 batch", 60, 9, SUCCESS))
     head, *_, first, second = table(arms, "batch")
     assert "| locality |" in head
     assert first.startswith("| rome | 80.0")
