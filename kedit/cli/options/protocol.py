@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from shlex import quote
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -58,18 +59,22 @@ def check_given(named: Protocol, given: Namespace) -> None:
         given: What the user has set, and nothing else.
 
     Raises:
-        KeditError: Names every such option, its value and the protocol's, in one line.
+        KeditError: Names every such option, its value and the protocol's, in one line; a second line has the words that
+            set them as the protocol does.
     """
     others: dict[str, str] = {}
+    words: list[str] = []
     for name, value in named.settings.items():
         where, own = _given(given, name)
         if own is not _UNSET and own != value:
             has = _short(value) if where == name else "a group"
             others[where] = f"{where} {has}, not {_short(own)}"
+            words += [f"--{name}", _typed(value)] if where == name else []
     if others:
+        so = f"\nas {named.name} has it, at the end of the command: {' '.join(words)}" if words else ""
         raise KeditError(
             f"protocol: {named.name} has {'; '.join(others.values())}: leave that out or set it so, or leave out the "
-            "protocol"
+            f"protocol{so}"
         )
 
 
@@ -102,6 +107,19 @@ def _given(given: Namespace, option: str) -> tuple[str, Any]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _typed(value: Any) -> str:
+    """A value as one types it in a shell; a string that has control characters in quotes that bash and zsh resolve."""
+    text = _plain(value) if isinstance(value, list) and all(map(_is_word, value)) else _text(value)
+    if text.isprintable():
+        return quote(text)
+    escaped = text.encode("unicode_escape").decode().replace("'", r"\'")
+    return f"$'{escaped}'"
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier()
 
 
 def _short(value: Any) -> str:

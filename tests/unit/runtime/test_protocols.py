@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import fields
 from pathlib import Path
 
@@ -67,12 +68,25 @@ def test_what_is_set_otherwise_is_refused(tmp_path: Path) -> None:
         parsed([*words, "--data.chat", "true"])
     assert str(error.value) == (
         "protocol: wild has edit.regime single, not sequential; data.chat false, not true: leave that out or set it "
-        "so, or leave out the protocol"
+        "so, or leave out the protocol\n"
+        "as wild has it, at the end of the command: --edit.regime single --data.chat false"
     )
     assert parsed([*words, "--edit.regime", "single"]).edit.regime == "single"
     assert parsed([*words, "--protocol", "null"]).edit.regime == "sequential"
     with pytest.raises(KeditError, match=r"rep-robust has edit.regime single, .*; data.queries a group, not null:"):
         parsed([*words, "--protocol", "rep-robust", "--data.queries", "null"])
+
+
+@pytest.mark.parametrize("name", ["ike_smollm2", "retrieval_smollm2", "steam_memit_smollm2"])
+def test_a_refusal_says_what_to_add(name: str) -> None:
+    """Shipped configurations that answer more freely than `wild`, and a stop that a shell would break."""
+    words = ["--config", f"configs/{name}.yaml", "--protocol", "wild", "--metrics.scoring.stop", "x"]
+    with pytest.raises(KeditError) as error:
+        parsed(words)
+    _, _, added = str(error.value).partition("at the end of the command: ")
+    typed = subprocess.run(["bash", "-c", f"printf '%s\\0' {added}"], capture_output=True, text=True, check=True).stdout
+    scoring = parsed([*words, *typed.split("\0")[:-1]]).metrics.scoring
+    assert (scoring.generate, scoring.stop) == (["rewrite"], "\n")
 
 
 def test_a_printed_configuration_has_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
