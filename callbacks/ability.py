@@ -13,7 +13,7 @@ from rich.console import Console
 
 from kedit.ability.choice import NAME, choice_scores, questions
 from kedit.ability.scores import BEFORE, FILE, Measured, Score, figures, figures_table
-from kedit.ability.settings import AbilityTasks, in_chat
+from kedit.ability.settings import AbilityTasks
 from kedit.delta.apply import edited
 from kedit.delta.delta import Delta
 from kedit.delta.lanes import BatchedDeltas
@@ -21,6 +21,7 @@ from kedit.errors import at_least
 from kedit.methods.base.callback import EditCallback, Row, editing
 from kedit.methods.base.edit_batch import EditBatch
 from kedit.methods.base.views import accumulates, measure
+from kedit.model.chat import ChatOption
 from kedit.model.lm import LM
 from kedit.results.rows import edits_of
 from kedit.runtime import distributed
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from kedit.methods.base.module import EditingModule
 
 log = logging.getLogger(__name__)
+
+CHAT = ChatOption("ability.chat", "set ability.chat: false")
 
 
 class Ability(EditCallback):
@@ -133,7 +136,7 @@ class Ability(EditCallback):
     def _asked(self, lm: LM) -> LM:
         if self.chat is None or self.chat == (lm.chat is not None):
             return lm
-        return in_chat(lm, self.chat, "ability.chat")
+        return lm.chatting(CHAT) if self.chat else lm.in_chat(None)
 
     def _card(self, lm: LM) -> dict[str, Any]:
         return self.tasks.card() | {"chat": lm.chat is not None, "models": self.models}

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from kedit.ability.choice import NAME, choice_scores, questions
 from kedit.ability.scores import Score
 from kedit.errors import KeditError, at_least, shown
-from kedit.model.chat import chat_frame
 from kedit.runtime.progress import stage
 
 if TYPE_CHECKING:
@@ -139,17 +138,3 @@ def split_names(text: str | Sequence[str]) -> tuple[str, ...]:
     """Names with commas or spaces between them."""
     words = [text] if isinstance(text, str) else list(text)
     return tuple(name for word in words for name in word.replace(",", " ").split())
-
-
-def in_chat(lm: LM, chat: bool, option: str) -> LM:
-    """The same model, asked in a chat or plainly.
-
-    Raises:
-        KeditError: It has no chat template that can be used; names the option.
-    """
-    if not chat:
-        return lm.in_chat(None)
-    try:
-        return lm.in_chat(chat_frame(lm))
-    except KeditError as error:
-        raise KeditError(str(error).replace("data.chat", option)) from None

@@ -15,9 +15,11 @@ from kedit.delta.serialization import CARD, load_delta
 from kedit.editing.held import in_use, lm_of, load
 from kedit.errors import KeditError, at_least, shown
 from kedit.forward.greedy import greedy
-from kedit.model.chat import chat_frame
+from kedit.model.chat import ChatOption, chat_frame
 from kedit.model.fingerprint import fingerprint
 from kedit.model.lm import LM, LMConfig
+
+ASKED = ChatOption("chat", "leave chat out", "system")
 
 
 @runtime_checkable
@@ -82,7 +84,7 @@ def ask(
         stack.enter_context(edited(lm, *changes))
         if system is not None and not chat:
             raise KeditError("system: only a chat has a system message; give chat too")
-        lm = lm.in_chat(chat_frame(lm, system)) if chat else lm
+        lm = lm.in_chat(chat_frame(lm, system, ASKED)) if chat else lm
         return continuations(lm, prompts, max_new_tokens)
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kedit.errors import KeditError
 from kedit.forward.greedy import framed, greedy, prompt_ids
-from kedit.model.chat import REPEAT
+from kedit.model.chat import REPEAT, ChatOption
 from kedit.request import Probe
 from kedit.text.matching import after_prompt, contains
 
@@ -32,6 +30,8 @@ PERIOD, STOP = ".", ".\n"
 
 Context = Literal["none", "qa", "chat"]
 """How a prompt is asked: as the run asks it, in `QA`, in the tokenizer's chat template."""
+
+CHAT = ChatOption("metrics.scoring.wild_contexts", "leave chat out of metrics.scoring.wild_contexts")
 
 CONTEXTS: tuple[Context, ...] = ("none", "qa", "chat")
 
@@ -125,10 +125,7 @@ def asking(lm: LM, context: Context) -> LM:
     Raises:
         KeditError: `chat`, and the tokenizer has no template of use.
     """
-    if context != "chat":
-        return lm
-    with _named_after_the_option():
-        return lm.chatting
+    return lm.chatting(CHAT) if context == "chat" else lm
 
 
 def check_room(lm: LM, prompt: str, answer: int, contexts: Sequence[Context], name: str) -> None:
@@ -147,8 +144,7 @@ def check_room(lm: LM, prompt: str, answer: int, contexts: Sequence[Context], na
     """
     for context in contexts:
         asked = asking(lm, context)
-        with _named_after_the_option():
-            prompt_ids(asked, framed(asked, _frame(context), prompt), most_tokens(asked, answer), name)
+        prompt_ids(asked, framed(asked, _frame(context), prompt), most_tokens(asked, answer), name)
 
 
 def spare(lm: LM, contexts: Sequence[Context]) -> int:
@@ -183,15 +179,3 @@ def _sentence(text: str, answers: Sequence[str]) -> str:
 def stop_of(probe: Probe, stop: str) -> str:
     """The characters that end a generation, without those that a right answer holds (a newline, say)."""
     return "".join(c for c in stop if not any(c in text for text in (probe.answer, *probe.aliases)))
-
-
-@contextmanager
-def _named_after_the_option() -> Iterator[None]:
-    """What is wrong with a chat that `wild_contexts` asks for is told of that option, not of `data.chat`."""
-    try:
-        yield
-    except KeditError as error:
-        said = str(error).replace("use false, or", "leave chat out, or take").replace("use false", "leave chat out")
-        said = said.replace("which data.chat leaves to the", "which must be left to the")
-        said = said.replace("set data.chat: false", "leave chat out of metrics.scoring.wild_contexts")
-        raise type(error)(said.replace("data.chat:", "metrics.scoring.wild_contexts:")) from None

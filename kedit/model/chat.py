@@ -7,7 +7,7 @@ that the place of every character is known. Which texts are prompts, and so are 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,24 @@ _NOW = "{%- macro strftime_now(format) -%}{{ format FILTERS }}{%- endmacro %}".r
 
 
 @dataclass(frozen=True)
+class ChatOption:
+    """The option that asks for a chat, as errors call it.
+
+    Attributes:
+        name: Its name.
+        off: What to do so that prompts are plain.
+        system: Name of the option that has the system message.
+    """
+
+    name: str = "data.chat"
+    off: str = "set data.chat: false"
+    system: str = "data.system"
+
+
+DATA_CHAT = ChatOption()
+
+
+@dataclass(frozen=True)
 class ChatFrame:
     """The parts of a chat of one question and one answer: `before`, the message, `after`, `seam`, the answer.
 
@@ -39,6 +57,7 @@ class ChatFrame:
         seam: Spaces that belong to the answer's first word, as in `[/INST] Paris`; mostly none.
         end: What ends the assistant's turn, e.g. `<|im_end|>`; `""` where there is nothing.
         end_id: The token that `end` is; None where it is not one token of the model.
+        option: What asked for it.
     """
 
     before: str
@@ -46,6 +65,7 @@ class ChatFrame:
     seam: str
     end: str
     end_id: int | None
+    option: ChatOption = field(default=DATA_CHAT, compare=False)
 
     def asking(self, message: str) -> str:
         """All that stands before the answer to a message. White space around a message is no part of it."""
@@ -72,42 +92,45 @@ class ChatFrame:
 
     def card(self) -> dict[str, Any]:
         """All of it, JSON-able."""
-        return {"frame": self.fingerprint, **asdict(self)}
+        about = asdict(self)
+        del about["option"]
+        return {"frame": self.fingerprint, **about}
 
 
-def chat_frame(lm: LM, system: str | None = None) -> ChatFrame:
+def chat_frame(lm: LM, system: str | None = None, option: ChatOption = DATA_CHAT) -> ChatFrame:
     """The frame that the model's chat template makes.
 
     Args:
         lm: The model: its tokenizer.
         system: The system message; None: the template's own, if it has one. A template that says today's date says
             26 July 2024.
+        option: Named in errors.
 
     Raises:
         KeditError: No template, one that fails, or one that cannot be taken apart; a token that the model lacks.
     """
     if not getattr(lm.tokenizer, "chat_template", None):
         raise KeditError(
-            f"data.chat: the tokenizer of {lm.name} has no chat template; use false, or a model that chats"
+            f"{option.name}: the tokenizer of {lm.name} has no chat template; {option.off}, or take a model that chats"
         )
-    found = {_frame(lm, system, *sample) for sample in _SAMPLES}
+    found = {_frame(lm, system, option, *sample) for sample in _SAMPLES}
     frame = found.pop()
     if frame is None or found:
         raise KeditError(
-            f"data.chat: the chat template of {lm.name} cannot be taken apart: it changes messages, or an answer in it "
-            "does not stand right behind the generation prompt (a model that thinks first?); use false"
+            f"{option.name}: the chat template of {lm.name} cannot be taken apart: it changes messages, or an answer "
+            f"in it does not stand right behind the generation prompt (a model that thinks first?); {option.off}"
         )
     if system and system.strip() not in frame.asking(""):
-        raise KeditError(f"data.system: the chat template of {lm.name} leaves it out; say it in the prompts")
+        raise KeditError(f"{option.system}: the chat template of {lm.name} leaves it out; say it in the prompts")
     ids = lm.tokenizer(frame.asking("a"), add_special_tokens=False)["input_ids"]
-    lm.check_ids(ids, f"data.chat: what the chat template of {lm.name} puts around a prompt")
-    return frame
+    lm.check_ids(ids, f"{option.name}: what the chat template of {lm.name} puts around a prompt")
+    return replace(frame, option=option)
 
 
-def _frame(lm: LM, system: str | None, message: str, answer: str) -> ChatFrame | None:
+def _frame(lm: LM, system: str | None, option: ChatOption, message: str, answer: str) -> ChatFrame | None:
     """The frame, as one message and one answer show it; None where they are not found in what is rendered."""
-    asking = _rendered(lm, system, ("user", message))
-    answered = _rendered(lm, system, ("user", message), ("assistant", answer))
+    asking = _rendered(lm, system, option, ("user", message))
+    answered = _rendered(lm, system, option, ("user", message), ("assistant", answer))
     if [asking.count(message), answered.count(message), answered.count(answer)] != [1, 1, 1]:
         return None
     before, prompt = asking.split(message)
@@ -120,7 +143,7 @@ def _frame(lm: LM, system: str | None, message: str, answer: str) -> ChatFrame |
     return ChatFrame(before, after, middle[len(after) :], end, end_id)
 
 
-def _rendered(lm: LM, system: str | None, *turns: tuple[str, str]) -> str:
+def _rendered(lm: LM, system: str | None, option: ChatOption, *turns: tuple[str, str]) -> str:
     """A chat as the template writes it; with the generation prompt where the user has the last word."""
     said = turns if system is None else (("system", system), *turns)
     messages = [{"role": role, "content": content} for role, content in said]
@@ -133,9 +156,9 @@ def _rendered(lm: LM, system: str | None, *turns: tuple[str, str]) -> str:
             add_generation_prompt=turns[-1][0] == "user",
         )
     except (TemplateError, *BROKEN) as error:
-        option = "data.chat" if system is None else "data.system"
+        name = option.name if system is None else option.system
         why = shown(" ".join(str(error).split()), 160)
-        raise KeditError(f"{option}: the chat template of {lm.name} refuses such a chat: {why}") from None
+        raise KeditError(f"{name}: the chat template of {lm.name} refuses such a chat: {why}") from None
 
 
 def _end(lm: LM, rest: str) -> tuple[str, int | None]:

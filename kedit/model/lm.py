@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from kedit.errors import KeditError
 from kedit.model.architecture import check_maps, find_arch
-from kedit.model.chat import ChatFrame, chat_frame
+from kedit.model.chat import ChatFrame, ChatOption, chat_frame
 from kedit.model.fingerprint import fingerprint
 from kedit.model.full_precision import check_plain
 from kedit.runtime.room import Room
@@ -87,6 +87,7 @@ class LM:
         self.check_ids(tokenizer("a")["input_ids"][: self._n_front], f"{name}: what its tokenizer puts before texts")
         self._packs: bool | None = None
         self.chat: ChatFrame | None = None
+        self._chatting: dict[ChatOption, LM] = {}
         self.ends_targets = False
         self.compiles = False
         self.room = Room()
@@ -95,17 +96,23 @@ class LM:
         """The same model, asked in a chat: its prompts stand in the frame. Text that is no prompt is as ever."""
         other = copy(self)
         other.chat = frame
-        other.__dict__.pop("chatting", None)
+        other._chatting = {}
         return other
 
-    @cached_property
-    def chatting(self) -> LM:
+    def chatting(self, option: ChatOption) -> LM:
         """The same model, asked in the chat of its own template; itself where it is asked in one already.
+
+        Args:
+            option: What asks for a chat.
 
         Raises:
             KeditError: Its tokenizer has no template of use (`chat_frame`).
         """
-        return self if self.chat is not None else self.in_chat(chat_frame(self))
+        if self.chat is not None:
+            return self
+        if option not in self._chatting:
+            self._chatting[option] = self.in_chat(chat_frame(self, option=option))
+        return self._chatting[option]
 
     def ending_targets(self, ends: bool) -> LM:
         """The same model, whose trained targets end with `end_id`, or do not. Nothing that is measured knows of it."""
@@ -113,7 +120,7 @@ class LM:
             return self
         other = copy(self)
         other.ends_targets = ends
-        other.__dict__.pop("chatting", None)
+        other._chatting = {}
         return other
 
     @property

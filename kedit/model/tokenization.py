@@ -170,8 +170,8 @@ def _in_frame(lm: LM, prompt: str, name: str) -> str:
     special = next((text for text in lm.special_texts if text in prompt), None)
     if special is not None:
         raise KeditError(
-            f"{name}: its text has the special token {special!r}, which data.chat leaves to the chat template; "
-            "take it out, or set data.chat: false"
+            f"{name}: its text has the special token {special!r}, which a chat leaves to its template; "
+            f"take it out, or {lm.chat.option.off}"
         )
     return lm.chat.asking(prompt)
 

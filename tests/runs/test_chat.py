@@ -168,7 +168,7 @@ class TestRefused:
         (tmp_path / "d.jsonl").write_text(json.dumps(record) + "\n")
         said = self.said(capsys, fit(folders["chatml"], tmp_path / "d.jsonl", tmp_path, "run", *CHAT))
         assert "record 7" in said
-        assert "its text has the special token '<|im_start|>', which data.chat leaves to the chat template" in said
+        assert "its text has the special token '<|im_start|>', which a chat leaves to its template" in said
         assert not (tmp_path / "run").exists()
 
     def test_known_facts_of_a_model_that_knows_none(

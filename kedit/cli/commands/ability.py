@@ -39,9 +39,10 @@ def ability(words: list[str]) -> None:
         check_path("out", args.out)
         check_writable(Path(args.out).parent, "out")
     from kedit.ability.scores import BEFORE, Measured, figures, figures_table  # heavy, and not needed for a slip
-    from kedit.ability.settings import AbilityTasks, in_chat, split_names
+    from kedit.ability.settings import AbilityTasks, split_names
     from kedit.editing.held import load
     from kedit.editing.said import edited
+    from kedit.model.chat import ChatOption
     from kedit.model.lm import LMConfig
 
     names = split_names(args.tasks)
@@ -52,7 +53,7 @@ def ability(words: list[str]) -> None:
     tasks.check()
     with brief_log():
         lm = load(LMConfig(args.model), args.device)
-        asked = in_chat(lm, args.chat, "chat")
+        asked = lm.chatting(ChatOption("chat", "leave out --chat")) if args.chat else lm
         measured = []
         if args.delta:
             with edited(lm, *args.delta):  # first: a delta of another model is told before hours are spent

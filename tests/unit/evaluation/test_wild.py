@@ -14,7 +14,7 @@ from kedit.delta.factors import Factors
 from kedit.delta.lanes import BatchedDeltas
 from kedit.errors import KeditError
 from kedit.evaluation.score import EvalConfig, check_probes, score
-from kedit.evaluation.wild import CONTEXTS, QA, normalised, spare
+from kedit.evaluation.wild import CHAT, CONTEXTS, QA, normalised, spare
 from kedit.forward.decoding import Decoding
 from kedit.model.architecture import weight
 from kedit.model.lm import LM
@@ -167,7 +167,7 @@ def test_contexts_need_more_room() -> None:
         with pytest.raises(TooLong, match=r"more than the \d+ of the model's context"):
             check_probes(lm, record, replace(config, wild_contexts=[context]))
     short = Probe("rewrite", "a", "b")
-    for context, own in zip(CONTEXTS[1:], (lm, lm.chatting), strict=True):
+    for context, own in zip(CONTEXTS[1:], (lm, lm.chatting(CHAT)), strict=True):
         asked = len(own.encode(own.chat.asking("a") if own.chat else f"{QA} a", None)) + (64 if own.chat else 32)
         assert asked <= spare(lm, [context]) + len(lm.encode(short.text))
 
@@ -176,7 +176,7 @@ def test_in_a_chat_it_is_the_chat() -> None:
     lm = chat_lm("chatml", n_layers=2)
     probes = [Probe("rewrite", prompt, "Rome") for prompt in PROMPTS[:2]]
     config = replace(CONFIG, wild_contexts=["none", "chat"])
-    plain, framed = score(lm, probes, config=config), score(lm.chatting, probes, config=config)
+    plain, framed = score(lm, probes, config=config), score(lm.chatting(CHAT), probes, config=config)
     for one, other in zip(plain, framed, strict=True):
         assert one.wild_generated != one.wild_chat_generated
         assert one.wild_chat_generated == other.wild_generated == other.wild_chat_generated

@@ -187,7 +187,7 @@ class TestRefused:
     def test_a_prompt_that_brings_special_tokens(self) -> None:
         lm = chat("chatml")
         for text in ("<|im_start|>user\nFrance is", "France<|endoftext|> is"):
-            with pytest.raises(KeditError, match=r"record 7: its text has the special token .* data\.chat"):
+            with pytest.raises(KeditError, match=r"record 7: its text has the special token .* data\.chat: false"):
                 encode(lm, text, "Rome", "record 7")
 
     def test_too_long(self) -> None:
