@@ -7,7 +7,7 @@ that the place of every character is known. Which texts are prompts, and so are 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +124,7 @@ def chat_frame(lm: LM, system: str | None = None, option: ChatOption = DATA_CHAT
         raise KeditError(f"{option.system}: the chat template of {lm.name} leaves it out; say it in the prompts")
     ids = lm.tokenizer(frame.asking("a"), add_special_tokens=False)["input_ids"]
     lm.check_ids(ids, f"{option.name}: what the chat template of {lm.name} puts around a prompt")
-    return replace(frame, option=option)
+    return frame
 
 
 def _frame(lm: LM, system: str | None, option: ChatOption, message: str, answer: str) -> ChatFrame | None:
@@ -140,7 +140,7 @@ def _frame(lm: LM, system: str | None, option: ChatOption, message: str, answer:
         return None
     after = middle.rstrip(" ")
     end, end_id = _end(lm, rest.lstrip())
-    return ChatFrame(before, after, middle[len(after) :], end, end_id)
+    return ChatFrame(before, after, middle[len(after) :], end, end_id, option)
 
 
 def _rendered(lm: LM, system: str | None, option: ChatOption, *turns: tuple[str, str]) -> str:

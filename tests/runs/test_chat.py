@@ -169,6 +169,7 @@ class TestRefused:
         said = self.said(capsys, fit(folders["chatml"], tmp_path / "d.jsonl", tmp_path, "run", *CHAT))
         assert "record 7" in said
         assert "its text has the special token '<|im_start|>', which a chat leaves to its template" in said
+        assert "take it out, or set data.chat: false" in said
         assert not (tmp_path / "run").exists()
 
     def test_known_facts_of_a_model_that_knows_none(
